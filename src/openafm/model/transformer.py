@@ -1,0 +1,192 @@
+"""The decoder: pre-norm RMSNorm, SwiGLU, grouped queries, QK-norm, RoPE, one embedding for input and output.
+
+AFM report (arXiv 2407.21075), section 2. Tensors are named as in Hugging Face's Qwen3, so a checkpoint is an export.
+Sizes: B batch, T new tokens, S tokens in all (cached and new), H query heads, K key heads, D head width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openafm.model.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) * gain (arXiv 1910.07467, equation 4), over the last dimension."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(..., width)`."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `(..., T, head_dim)` of RoPE (arXiv 2104.09864, section 3.2.2) at `positions` `(..., T)`."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions.float().unsqueeze(-1) * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + D/2}) of `(B, heads, T, D)` by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x.float() * cos + turned.float() * sin).to(x.dtype)
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, one pair of `(B, K, capacity, D)` tensors a layer."""
+
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `(B, K, T, D)` of one layer; all of its keys and values so far."""
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these sequences of the batch."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with QK-norm before RoPE."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.d_model, queries, bias=False)
+        self.k_proj = nn.Linear(config.d_model, keys, bias=False)
+        self.v_proj = nn.Linear(config.d_model, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.d_model, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """Mix `(B, T, d_model)` over positions; causal unless `mask` `(B, 1, T, S)` says more."""
+        batch, length, _ = x.shape
+        query, key, value = (
+            projection(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, *rope), rotate(key, *rope)
+        if cache is not None:
+            key, value = cache.extend(self.layer, key, value)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=True
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), with the pruning mask on the inner activation."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.mask: Tensor | None = None
+        """`(d_ff,)`, set while masks are learned (openafm.pretraining.pruning)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each position of `(B, T, d_model)`."""
+        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        if self.mask is not None:
+            inner = inner * self.mask
+        return self.down_proj(inner)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int, dropout: float):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """Add both halves to the residual stream `(B, T, d_model)`."""
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rope, mask, cache))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and the last norm."""
+
+    def __init__(self, config: ModelConfig, dropout: float):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config, i, dropout) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """The language model: token ids in, logits over the next token out."""
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, dropout)
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:
+        """Last hidden states `(B, T, d_model)`, after the final norm.
+
+        `padding` `(B,)` counts the padding tokens at the left of each sequence; they are never attended to, and
+        positions start behind them.
+        """
+        past = 0 if cache is None else cache.length
+        steps = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        positions, mask = steps, None
+        if padding is not None:
+            positions = (steps - padding.unsqueeze(1)).clamp(min=0).unsqueeze(1)
+            mask = self._mask(steps, padding)
+        elif past and tokens.shape[1] > 1:
+            mask = self._mask(steps, torch.zeros(1, dtype=torch.long, device=tokens.device))
+        rope = rope_angles(positions, self.config.head_dim, self.config.rope_base)
+        x = self.model.embed_tokens(tokens)
+        for layer in self.model.layers:
+            x = layer(x, rope, mask, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.model.norm(x)
+
+    @staticmethod
+    def _mask(steps: Tensor, padding: Tensor) -> Tensor:
+        """Who may look at whom, `(B, 1, T, S)`: causal, and no padding (a padding token sees itself, never NaN)."""
+        every = torch.arange(int(steps[-1]) + 1, device=steps.device)
+        causal = every <= steps.unsqueeze(1)
+        real = every >= padding.unsqueeze(1)
+        mask = (causal & real.unsqueeze(1)) | (every == steps.unsqueeze(1))
+        return mask.unsqueeze(1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits `(..., vocab)` of hidden states `(..., d_model)`."""
+        return F.linear(hidden, self.model.embed_tokens.weight)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:
+        """Next-token logits `(B, T, vocab)` of token ids `(B, T)`."""
+        return self.logits(self.hidden(tokens, cache, padding))
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """The projections of all blocks by name: what muParam scales, palettization packs and adapters sit on."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}

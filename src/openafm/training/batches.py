@@ -1,0 +1,180 @@
+"""Batches as pure functions of the step, so that a resumed run sees the very same ones.
+
+`batches[step]` is a dict of tensors with equal first dimension; `len(batches)` is the number of steps.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openafm.tokenizer import Tokenizer
+from openafm.training.losses import IGNORED
+
+Batch = dict[str, Tensor]
+
+
+class Batches(Protocol):
+    """What the training loop reads."""
+
+    def __len__(self) -> int:
+        """Number of optimizer steps."""
+        ...
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of this step."""
+        ...
+
+
+class Source:
+    """One source's token shard, memory-mapped, cut into windows of `length` + 1 tokens in a seeded order per epoch."""
+
+    def __init__(self, shards: Path, split: str, name: str, length: int, seed: int):
+        index = json.loads((shards / "index.json").read_text())
+        path = shards / split / f"{name}.bin"
+        if not path.exists():
+            known = ", ".join(sorted(index["splits"].get(split, {}))) or "none"
+            raise ValueError(f"{path} is missing; {shards / 'index.json'} lists these {split} sources: {known}")
+        self.tokens = np.memmap(path, dtype=index["dtype"], mode="r")
+        self.length, self.seed, self.name = length, seed, name
+        self.windows = (len(self.tokens) - 1) // length
+        if self.windows < 1:
+            raise ValueError(f"{path} has {len(self.tokens)} tokens, fewer than one window of {length + 1}")
+
+    def window(self, number: int) -> np.ndarray:
+        """The `number`-th window ever drawn from this source: `(length + 1,)` token ids."""
+        epoch, position = divmod(number, self.windows)
+        start = int(self._order(epoch)[position]) * self.length
+        return self.tokens[start : start + self.length + 1].astype(np.int64)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            rng = np.random.default_rng([self.seed, epoch, *self.name.encode()])
+            self._epoch, self._permutation = epoch, rng.permutation(self.windows)
+        return self._permutation
+
+
+class TokenBatches:
+    """Windows drawn from a mixture of named sources: `inputs` and `targets`, `(batch, sequence_length)` each.
+
+    `mixture` maps sources to weights. Step by step, each source supplies its share of the windows drawn so far (largest
+    deficit first), so the mixture holds exactly at every point of a run. `tokens` is rounded down to whole batches.
+    """
+
+    def __init__(
+        self,
+        shards: Path,
+        mixture: Mapping[str, float],
+        *,
+        sequence_length: int,
+        batch_tokens: int,
+        tokens: int,
+        seed: int,
+        split: str = "train",
+    ):
+        self.rows = max(1, batch_tokens // sequence_length)
+        self.steps = max(1, tokens // (self.rows * sequence_length))
+        wanted = {name: weight for name, weight in mixture.items() if weight > 0}
+        self.sources = [Source(shards, split, name, sequence_length, seed) for name in sorted(wanted)]
+        weights = np.array([wanted[source.name] for source in self.sources])
+        self.draws = _interleave(weights / weights.sum(), self.steps * self.rows)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = self.draws[step * self.rows : (step + 1) * self.rows]
+        windows = torch.from_numpy(np.stack([self.sources[source].window(number) for source, number in rows]))
+        return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often the run reads each source."""
+        counts = np.bincount(self.draws[:, 0], minlength=len(self.sources))
+        return {s.name: round(float(n) / s.windows, 3) for s, n in zip(self.sources, counts, strict=True)}
+
+
+def _interleave(shares: np.ndarray, count: int) -> np.ndarray:
+    """`(count, 2)` pairs of source and the source's running number, each source as close to its share as can be."""
+    drawn = np.zeros(len(shares), dtype=np.int64)
+    draws = np.empty((count, 2), dtype=np.int64)
+    for i in range(count):
+        source = int(np.argmax(shares * (i + 1) - drawn))
+        draws[i] = source, drawn[source]
+        drawn[source] += 1
+    return draws
+
+
+class ExampleBatches:
+    """Chat examples packed into rows: `inputs` and `targets`, `(batch, sequence_length)`; prompts have no target.
+
+    `examples` are pairs of prompt and answer token ids (the answer ends with its stop token). Each epoch shuffles them
+    anew and packs them first-fit; an example longer than a row raises ValueError (filter those out and count them).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[tuple[list[int], list[int]]],
+        *,
+        sequence_length: int,
+        batch_tokens: int,
+        tokens: int,
+        seed: int,
+        pad_id: int,
+    ):
+        longest = max((len(prompt) + len(answer) for prompt, answer in examples), default=0)
+        if not examples or longest > sequence_length + 1:
+            raise ValueError(f"need examples of at most {sequence_length + 1} tokens; the longest has {longest}")
+        self.examples, self.length, self.pad_id, self.seed = examples, sequence_length, pad_id, seed
+        self.rows = max(1, batch_tokens // sequence_length)
+        self.steps = max(1, tokens // (self.rows * sequence_length))
+        self.packed: list[list[int]] = []
+        epoch = 0
+        while len(self.packed) < self.steps * self.rows:
+            self.packed.extend(self._pack(epoch))
+            epoch += 1
+
+    def _pack(self, epoch: int) -> Iterator[list[int]]:
+        """Rows of example numbers."""
+        row: list[int] = []
+        room = self.length + 1
+        for number in np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)).tolist():
+            size = sum(map(len, self.examples[number]))
+            if size > room:
+                yield row
+                row, room = [], self.length + 1
+            row.append(number)
+            room -= size
+        yield row
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        inputs = torch.full((self.rows, self.length + 1), self.pad_id)
+        targets = torch.full((self.rows, self.length + 1), IGNORED)
+        for r, row in enumerate(self.packed[step * self.rows : (step + 1) * self.rows]):
+            at = 0
+            for number in row:
+                prompt, answer = self.examples[number]
+                end = at + len(prompt) + len(answer)
+                inputs[r, at:end] = torch.tensor(prompt + answer)
+                targets[r, at + len(prompt) : end] = torch.tensor(answer)
+                at = end
+        return {"inputs": inputs[:, :-1].contiguous(), "targets": targets[:, 1:].contiguous()}
+
+
+def tokenize_examples(
+    examples: Sequence[dict], tokenizer: Tokenizer, longest: int
+) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """Prompt and answer ids of chat examples, and how many were left out for being longer than `longest` tokens."""
+    pairs = [
+        (tokenizer.render_chat(e["messages"]), [*tokenizer.encode(e["answer"]), tokenizer.end_of_turn_id])
+        for e in examples
+    ]
+    fitting = [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= longest]
+    return fitting, len(pairs) - len(fitting)
