@@ -16,21 +16,24 @@ from openafm.engine import Engine
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.generate import generate
-from openafm.tokenizer import Tokenizer
+from openafm.tokenizer import Message, Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 
-Message = dict[str, str]
-Prompt = str | list[Message]
+Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer; `logprobs` are the untempered model's, one a token, stop token included where sampled."""
+    """One sampled answer."""
 
     text: str
     tokens: list[int] = field(default_factory=list)
+    """Without the stop token."""
     logprobs: list[float] = field(default_factory=list)
+    """Nats under the untempered model, one a token; where `finished`, one more for the stop token. Empty where the
+    backend does not tell them."""
     finished: bool = True
+    """Whether the model ended the answer itself, before `max_tokens`."""
 
 
 class Sampler(Protocol):
@@ -51,14 +54,12 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """Tokens a model reads before it answers: a rendered chat, or the text after the beginning-of-text token."""
     if not isinstance(prompt, str):
         return tokenizer.render_chat(prompt, add_generation_prompt=True)
-    start = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.bos_id >= 0 else []
-    return start + tokenizer.encode(prompt)
+    return [tokenizer.bos_id, *tokenizer.encode(prompt)]
 
 
 def stop_tokens(tokenizer: Tokenizer) -> set[int]:
     """Tokens that end an answer."""
-    ids = (tokenizer.eos_id, tokenizer.end_of_turn_id)
-    return {i for i in ids if i is not None and i >= 0}
+    return {tokenizer.eos_id, tokenizer.end_of_turn_id}
 
 
 class TorchSampler:
@@ -84,7 +85,6 @@ class TorchSampler:
         made = [Completion(self.tokenizer.decode(g.tokens), g.tokens, g.logprobs, g.finished) for g in found]
         return [made[start : start + n] for start in range(0, len(made), n)]
 
-    @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[list[float]]:
         """Return log p(option | prompt) by batched prefill; options of one token share a single forward pass."""
         rendered = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
@@ -96,7 +96,7 @@ class TorchSampler:
         return [scores[start : start + len(options)] for start in range(0, len(scores), len(options))]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def continuation_logprobs(model: Transformer, pairs: list[tuple[list[int], list[int]]], batch: int = 32) -> list[float]:
     """Return log p(continuation | prompt) in nats for each (prompt, continuation) of token lists.
 

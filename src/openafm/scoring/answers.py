@@ -47,7 +47,7 @@ def number(text: str) -> Fraction | None:
 
 
 def equal(a: str, b: str) -> bool:
-    """Return whether two answers mean the same: as numbers, as text without case and spacing, as lists or as algebra."""
+    """Return whether two answers mean the same: as numbers, as text up to case and spacing, as lists or as algebra."""
     a, b = _plain(a), _plain(b)
     if a == b:
         return bool(a)

@@ -95,7 +95,7 @@ def sources(shards: Path, split: str = "heldout") -> list[str]:
     return sorted(json.loads((shards / "index.json").read_text())["splits"].get(split, {}))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def window_losses(model: Transformer, windows: torch.Tensor, batch: int = 8) -> tuple[list[float], list[int]]:
     """Return summed nats and number of right first choices for each row of `windows` (count, length + 1) int64."""
     was_training = model.training

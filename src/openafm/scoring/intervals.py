@@ -1,4 +1,4 @@
-"""95% intervals for everything that is reported: proportions (Wilson), means (Student's t) and any statistic (bootstrap)."""
+"""95% intervals of what is reported: proportions (Wilson), means (Student's t), any statistic (bootstrap)."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache

@@ -1,0 +1,129 @@
+"""Any OpenAI-compatible endpoint as a `Sampler`: vLLM on a cluster, a stronger judge, `openafm serve`.
+
+Answers are kept on disk under a digest of the request, so that a step run again asks nothing twice and gives the same
+bytes; delete the cache folder to ask anew.
+"""
+
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from openafm.sampling.sampler import Completion, Prompt
+
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+"""HTTP states that another try may cure."""
+
+
+class EndpointSampler:
+    """Samples from `url` (ending in `/v1`), `concurrency` requests at a time, retried with doubled waits."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None = None,
+        *,
+        cache: Path | None = None,
+        concurrency: int = 8,
+        timeout_seconds: float = 120.0,
+        tries: int = 5,
+        wait_seconds: float = 1.0,
+    ):
+        self.url, self.model, self.cache = url.rstrip("/"), model, cache
+        self.key = key if key is not None else os.environ.get("OPENAI_API_KEY", "")
+        self.concurrency, self.timeout_seconds, self.tries, self.wait_seconds = (
+            concurrency, timeout_seconds, tries, wait_seconds,
+        )  # fmt: skip
+
+    def sample(
+        self, prompts: Sequence[Prompt], n: int = 1, *, max_tokens: int, temperature: float = 1.0, seed: int = 0
+    ) -> list[list[Completion]]:
+        """Return `n` completions for each prompt, in order. Raises ValueError when the endpoint keeps refusing."""
+        settings = {"n": n, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            return list(pool.map(lambda prompt: self._complete(prompt, settings), prompts))
+
+    def score(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[list[float]]:
+        """Return log p(option | prompt) by echoing prompt + option with log-probabilities (vLLM and llama.cpp do).
+
+        Chats cannot be echoed: give text prompts. Raises ValueError for chats and for endpoints without `echo`.
+        """
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("an endpoint scores text prompts only; render the chat to text first")
+        pairs = [(str(prompt), option) for prompt in prompts for option in options]
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            flat = list(pool.map(lambda pair: self._echo(*pair), pairs))
+        return [flat[start : start + len(options)] for start in range(0, len(flat), len(options))]
+
+    def _complete(self, prompt: Prompt, settings: dict[str, Any]) -> list[Completion]:
+        if isinstance(prompt, str):
+            answer = self._ask("completions", {"prompt": prompt, "logprobs": 1, **settings})
+        else:
+            answer = self._ask("chat/completions", {"messages": list(prompt), "logprobs": True, **settings})
+        choices = sorted(answer.get("choices", []), key=lambda choice: choice.get("index", 0))
+        if len(choices) != settings["n"]:
+            raise ValueError(f"{self.url} returned {len(choices)} choices instead of {settings['n']}")
+        return [_completion(choice) for choice in choices]
+
+    def _echo(self, prompt: str, option: str) -> float:
+        body = {"prompt": prompt + option, "max_tokens": 0, "echo": True, "logprobs": 0}
+        told = self._ask("completions", body)["choices"][0].get("logprobs") or {}
+        if "text_offset" not in told:
+            raise ValueError(f"{self.url} does not echo log-probabilities; score with a model folder instead")
+        rows = zip(told["text_offset"], told["token_logprobs"], strict=True)
+        return sum(value for offset, value in rows if offset >= len(prompt) and value is not None)
+
+    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST a request, or read its answer from the cache."""
+        request = json.dumps({"model": self.model, **body}, sort_keys=True)
+        digest = hashlib.sha256(f"{self.url}/{path}\n{request}".encode()).hexdigest()
+        kept = self.cache / f"{digest}.json" if self.cache else None
+        if kept and kept.exists():
+            return json.loads(kept.read_text())
+        answer = self._post(path, request.encode())
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            beside = kept.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
+            beside.write_text(json.dumps(answer))
+            beside.replace(kept)  # whole or absent, whoever else writes the same
+        return answer
+
+    def _post(self, path: str, body: bytes) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(f"{self.url}/{path}", body, headers)
+        for attempt in range(self.tries):
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
+                    return json.loads(response.read())
+            except urllib.error.HTTPError as error:
+                why, curable = (
+                    f"HTTP {error.code}: {error.read()[:200].decode('utf-8', 'replace')}",
+                    error.code in _PASSING,
+                )
+                wait = float(error.headers.get("Retry-After") or 0) if curable else 0.0
+            except (OSError, ValueError) as error:  # no connection, time out, broken answer
+                why, curable, wait = str(error), True, 0.0
+            if not curable or attempt + 1 == self.tries:
+                break
+            time.sleep(max(wait, self.wait_seconds * 2**attempt))
+        raise ValueError(
+            f"{self.url}/{path} failed after {attempt + 1} tries: {why}; check the URL, key and model name"
+        )
+
+
+def _completion(choice: dict[str, Any]) -> Completion:
+    """Read one choice of either protocol; token ids are the endpoint's own business."""
+    told = choice.get("logprobs") or {}
+    if "message" in choice:
+        logprobs = [token["logprob"] for token in told.get("content") or []]
+        text = choice["message"].get("content") or ""
+    else:
+        logprobs, text = told.get("token_logprobs") or [], choice["text"]
+    return Completion(text, [], logprobs, choice.get("finish_reason") == "stop")
