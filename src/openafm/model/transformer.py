@@ -187,6 +187,11 @@ class Transformer(nn.Module):
         """Next-token logits `(B, T, vocab)` of token ids `(B, T)`."""
         return self.logits(self.hidden(tokens, cache, padding))
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers in order."""
+        return [block for block in self.model.layers if isinstance(block, Block)]
+
     def linears(self) -> dict[str, nn.Linear]:
         """The projections of all blocks by name: what muParam scales, palettization packs and adapters sit on."""
         return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}

@@ -58,7 +58,7 @@ class RMSPropMomentum(torch.optim.Optimizer):
                 self._step_group(group, parameters, clip)
 
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor], clip: float) -> None:
-        grads = torch._foreach_mul([p.grad for p in parameters], clip)
+        grads = torch._foreach_mul([p.grad for p in parameters if p.grad is not None], clip)
         for p in parameters:
             if not self.state[p]:
                 self.state[p] = {"v": torch.zeros_like(p), "m": torch.zeros_like(p)}

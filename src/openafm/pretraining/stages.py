@@ -1,0 +1,110 @@
+"""Core, continued and context-lengthening pretraining: one stage, three configurations (steps `teacher`, `distil`,
+`scratch`, `continued`, `long` of a recipe).
+
+AFM report (arXiv 2407.21075), section 3.2. Its three stages differ in data, length, schedule and RoPE base only;
+with teacher tokens at hand the loss is the distillation loss.
+"""
+
+from pathlib import Path
+
+from openafm.model import ModelConfig, Transformer
+from openafm.model.checkpoint import load_model, save_model
+from openafm.model.muparam import initialise, parameter_groups
+from openafm.pretraining.distillation import DistilBatches
+from openafm.pretraining.mixture import Data
+from openafm.pretraining.rope import rebase
+from openafm.stage import Config, Context, Metrics
+from openafm.tokenizer import load as load_tokenizer
+from openafm.training.batches import Batch
+from openafm.training.loop import train, write_curve
+from openafm.training.losses import LossOutput, next_token, top1_distillation
+from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.schedules import cosine
+
+
+class Shape(Config):
+    """The shape of a new model; its vocabulary is the tokenizer's."""
+
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 32
+    d_ff: int = 384
+    rope_base: float = 500_000.0
+
+
+class PretrainConfig(Data):
+    """One pretraining stage. The defaults are AFM's core stage, except its size."""
+
+    shape: Shape | None = None
+    """Shape of a new model; left out where the step has an input `model`."""
+    lr: float = 0.01
+    floor: float = 0.005
+    """The cosine's end, as a share of `lr`."""
+    warmup: float = 0.1
+    """Share of the tokens over which the schedule rises."""
+    weight_decay: float = 3.16e-4
+    z_loss: float = 1e-6
+    base_width: int = 128
+    """muParam's base: the width at which `lr` was found. AFM's is 768."""
+    lengthen: bool = False
+    """Raise the RoPE base from the model's longest length so far to `sequence_length`."""
+
+
+def pretrain(
+    config: PretrainConfig,
+    context: Context,
+    *,
+    shards: Path,
+    tokenizer: Path,
+    model: Path | None = None,
+    teacher_tokens: Path | None = None,
+) -> Metrics:
+    """Train a new model, or go on with `model`; writes a model folder with its curve."""
+    transformer = _start(config, context, tokenizer, model)
+    tokens = config.batches(shards, context.seed)
+    batches = tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config)
+
+    def loss(network: Transformer, batch: Batch) -> LossOutput:
+        logits = network(batch["inputs"])
+        if "teacher_tokens" in batch:
+            return top1_distillation(logits, batch["targets"], batch["teacher_tokens"], config.z_loss)
+        return next_token(logits, batch["targets"], config.z_loss)
+
+    total = len(tokens) * tokens.rows * config.sequence_length
+    groups = parameter_groups(transformer, config.base_width)
+    optimizer = RMSPropMomentum(groups, config.lr, config.weight_decay)
+    schedule = cosine(total, round(config.warmup * total), config.floor)
+    curve = train(transformer, batches, loss, optimizer, schedule, context, label="pretrain")
+    save_model(transformer, context.out, tokenizer)
+    write_curve(curve, context.out)
+    return {
+        "parameters": transformer.config.parameters,
+        "tokens": total,
+        "steps": len(tokens),
+        "epochs": tokens.epochs,
+        "rope_base": transformer.config.rope_base,
+        "final_cross_entropy": curve[-1]["cross_entropy"],
+        "skipped_steps": optimizer.skipped,
+        "headline": f"{transformer.config.parameters / 1e6:.2f}M parameters, {total:,} tokens, "
+        f"cross-entropy {curve[0]['cross_entropy']:.2f} -> {curve[-1]['cross_entropy']:.2f} nats",
+    }
+
+
+def _start(config: PretrainConfig, context: Context, tokenizer: Path, model: Path | None) -> Transformer:
+    if (config.shape is None) == (model is None):
+        raise ValueError("a pretraining step needs either a `shape` (new model) or an input `model`, and not both")
+    if model is not None:
+        transformer = load_model(model)
+        length = max(transformer.config.max_length, config.sequence_length)
+        change: dict[str, float] = {"max_length": length}
+        if config.lengthen:
+            old = transformer.config.max_length
+            change["rope_base"] = rebase(transformer.config.rope_base, old, config.sequence_length)
+        transformer.config = transformer.config.model_copy(update=change)
+        return transformer
+    assert config.shape is not None
+    vocabulary = load_tokenizer(tokenizer).vocab_size
+    shape = ModelConfig(vocab_size=vocabulary, max_length=config.sequence_length, **config.shape.model_dump())
+    return initialise(Transformer(shape), context.seed)

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+import torch
+
+from openafm.model.checkpoint import load_config, load_model
+from openafm.pretraining.distillation import cache_teacher
+from openafm.pretraining.mixture import Data
+from openafm.pretraining.stages import PretrainConfig, Shape, pretrain
+from openafm.stage import Context
+
+DATA = {"mixture": {"web": 1.0, "code": 1.0}, "batch_tokens": 64, "tokens": 3200, "sequence_length": 16}
+SHAPE = Shape(d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24, rope_base=500.0)
+
+
+@pytest.fixture
+def tokenizer(tmp_path, monkeypatch):
+    """The stage asks a tokenizer for its vocabulary only."""
+
+    class Vocabulary:
+        vocab_size = 64
+
+    monkeypatch.setattr("openafm.pretraining.stages.load_tokenizer", lambda folder: Vocabulary())
+    return tmp_path
+
+
+def context(tmp_path, name: str) -> Context:
+    (tmp_path / name).mkdir()
+    return Context(tmp_path / name, tmp_path / f"{name}.scratch", seed=2)
+
+
+def test_core_distil_continued_long(tokenizer, token_shards, tmp_path):
+    core = PretrainConfig(shape=SHAPE, base_width=16, **DATA)
+    metrics = pretrain(core, context(tmp_path, "core"), shards=token_shards, tokenizer=tokenizer)
+    assert metrics["final_cross_entropy"] < 3.0
+    data = Data(**DATA)
+    cached = cache_teacher(data, context(tmp_path, "cache"), model=tmp_path / "core", shards=token_shards)
+    assert cached["teacher_top1_accuracy"] > 0.3
+    inputs = {"shards": token_shards, "tokenizer": tokenizer}
+    pretrain(core, context(tmp_path, "distil"), teacher_tokens=tmp_path / "cache", **inputs)
+    curve = [json.loads(line) for line in (tmp_path / "distil/metrics.jsonl").read_text().splitlines()]
+    assert "teacher_cross_entropy" in curve[-1]
+    longer = PretrainConfig(lr=3e-4, base_width=16, lengthen=True, **{**DATA, "sequence_length": 64, "tokens": 640})
+    pretrain(longer, context(tmp_path, "long"), model=tmp_path / "distil", **inputs)
+    config = load_config(tmp_path / "long")
+    assert config.max_length == 64 and config.rope_base > 500
+
+
+def test_teacher_tokens_are_the_argmax(tokenizer, token_shards, tmp_path, tiny_model):
+    from openafm.model.checkpoint import save_model
+    from openafm.pretraining.distillation import DistilBatches
+
+    save_model(tiny_model, tmp_path / "teacher")
+    data = Data(**DATA)
+    cache_teacher(data, context(tmp_path, "cache"), model=tmp_path / "teacher", shards=token_shards)
+    batches = DistilBatches(data.batches(token_shards, 2), tmp_path / "cache", data)
+    batch = batches[7]
+    assert torch.equal(batch["teacher_tokens"], load_model(tmp_path / "teacher")(batch["inputs"]).argmax(-1))
+    with pytest.raises(ValueError, match="other batches"):
+        DistilBatches(data.batches(token_shards, 2), tmp_path / "cache", Data(**{**DATA, "tokens": 640}))
+
+
+def test_shape_or_model(tokenizer, token_shards, tmp_path):
+    with pytest.raises(ValueError, match="either"):
+        pretrain(PretrainConfig(**DATA), context(tmp_path, "none"), shards=token_shards, tokenizer=tokenizer)

@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openafm.training.batches import ExampleBatches, TokenBatches, _interleave
+
+
+def test_windows_are_cut_from_the_shards(token_shards):
+    batches = TokenBatches(
+        token_shards, {"web": 3, "code": 1}, sequence_length=16, batch_tokens=64, tokens=2000, seed=0
+    )
+    assert len(batches) == 31 and batches.rows == 4
+    starts = set()
+    for step in range(len(batches)):
+        batch = batches[step]
+        assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+        strides = (batch["targets"] - batch["inputs"]) % 60
+        assert all(len(set(row.tolist())) == 1 for row in strides)
+        assert sorted(strides[:, 0].tolist()) == [1, 1, 1, 3]
+        starts |= {tuple(row.tolist()) for row in batch["inputs"]}
+    assert torch.equal(batches[5]["inputs"], batches[5]["inputs"])
+    assert batches.epochs["web"] == round(93 / (5999 // 16), 3)
+
+
+def test_every_window_once_an_epoch(token_shards):
+    batches = TokenBatches(token_shards, {"web": 1}, sequence_length=100, batch_tokens=100, tokens=11800, seed=3)
+    source = batches.sources[0]
+    assert source.windows == 59
+    for epoch in (0, 1):
+        drawn = sorted(source._order(epoch).tolist())
+        assert drawn == list(range(59))
+    assert not np.array_equal(source._order(0), source._order(1))
+
+
+def test_missing_source_is_named(token_shards):
+    with pytest.raises(ValueError, match=r"poems.*lists these train sources: code, web"):
+        TokenBatches(token_shards, {"poems": 1}, sequence_length=8, batch_tokens=8, tokens=80, seed=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0.05, 1), min_size=1, max_size=5), st.integers(1, 200))
+def test_the_mixture_holds_at_every_point(weights, count):
+    shares = np.array(weights) / sum(weights)
+    draws = _interleave(shares, count)
+    for end in range(1, count + 1):
+        counts = np.bincount(draws[:end, 0], minlength=len(shares))
+        assert np.all(np.abs(counts - shares * end) <= len(shares))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=20),
+    st.integers(15, 40),
+    st.integers(0, 5),
+)
+def test_packing_keeps_examples_whole(sizes, length, seed):
+    examples = [([100 + i] * prompt, [200 + i] * answer) for i, (prompt, answer) in enumerate(sizes)]
+    batches = ExampleBatches(
+        examples, sequence_length=length, batch_tokens=2 * length, tokens=8 * length, seed=seed, pad_id=0
+    )
+    for step in range(len(batches)):
+        batch = batches[step]
+        assert batch["inputs"].shape == batch["targets"].shape == (2, length)
+        targets = batch["targets"][batch["targets"] != -100]
+        assert bool((targets >= 200).all())
+        for number, count in zip(*np.unique(targets.numpy(), return_counts=True), strict=True):
+            assert count % sizes[int(number) - 200][1] == 0
+
+
+def test_too_long_examples_are_refused():
+    with pytest.raises(ValueError, match="longest has 12"):
+        ExampleBatches([([1] * 6, [2] * 6)], sequence_length=8, batch_tokens=8, tokens=80, seed=0, pad_id=0)
+
+
+def test_index_is_read(token_shards):
+    assert json.loads((token_shards / "index.json").read_text())["dtype"] == "uint16"

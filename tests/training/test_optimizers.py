@@ -1,0 +1,57 @@
+import math
+
+import torch
+
+from openafm.training.optimizers import RMSPropMomentum
+
+
+def reference(theta: list[float], grads: list[list[float]], scales: list[float], lr: float, mult: float, wd: float):
+    """The recipe's formulas for one parameter, in plain Python."""
+    n, v, m, t = len(theta), [0.0] * len(theta), [0.0] * len(theta), 0
+    for raw, s in zip(grads, scales, strict=True):
+        norm = math.sqrt(sum(g * g for g in raw))
+        if not norm < 100:
+            continue
+        t += 1
+        g = [x * min(1, 1 / (norm + 1e-8)) for x in raw]
+        v = [0.95 * a + 0.05 * (b * b + 1e-30) for a, b in zip(v, g, strict=True)]
+        u = [b / math.sqrt(a / (1 - 0.95**t)) for a, b in zip(v, g, strict=True)]
+        rms = math.sqrt(sum(x * x for x in u) / n)
+        u = [x / max(1, rms) for x in u]
+        m = [0.95 * a + 0.05 * b for a, b in zip(m, u, strict=True)]
+        theta = [a - s * (lr * mult * b + wd * a) for a, b in zip(theta, m, strict=True)]
+    return theta
+
+
+def test_steps_equal_the_formulas():
+    generator = torch.Generator().manual_seed(0)
+    grads = (torch.randn(12, 5, generator=generator, dtype=torch.float64) * 3).tolist()
+    grads[4] = [float("nan")] * 5
+    grads[7] = [80.0] * 5  # norm above 100: skipped, state frozen
+    scales = [0.1 * (i + 1) for i in range(12)]
+    start = [0.5, -1.0, 2.0, 0.0, 3.0]
+    parameter = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    optimizer = RMSPropMomentum([{"params": [parameter], "mult": 0.5}], lr=0.02, weight_decay=0.01)
+    for grad, scale in zip(grads, scales, strict=True):
+        parameter.grad = torch.tensor(grad, dtype=torch.float64)
+        optimizer.scale = scale
+        optimizer.step()
+    expected = reference(start, grads, scales, 0.02, 0.5, 0.01)
+    torch.testing.assert_close(parameter.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    assert (optimizer.updates, optimizer.skipped) == (10, 2)
+
+
+def test_norm_is_over_all_parameters():
+    first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = RMSPropMomentum([{"params": [first]}, {"params": [second]}], lr=0.1)
+    first.grad, second.grad = torch.full((3,), 3.0), torch.full((3,), 4.0)
+    optimizer.step()
+    assert math.isclose(optimizer.grad_norm, math.sqrt(3 * 9 + 3 * 16), rel_tol=1e-6)
+
+
+def test_zero_gradients_move_nothing():
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = RMSPropMomentum([{"params": [parameter]}], lr=0.1)
+    parameter.grad = torch.zeros(4)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(4))
