@@ -7,17 +7,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from openafm.engine import Engine
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.generate import generate
 from openafm.tokenizer import Message, Tokenizer
 from openafm.tokenizer import load as load_tokenizer
+
+if TYPE_CHECKING:
+    from openafm.engine import Engine
 
 Prompt = str | Sequence[Message]
 
@@ -132,7 +134,7 @@ def _pad_right(rows: Sequence[Sequence[int]]) -> Tensor:
 class EngineSampler:
     """Samples through the `Engine` interface, with one of its adapters or none."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, adapter: str | None = None):
+    def __init__(self, engine: "Engine", tokenizer: Tokenizer, adapter: str | None = None):
         self.engine, self.tokenizer, self.adapter = engine, tokenizer, adapter
 
     def sample(

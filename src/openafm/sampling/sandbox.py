@@ -6,7 +6,6 @@ The weak backend (a bare subprocess with rlimits) cannot hide files or the netwo
 """
 
 import os
-import resource
 import selectors
 import shutil
 import signal

@@ -41,6 +41,7 @@ RULES: dict[str, Callable[..., bool]] = {
     "times": lambda text, word, count: [w.casefold() for w in _words(text)].count(word.casefold()) == count,
     "starts_with": lambda text, word: text.strip().casefold().startswith(word.casefold()),
     "ends_with": lambda text, word: text.strip().casefold().endswith(word.casefold()),
+    "members": lambda text, of, count: len(found := _words(text.casefold())) == count == len(set(found) & set(of)),
     "quoted": lambda text: len(text.strip()) > 2 and text.strip()[0] == text.strip()[-1] == '"',
     "no_commas": lambda text: "," not in text,
     "json": _is_json,
