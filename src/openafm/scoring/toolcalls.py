@@ -1,6 +1,7 @@
 """Tool calls in a model's text: find them, hold them against their schemas, run them on small real tools.
 
-A call is a JSON object {"name": ..., "arguments": {...}}; a tool is a Python function whose signature is its schema.
+A call is a JSON object {"name": NAME, "arguments": {...}}, or in the short form that small vocabularies need
+{NAME: {...}}; a tool is a Python function whose signature is its schema.
 """
 
 import inspect
@@ -119,10 +120,21 @@ def parse(text: str) -> list[Call]:
             found, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
             found, end = None, position + 1
-        if isinstance(found, dict) and isinstance(found.get("name"), str) and isinstance(found.get("arguments"), dict):
-            calls.append(Call(found["name"], found["arguments"]))
+        if call := _call(found):
+            calls.append(call)
         position = text.find("{", end)
     return calls
+
+
+def _call(found: Any) -> Call | None:
+    """Read a JSON value as a call in either form."""
+    match found:
+        case {"name": str(name), "arguments": dict(arguments)}:
+            return Call(name, arguments)
+        case dict() if len(found) == 1:
+            name, arguments = next(iter(found.items()))
+            return Call(name, arguments) if isinstance(arguments, dict) else None
+    return None
 
 
 def problem(call: Call, allowed: list[str]) -> str | None:
