@@ -36,6 +36,8 @@ class EvaluateConfig(Config):
 
     name: str = ""
     """The stage's name in tables and reports; the model folder's name where empty."""
+    adapter: str = ""
+    """The package's adapter to switch on, or none."""
     sequence_length: int = 256
     """Tokens of a window of held-out text."""
     tokens_per_flow: int = 4096
@@ -64,7 +66,7 @@ def evaluate(
     config: EvaluateConfig, context: Context, *, model: Path, shards: Path, examples: Path | None = None
 ) -> Metrics:
     """Measure the model folder or `.afm` package `model`; `examples` holds `heldout.jsonl` of verified problems."""
-    sampler = open_model(model, config.batch)
+    sampler = open_model(model, config.adapter, config.batch)
     measured = text_windows(config, context, sampler.model, sampler.tokenizer, shards)
     write_windows(measured, context.out / "windows.jsonl")
     estimates = text_estimates(measured)
@@ -74,7 +76,7 @@ def evaluate(
         estimates |= long_estimates(config, context, sampler.model, sampler.tokenizer, shards)
     result = {
         "model": config.name or model.name,
-        "parameters": sum(p.numel() for p in sampler.model.parameters()),
+        "parameters": sampler.model.config.parameters,
         "rows": [row(metric, estimate) for metric, estimate in estimates.items()],
         "samples": samples(config, sampler),
     }
@@ -82,10 +84,10 @@ def evaluate(
     return {metric: rounded(estimate.value) for metric, estimate in estimates.items()}
 
 
-def open_model(path: Path, batch: int = 64) -> TorchSampler:
-    """The model in a model folder or an `.afm` package, ready to score and to sample."""
+def open_model(path: Path, adapter: str = "", batch: int = 64) -> TorchSampler:
+    """The model in a model folder or an `.afm` package, one of its adapters on or none, to score and to sample."""
     engine = TorchEngine.load(path)
-    return TorchSampler(engine.model, engine.tokenizer, batch)
+    return TorchSampler(engine.use(adapter or None), engine.tokenizer, batch)
 
 
 def text_windows(

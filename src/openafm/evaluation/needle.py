@@ -51,9 +51,7 @@ def _question(
     options = [tokenizer.encode(code) for code in codes]
     room = length - len(needle) - len(ending) - max(map(len, options))
     if room < 1:
-        raise ValueError(
-            f"needle_length {length} is too short for the question itself: give at least {length - room + 1}"
-        )
+        raise ValueError(f"long_length {length} is too short for the question alone: give {length - room + 1} or more")
     at = rng.randrange(max(1, len(haystack) - room))
     hay = haystack[at : at + room].tolist()
     cut = round(depth * len(hay))
