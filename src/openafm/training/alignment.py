@@ -7,8 +7,7 @@ or stages: `openafm.posttraining` calls them from the one training loop.
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
-"""Target of a position that does not count: a prompt's token, or padding."""
+from openafm.training.losses import IGNORED
 
 
 def sequence_log_probs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,166 @@
+"""MDLOO, mirror descent with leave-one-out estimation (AFM, section 4.2.4 and appendix B; step `mdloo`).
+
+Each iteration k draws K answers a prompt from pi_k, rewards them less a KL penalty to the SFT model, takes the
+leave-one-out advantage, and does several SGD steps on the mirror-descent objective, without clipping.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from openafm.model import Transformer
+from openafm.model.checkpoint import load_model, save_model
+from openafm.posttraining.examples import Row, RowBatches, answer_row, read_rows, write_rows
+from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, SamplingConfig, rate, token_log_probs
+from openafm.posttraining.reward import MixConfig, Scorer
+from openafm.stage import Context, Metrics
+from openafm.training.alignment import (
+    kl_penalised_reward,
+    leave_one_out_advantage,
+    policy_divergence,
+    sequence_log_probs,
+)
+from openafm.training.alignment import mdloo as mdloo_loss
+from openafm.training.batches import Batch
+from openafm.training.loop import Record, train, write_curve
+from openafm.training.losses import LossOutput
+from openafm.training.schedules import constant
+
+Pair = tuple[list[int], list[int]]
+"""Prompt and answer tokens."""
+
+
+class MdlooConfig(OptimizerConfig):
+    """Reinforcement learning from rewards, by MDLOO. AFM publishes neither beta, gamma nor K."""
+
+    iterations: int = 8
+    """Policies pi_k sampled from."""
+    prompts: int = 32
+    """Problems an iteration."""
+    samples: int = Field(default=8, ge=2)
+    """Answers K to each."""
+    steps: int = 5
+    """SGD steps an iteration."""
+    answers_per_batch: int = 128
+    """Answers a step."""
+    beta: float = 0.05
+    """Weight of the KL penalty to the SFT model, in reward a nat."""
+    gamma: float = 1.0
+    """Weight of the mirror-descent term KL(pi_theta || pi_k)."""
+    lr: float = 3e-4
+    """Constant learning rate."""
+    max_tokens: int = 24
+    """Longest answer; answers are drawn at temperature 1, or they would not be pi_k's."""
+    mix: MixConfig = MixConfig()
+    """How answers are rewarded."""
+
+
+def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, examples: Path) -> Metrics:
+    """Train `model`, which is also the reference; a model folder with `iterations.jsonl`.
+
+    A killed stage goes on: answers drawn before are read from scratch, and the loop resumes the iteration it was in.
+    """
+    policy, reference = Policy.load(model), load_model(model)
+    scorer = Scorer.load(reward, config.mix)
+    sampling = SamplingConfig(max_tokens=config.max_tokens)
+    train_rows = read_rows(examples / "train.jsonl")
+    problems = policy.problems(train_rows, len(train_rows), sampling, context.seed)
+    optimizer = config.optimizer(policy.model)
+    curve: list[Record] = []
+    iterations: list[Row] = []
+    for k in range(config.iterations):
+        answers = context.scratch / f"answers-{k:04d}.jsonl"
+        if not answers.exists():
+            drawn = random.Random(f"{context.seed}/prompts/{k}").sample(problems, min(config.prompts, len(problems)))
+            repeated = [problem for problem in drawn for _ in range(config.samples)]
+            made = policy.answer(repeated, sampling, context, f"iteration {k + 1} answers")
+            _write_whole(answers, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
+        answered = read_rows(answers)
+        pairs = [(policy.prompt(row["problem"]), row["tokens"]) for row in answered]
+        rows, facts = experience(policy, reference, scorer, answered, pairs, config)
+        batches = RowBatches(rows, rows_per_batch=config.answers_per_batch, steps=config.steps, seed=context.seed + k)
+        records = train(
+            policy.model, batches, lambda model, batch: mdloo_step(model, batch, config.gamma), optimizer, constant(),
+            context, label=f"iteration {k + 1}", log_every=1,
+        )  # fmt: skip
+        curve += [{"iteration": k, **record} for record in records]
+        iterations.append({"iteration": k, **facts, **moved(policy, pairs, rows)})
+    save_model(policy.model, context.out, tokenizer=model)
+    write_curve(curve, context.out)
+    write_rows(context.out / "iterations.jsonl", iterations)
+    disagreement = max(row["sampler_trainer_difference"] for row in iterations)
+    return {
+        "steps": len(curve),
+        "sampler_trainer_difference": disagreement,
+        "first": iterations[0],
+        "last": iterations[-1],
+    }
+
+
+def _write_whole(path: Path, rows: list[Row]) -> None:
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(partial, rows)
+    partial.replace(path)
+
+
+def experience(
+    policy: Policy,
+    reference: Transformer,
+    scorer: Scorer,
+    answered: Sequence[Row],
+    pairs: Sequence[Pair],
+    config: MdlooConfig,
+) -> tuple[list[Row], Row]:
+    """Return pi_k's answers as rows of training data with their advantages, and what they were like.
+
+    pi_k's log-probabilities are the trainer's own, so that rho starts at exactly 1; how far the sampler's differ from
+    them is `sampler_trainer_difference`, the largest |log-probability| difference of any token, in nats.
+    """
+    problems = [row["problem"] for row in answered]
+    answers = [Answer(row["text"], row["tokens"], row["logprobs"], row["passed"]) for row in answered]
+    own = token_log_probs(policy.model, pairs)
+    log_probs = torch.tensor([sum(values) for values in own], dtype=torch.float64)
+    reference_log_probs = torch.tensor([sum(v) for v in token_log_probs(reference, pairs)], dtype=torch.float64)
+    rewards = torch.tensor(scorer.score(problems, answers), dtype=torch.float64)
+    penalised = kl_penalised_reward(rewards, log_probs, reference_log_probs, config.beta)
+    advantages = leave_one_out_advantage(penalised.view(-1, config.samples)).flatten()
+    rows = [
+        answer_row(*pair) | {"old_log_probs": old, "advantages": advantage}
+        for pair, old, advantage in zip(pairs, log_probs.tolist(), advantages.tolist(), strict=True)
+    ]
+    tokens = sum(len(answer.tokens) for answer in answers)
+    facts = {
+        "reward": round(float(rewards.mean()), 5),
+        "passed": rate(sum(answer.passed for answer in answers), len(answers)),
+        "tokens": round(tokens / len(answers), 3),
+        "entropy": round(-float(log_probs.sum()) / tokens, 5),
+        "kl_reference": round(float((log_probs - reference_log_probs).mean()), 5),
+        "sampler_trainer_difference": round(
+            max(abs(a - b) for x, y in zip(own, answers, strict=True) for a, b in zip(x, y.logprobs, strict=True)), 7
+        ),
+    }
+    return rows, facts
+
+
+def mdloo_step(model: Transformer, batch: Batch, gamma: float) -> LossOutput:
+    """MDLOO's loss of a batch of answers."""
+    log_probs = sequence_log_probs(model(batch["inputs"]), batch["targets"])
+    loss = mdloo_loss(log_probs, batch["old_log_probs"], batch["advantages"], gamma)
+    ratio = (log_probs - batch["old_log_probs"]).detach().exp()
+    return LossOutput(loss, len(ratio), {"ratio": float(ratio.mean())})
+
+
+def moved(policy: Policy, pairs: Sequence[Pair], rows: Sequence[Row]) -> Row:
+    """How far an iteration's steps have moved the policy: KL(pi_theta || pi_k) and the ratios on pi_k's answers."""
+    new = torch.tensor([sum(values) for values in token_log_probs(policy.model, pairs)], dtype=torch.float64)
+    old = torch.tensor([row["old_log_probs"] for row in rows], dtype=torch.float64)
+    ratio = (new - old).exp()
+    return {
+        "kl_last": round(float(policy_divergence(new, old)), 6),
+        "ratio_mean": round(float(ratio.mean()), 5),
+        "ratio_largest": round(float(ratio.max()), 5),
+    }

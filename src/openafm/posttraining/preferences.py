@@ -1,0 +1,124 @@
+"""Preference pairs with four strengths and four graded dimensions, judged by programs (step `preferences`).
+
+AFM report (arXiv 2407.21075), section 4.1.1 (human annotations: preference levels and single-sided grades). Answers
+come from the SFT model, the reference, and corruptions of it, so that all strengths and grades occur. The judges are
+the independent checks of `openafm.scoring.checks`; people's labels come in the same format.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from openafm.posttraining.examples import Row, read_rows, write_json, write_rows
+from openafm.posttraining.policy import Policy, SamplingConfig
+from openafm.scoring import checks
+from openafm.stage import Config, Context, Metrics
+
+
+class PreferencesConfig(Config):
+    """How preference pairs are made."""
+
+    prompts: int = 280
+    """Training prompts."""
+    heldout_prompts: int = 100
+    """Held-out prompts: problems that no training set holds."""
+    answers: int = 3
+    """Answers sampled from the model for each prompt, beside the reference and two corruptions of it."""
+    pairs: int = 3
+    """Most pairs kept of one prompt."""
+    label_noise: float = 0.05
+    """Share of training pairs whose two answers are swapped, as people would; held-out pairs carry no noise."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the model answers."""
+
+
+def preferences(config: PreferencesConfig, context: Context, *, model: Path, examples: Path) -> Metrics:
+    """Write `train.jsonl` and `heldout.jsonl` of preference pairs, split by prompt, and `mapping.json`."""
+    policy = Policy.load(model)
+    metrics: dict[str, Any] = {"mapping": checks.mapping()}
+    for split, count in (("train", config.prompts), ("heldout", config.heldout_prompts)):
+        rows = read_rows(examples / f"{split}.jsonl")
+        problems = policy.problems(rows, count, config.sampling, context.seed)
+        pairs = judged_pairs(policy, problems, config, context, split)
+        if split == "train":
+            swap_some(pairs, config.label_noise, random.Random(f"{context.seed}/noise"))
+        write_rows(context.out / f"{split}.jsonl", pairs)
+        metrics[split] = {"prompts": len(problems), "pairs": len(pairs), "strengths": strength_counts(pairs)}
+    write_json(context.out / "mapping.json", metrics)
+    return metrics
+
+
+def judged_pairs(
+    policy: Policy, problems: Sequence[Row], config: PreferencesConfig, context: Context, split: str
+) -> list[Row]:
+    """Answer, grade and pair; over all prompts, the rarer strengths are taken first."""
+    repeated = [problem for problem in problems for _ in range(config.answers)]
+    sampled = policy.answer(repeated, config.sampling, context, f"answers {split}")
+    used: Counter[int] = Counter()
+    pairs: list[Row] = []
+    for index, problem in enumerate(problems):
+        rng = random.Random(f"{context.seed}/corrupt/{problem['id']}")
+        own = [answer.text for answer in sampled[index * config.answers : (index + 1) * config.answers]]
+        candidates = dict.fromkeys([*own, problem["answer"], *corruptions(problem["answer"], rng)])
+        found = [pair for one, two in combinations(candidates, 2) if (pair := judge(problem, one, two))]
+        rng.shuffle(found)
+        for _ in range(min(config.pairs, len(found))):
+            rarest = min(found, key=lambda pair: used[pair["strength"]])
+            found.remove(rarest)
+            used[rarest["strength"]] += 1
+            pairs.append({**rarest, "id": f"{problem['id']}/{len(pairs)}"})
+    return pairs
+
+
+def judge(problem: Row, one: str, two: str) -> Row | None:
+    """Return the pair with its strength and both answers' grades; None where the checks see no difference."""
+    graded = [checks.grades(problem, text) for text in (one, two)]
+    margin = checks.margin(*graded)
+    if margin == 0:
+        return None
+    first, second = (0, 1) if margin > 0 else (1, 0)
+    return {
+        "task": problem["task"],
+        "messages": problem["messages"],
+        "chosen": (one, two)[first],
+        "rejected": (one, two)[second],
+        "strength": checks.strength(abs(margin)),
+        "grades_chosen": graded[first],
+        "grades_rejected": graded[second],
+        "margin": abs(margin),
+    }
+
+
+_PADDING = "Of course, I am very glad that you ask me this, and I hope that it helps: the answer is {} . Thank you!"
+_FAULTS = ("Idiot, it is {}", "{} https://example.com", "{} Write to help@mail.example", "", "I do not know.")
+
+
+def corruptions(answer: str, rng: random.Random) -> list[str]:
+    """Two worse answers made of a good one: wordy, cut, wrong, harmful or empty."""
+    words = answer.split()
+    made = [
+        _PADDING.format(answer),
+        " ".join(words[: len(words) // 2]) or answer[: len(answer) // 2],
+        re.sub(r"\d", lambda digit: str((int(digit.group()) + rng.randint(1, 9)) % 10), answer),
+        " ".join(rng.sample(words, len(words))),
+        rng.choice(_FAULTS).format(answer),
+    ]
+    return rng.sample([text for text in made if text != answer], 2)
+
+
+def swap_some(pairs: list[Row], share: float, rng: random.Random) -> None:
+    """Swap preferred and rejected in a share of the pairs, grades staying with their answers: a labeller's slip."""
+    for pair in pairs:
+        if rng.random() < share:
+            pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
+            pair["grades_chosen"], pair["grades_rejected"] = pair["grades_rejected"], pair["grades_chosen"]
+
+
+def strength_counts(pairs: Sequence[Row]) -> dict[str, int]:
+    """Pairs of each strength, by name."""
+    counts = Counter(pair["strength"] for pair in pairs)
+    return {name: counts[level] for level, name in enumerate(checks.STRENGTHS)}
