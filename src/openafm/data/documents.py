@@ -1,0 +1,168 @@
+"""The document table that every data step reads and writes: schema, files, funnel, and a document's fate.
+
+A row is a document. Filters judge the rows that are still kept and never delete any, so the last table of a run still
+holds every document with the filter, reason and evidence that dropped it. `openafm why URL` prints that fate.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FLOWS = ("web", "code", "math", "licensed", "public")
+FILE = "documents.parquet"
+ROWS_PER_GROUP = 4096
+
+Row = dict[str, Any]
+
+_TEXT_COLUMNS = ("id", "url", "flow", "source", "licence", "title", "text", "code_language", "language")
+SCHEMA = pa.schema(
+    [(name, pa.large_string() if name == "text" else pa.string()) for name in _TEXT_COLUMNS]
+    + [("bytes", pa.int64())]
+    + [(name, pa.string()) for name in ("verdict", "stage", "reason", "evidence")]
+    + [("quality", pa.float64()), ("planted", pa.string())]
+)
+
+
+def document_id(url: str) -> str:
+    """Return the first 16 hexadecimal digits of the URL's SHA-256."""
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def document(url: str, flow: str, text: str, **columns: Any) -> Row:
+    """Return a kept row; `columns` fills the rest of the schema (source, licence, title, planted, ...)."""
+    row = {name: "" for name in SCHEMA.names} | {"quality": -1.0, "planted": None, "verdict": "keep"}
+    row |= {"id": document_id(url), "url": url, "flow": flow} | columns
+    return with_text(row, text)
+
+
+def with_text(row: Row, text: str) -> Row:
+    """Return `row` with a new text (lone surrogates replaced, as UTF-8 cannot hold them) and its size in bytes."""
+    encoded = text.encode("utf-8", "replace")
+    return row | {"text": encoded.decode(), "bytes": len(encoded)}
+
+
+def drop(row: Row, stage: str, reason: str, evidence: str = "") -> Row:
+    """Return `row` as dropped by the filter `stage` for a machine-readable `reason`, with a short human `evidence`."""
+    return row | {"verdict": "drop", "stage": stage, "reason": reason, "evidence": evidence}
+
+
+def read(folder: Path) -> pa.Table:
+    """Read the documents of an artifact; rows are sorted by id."""
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {FILE}: give the folder that a data step has written")
+    table = pq.read_table(path)
+    if table.schema.names != SCHEMA.names:
+        raise ValueError(f"{path} has the columns {table.schema.names}, not {SCHEMA.names}: run its step again")
+    return table.cast(SCHEMA)
+
+
+def rows(folder: Path, verdict: str = "keep") -> list[Row]:
+    """Read the documents with this verdict as dictionaries, sorted by id."""
+    table = read(folder)
+    return table.filter(pa.compute.equal(table["verdict"], verdict)).to_pylist()
+
+
+def write(table: pa.Table | Iterable[Row], folder: Path) -> list[Row]:
+    """Write `documents.parquet` (sorted by id, equal rows give equal bytes) and `funnel.json`; return the funnel.
+
+    Raises ValueError when two rows share an id, since a document's fate would no longer be one.
+    """
+    if not isinstance(table, pa.Table):
+        table = pa.Table.from_pylist(list(table), schema=SCHEMA)
+    table = table.select(SCHEMA.names).cast(SCHEMA).sort_by("id").combine_chunks()
+    if len(table) and len(table["id"].unique()) != len(table):
+        counts = table["id"].value_counts().to_pylist()
+        twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
+        raise ValueError(f"the document {twice} is in the table twice: URLs must differ")
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(None), folder / FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    stages = funnel(table)
+    (folder / "funnel.json").write_text(json.dumps(stages, indent=1) + "\n")
+    return stages
+
+
+def funnel(table: pa.Table) -> list[Row]:
+    """Count documents and bytes by deciding stage, reason and flow; kept documents have stage "" and reason "kept"."""
+    counts: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    columns = (table[name].to_pylist() for name in ("verdict", "stage", "reason", "flow", "bytes", "planted"))
+    for verdict, stage, reason, flow, size, planted in zip(*columns, strict=True):
+        count = counts[(stage, reason, flow) if verdict == "drop" else ("", "kept", flow)]
+        count[0] += 1
+        count[1] += size
+        count[2] += planted is not None
+    return [
+        {"stage": stage, "reason": reason, "flow": flow, "documents": n, "bytes": size}
+        | {"planted": planted, "real": n - planted}
+        for (stage, reason, flow), (n, size, planted) in sorted(counts.items())
+    ]
+
+
+def drops_by_reason(stages: list[Row], stage: str) -> dict[str, int]:
+    """Sum a funnel's dropped documents of one filter over the flows: {reason: documents}."""
+    counts: dict[str, int] = defaultdict(int)
+    for entry in stages:
+        if entry["stage"] == stage:
+            counts[entry["reason"]] += entry["documents"]
+    return dict(sorted(counts.items()))
+
+
+def recall(table: pa.Table, caught: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
+    """Measure each planted kind's share that was dropped for one of the reason prefixes in `caught[kind]`.
+
+    Only planted marks are counted: {"planted", "caught", "recall"} a kind.
+    """
+    totals = {kind: [0, 0] for kind in sorted(caught)}
+    for kind, reason in zip(table["planted"].to_pylist(), table["reason"].to_pylist(), strict=True):
+        if kind in totals:
+            totals[kind][0] += 1
+            totals[kind][1] += reason.startswith(caught[kind])
+    return {kind: {"planted": n, "caught": hit, "recall": hit / n} for kind, (n, hit) in totals.items() if n}
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What one step of a run did with a document."""
+
+    step: str
+    verdict: str
+    stage: str
+    reason: str
+    evidence: str
+    title: str
+    bytes: int
+
+
+def fates(url: str, run: Path) -> list[Fate]:
+    """Return the document's verdict in each data step of a run, in the order in which the steps wrote their tables.
+
+    Raises ValueError when no table of the run knows the URL.
+    """
+    wanted = [("id", "=", document_id(url))]
+    columns = ["verdict", "stage", "reason", "evidence", "title", "bytes"]
+    found: list[Fate] = []
+    for path in sorted(run.glob(f"*/{FILE}"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        for row in pq.read_table(path, columns=columns, filters=wanted).to_pylist():
+            found.append(Fate(step=path.parent.name, **row))
+    if not found:
+        raise ValueError(f"{run} has no document with the URL {url}: see the URLs in {run}/*/{FILE}")
+    return found
+
+
+def why(url: str, run: Path) -> str:
+    """Tell a document's fate in a run, with the evidence, as a few lines of text."""
+    story = fates(url, run)
+    lines = [url, f'  "{story[0].title}", {story[0].bytes:,} bytes of text' if story[0].title else ""]
+    for fate in story:
+        if fate.verdict == "drop":
+            lines.append(f"  {fate.step}: dropped by {fate.stage}: {fate.reason} ({fate.evidence})")
+            break
+        lines.append(f"  {fate.step}: kept, {fate.bytes:,} bytes" + (f" ({fate.evidence})" if fate.evidence else ""))
+    return "\n".join(line for line in lines if line)

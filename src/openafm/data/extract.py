@@ -1,0 +1,130 @@
+"""Body text of an HTML page, as light Markdown (paragraphs, headings, lists, tables, listings, LaTeX).
+
+`openafm extract` and the `extract` step call `extract`. Any bytes give an `Extraction`; a page that cannot be decoded
+raises `Undecodable` only from `decode`, so that the step can count it.
+"""
+
+import re
+from dataclasses import dataclass
+
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+from resiliparse.parse.html import HTMLTree
+from resiliparse.parse.lang import detect_fast
+
+from openafm.data.blocks import Block, read_blocks
+from openafm.data.body import select_body
+from openafm.data.mathml import inline_formulas
+
+MAX_HTML = 4_000_000
+"""Characters of HTML that are read; longer pages are cut off there."""
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
+_RAW = "script, style, noscript, iframe, xmp, noembed, noframes, plaintext"
+_MATH_MARKS = re.compile(r"<math|katex|mathjax|math/tex|mjx-|mwe-math|<img[^>]{0,300}class=\"?(?:latex|tex|math)", re.I)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
+_SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
+MAX_LANGUAGE_DISTANCE = 1000
+"""Above this out-of-place measure the n-gram language guess is worth nothing (resiliparse's own cut-off is 1200)."""
+
+
+class Undecodable(ValueError):
+    """The bytes are no text in any encoding that could be found."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A page's body. `language` is the declared primary tag, else a guess, else ""."""
+
+    text: str
+    title: str
+    language: str
+
+
+def decode(html: bytes, charset: str | None = None) -> str:
+    """Decode a page: byte order mark, HTTP charset, meta charset, valid UTF-8, then detection (WHATWG HTML, 13.2.3).
+
+    Raises Undecodable for binary data: when over 2% of the characters are control or replacement characters.
+    """
+    if html[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = html.decode("utf-16", "replace")
+    else:
+        declared = charset or next((m[1].decode("ascii") for m in [_CHARSET.search(html[:4096])] if m), None)
+        text = _decode_declared(html, declared)
+    broken = len(_CONTROL.findall(text)) + text.count("\ufffd")
+    if broken > 5 and broken > 0.02 * len(text):
+        raise Undecodable(f"{broken} of {len(text)} characters are control or replacement characters")
+    return text
+
+
+def _decode_declared(html: bytes, declared: str | None) -> str:
+    encoding = map_encoding_to_html5(declared) if declared else None
+    if encoding in (None, "utf-8"):
+        try:
+            return html.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            encoding = detect_encoding(html, from_html_meta=False)
+    return bytes_to_str(html, encoding, fallback_encodings=("utf-8", "windows-1252"))
+
+
+def _language(tree: HTMLTree, text: str) -> str:
+    root = tree.document.query_selector("html")
+    declared = (root.getattr("lang") or root.getattr("xml:lang") or "") if root is not None else ""
+    primary = re.match(r"[a-zA-Z]{2,3}(?![a-zA-Z])", declared.strip())
+    if primary:
+        return primary[0].lower()
+    code, distance = detect_fast(text[:4000]) if text else ("unknown", MAX_LANGUAGE_DISTANCE + 1)
+    return code if distance <= MAX_LANGUAGE_DISTANCE and code != "unknown" else ""
+
+
+def _clean_line(text: str) -> str:
+    return " ".join(_CONTROL.sub("", text).split())
+
+
+def _title(tree: HTMLTree) -> str:
+    """Return the title without the site's name: the first heading where the title contains it, else the longest part."""
+    title = _clean_line(tree.title or "")[:300]
+    headings = [_clean_line(node.text).rstrip("¶#").strip() for node in tree.document.get_elements_by_tag_name("h1")[:2]]
+    heading = next((text for text in headings if 0 < len(text) < 200), "")
+    if heading and (not title or heading.lower() in title.lower()):
+        return heading
+    parts = _SEPARATOR.split(title)
+    return parts[0] if len(parts) > 1 and len(parts[0]) >= 8 else max(parts, key=len)
+
+
+def render(blocks: list[Block]) -> str:
+    """Write blocks as light Markdown: items of a list on following lines, everything else a paragraph."""
+    parts: list[str] = []
+    previous: Block | None = None
+    for block in blocks:
+        text, indent = block.text, "  " * max(0, block.depth - 1)
+        if block.kind[0] == "h":
+            text = f"{'#' * int(block.kind[1])} " + text.replace("\n", " ")
+        elif block.kind == "pre":
+            text = f"```\n{text}\n```"
+        elif block.depth:
+            text = indent + (block.marker or "  ") + text.replace("\n", "\n" + indent + "  ")
+        tight = previous is not None and block.marker and previous.depth and previous.kind == "p"
+        parts.append(("\n" if tight else "\n\n") + text if parts else text)
+        previous = block
+    return "".join(parts)
+
+
+def extract(html: bytes, url: str | None = None, charset: str | None = None) -> Extraction:
+    """Extract the body of a page; `charset` is the one of its HTTP header, `url` is for messages only.
+
+    Undecodable bytes and pages without text give an empty text.
+    """
+    try:
+        source = decode(html, charset)[:MAX_HTML]
+    except Undecodable:
+        return Extraction("", "", "")
+    tree = HTMLTree.parse(source)
+    if tree.body is None:
+        return Extraction("", _title(tree), "")
+    if _MATH_MARKS.search(source):
+        inline_formulas(tree)
+    for node in tree.document.query_selector_all(_RAW):
+        if node.parent is not None:
+            node.parent.remove_child(node)
+    blocks, boxes = read_blocks(tree.body.html)
+    text = _CONTROL.sub("", render(select_body(blocks, boxes)))
+    return Extraction(text, _title(tree), _language(tree, text))
