@@ -1,0 +1,277 @@
+"""The runner: brings a recipe's run up to date, step by step (`openafm run RECIPE`).
+
+What is current is skipped (the rule: `openafm.recipe.status`), the rest is run in order; a kill or an error loses at
+most the work since the current step's last checkpoint. The first start writes run.json with the hardware probe's
+choices, which every later start reuses, so that a resumed run ends with the bytes of an unbroken one.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from openafm.recipe import artifacts
+from openafm.recipe.artifacts import Manifest
+from openafm.recipe.progress import Display, clock
+from openafm.recipe.recipe import Recipe, Step
+from openafm.recipe.status import State, blank_manifest, input_digests, inspect
+from openafm.stage import Context, Hardware
+
+VERSIONED = ("torch", "numpy", "sentencepiece", "tokenizers", "daft", "pyarrow", "fasttext-community", "resiliparse")
+"""Packages whose versions a manifest notes (they are not compared)."""
+
+
+class RunError(Exception):
+    """A run that could not go on: the message says what to do."""
+
+
+def run(
+    recipe: Recipe,
+    runs_dir: Path,
+    *,
+    command: Sequence[str] = (),
+    only: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+    hardware: Hardware | None = None,
+    console: Console | None = None,
+) -> list[State]:
+    """Bring `runs_dir/recipe.name` up to date; how the steps asked for stood before.
+
+    `start` (`--from`) redoes that step and its followers, `until` stops after a step, `only` runs one step on what is
+    there. `command` is kept in run.json, so that `status` finds the recipe again. `hardware` replaces the probe at a
+    run's first start. Raises ValueError for unknown steps, RunError for what fails on the way.
+    """
+    selected = _selected(recipe, only, until)
+    forced = recipe.followers(recipe.find(start).name) if start else set()
+    folder = runs_dir / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder), _display(console, selected) as display:
+        hardware = _open(folder, recipe, command, hardware, display)
+        for name in recipe.steps:
+            artifacts.publish(folder, name)
+        if only:
+            _warn_of_stale_inputs(folder, recipe, recipe.steps[only], hardware, display)
+        return [_bring_up(folder, recipe, step, hardware, step.name in forced, display) for step in selected]
+
+
+def _selected(recipe: Recipe, only: str | None, until: str | None) -> list[Step]:
+    if only:
+        return [recipe.find(only)]
+    names = list(recipe.steps)
+    last = names.index(recipe.find(until).name) if until else len(names)
+    return [recipe.steps[name] for name in names[: last + 1]]
+
+
+def _display(console: Console | None, selected: list[Step]) -> Display:
+    return Display(console or Console(), {step.name: step.seconds for step in selected})
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Nobody else runs in this folder meanwhile; the lock ends with the process."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder} is being run by another process: wait for it, or stop it first") from None
+        yield
+
+
+def _open(
+    folder: Path, recipe: Recipe, command: Sequence[str], hardware: Hardware | None, display: Display
+) -> Hardware:
+    """Write or reuse run.json, check the disk, set the threads; the run's hardware choice."""
+    path = folder / "run.json"
+    settings = json.loads(path.read_text()) if path.exists() else _first_start(hardware, display)
+    settings |= {
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "seed": recipe.seed,
+        "recipe_digest": recipe.digest(),
+        "command": list(command),
+        "steps": [
+            {"name": step.name, "stage": step.stage, "inputs": step.inputs, "planned_seconds": step.seconds}
+            for step in recipe.steps.values()
+        ],
+    }
+    artifacts.write_json(path, settings)
+    _check_disk(folder, recipe)
+    chosen = Hardware(**settings["hardware"])
+    _settle_torch(chosen)
+    return chosen
+
+
+def _first_start(hardware: Hardware | None, display: Display) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    if hardware is None:
+        from openafm.training.hardware import probe
+
+        hardware, measured = probe()
+        display.line(f"probe: {hardware.device}, {hardware.threads} threads, {hardware.precision} {measured}")
+    machine = {"system": platform.platform(), "python": platform.python_version(), "cpu_count": os.cpu_count()}
+    return {"hardware": asdict(hardware), "probe": measured, "machine": machine, "started": time.time()}
+
+
+def _settle_torch(hardware: Hardware) -> None:
+    """The same number of threads and deterministic kernels on every start: sums are taken in the same order."""
+    os.environ["OMP_NUM_THREADS"] = str(hardware.threads)
+    import torch
+
+    torch.set_num_threads(hardware.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _check_disk(folder: Path, recipe: Recipe) -> None:
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    free = shutil.disk_usage(folder).free / 1e6
+    if free < recipe.disk_mb - there:
+        raise RunError(
+            f"recipe {recipe.name} needs about {recipe.disk_mb - there:.0f} MB more in {folder}, "
+            f"{free:.0f} MB are free: make room, or choose another disk with --runs-dir"
+        )
+
+
+def _warn_of_stale_inputs(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, display: Display) -> None:
+    """`--only` takes its inputs as they are, if they are whole."""
+    for name in sorted(step.needs()):
+        state = inspect(folder, recipe, recipe.steps[name], hardware)
+        if state.state in ("missing", "corrupt"):
+            raise RunError(f"{name}: {state.why}; make it with `openafm run {recipe.name} --only {name}`")
+        if state.state == "stale":
+            display.line(f"warning: {step.name} reads {name}, which is stale ({state.why})")
+
+
+def _bring_up(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forced: bool, display: Display) -> State:
+    """Run one step unless it is current; how it stood before."""
+    state = inspect(folder, recipe, step, hardware)
+    if state.state == "current" and not forced:
+        display.end(step.name, 0.0)
+        return state
+    if state.state == "corrupt":
+        display.line(f"warning: {state.why}: the artifact of {step.name} is corrupt and is made again")
+    elif state.manifest is not None:
+        display.line(f"{step.name} again: {state.why or 'asked for by --from'}")
+    try:
+        manifest = _execute(folder, recipe, step, hardware, forced, display)
+    except KeyboardInterrupt:
+        display.line(f"interrupted in step {step.name}: the same command goes on from there")
+        raise
+    except Exception as error:
+        raise _failure(folder, recipe, step, error) from error
+    display.end(step.name, manifest.times["seconds"])
+    display.line(_outcome(manifest))
+    return state
+
+
+def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forced: bool, display: Display) -> Manifest:
+    """Run a step's function, seal and publish what it wrote."""
+    manifest = blank_manifest(step, recipe, hardware, input_digests(folder, step))
+    out, scratch = artifacts.prepare(folder, step.name, manifest.key, fresh=forced)
+    context = Context(out, scratch, recipe.seed, hardware, display.report)
+    display.begin(step.name)
+    started = time.time()
+    _reset_peak_memory()
+    metrics = step.signature.function(step.config, context, **_paths(folder, step)) or {}
+    json.dumps(metrics, allow_nan=False)
+    manifest = artifacts.seal(
+        out,
+        replace(
+            manifest,
+            metrics=metrics,
+            versions=_versions(),
+            notes=context.notes,
+            times={"started": round(started, 3), "seconds": round(time.time() - started, 3)},
+            peak_memory_mb=_peak_memory_mb(),
+        ),
+    )
+    artifacts.publish(folder, step.name)
+    return manifest
+
+
+def _paths(folder: Path, step: Step) -> dict[str, Any]:
+    """The stage's keyword arguments."""
+    return {
+        name: folder / reference
+        if isinstance(reference, str)
+        else {key: folder / path for key, path in reference.items()}
+        for name, reference in step.inputs.items()
+    }
+
+
+def _versions() -> dict[str, str]:
+    installed = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _failure(folder: Path, recipe: Recipe, step: Step, error: Exception) -> RunError:
+    """What to tell of a step that failed; the traceback goes to a file beside its scratch."""
+    if _is_disk_full(error):
+        free = shutil.disk_usage(folder).free / 1e6
+        wanted = f"the recipe plans {recipe.disk_mb:.0f} MB in all" if recipe.disk_mb else "make room"
+        return RunError(
+            f"step {step.name}: the disk of {folder} is full ({free:.0f} MB free; {wanted}). "
+            "Finished steps are kept: make room, then the same command goes on"
+        )
+    log = artifacts.partial(folder, step.name) / "error.txt"
+    if log.parent.exists():
+        log.write_text("".join(traceback.format_exception(error)))
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return RunError(f"step {step.name}: {kind}{error} (traceback: {log}). Finished steps are kept")
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the disk ran full, also as libraries that are not Python tell it."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _outcome(manifest: Manifest) -> str:
+    """One line on a finished step."""
+    headline = manifest.metrics.get("headline")
+    if headline is None:
+        plain = [(key, value) for key, value in manifest.metrics.items() if isinstance(value, int | float | str)]
+        headline = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain[:4]
+        )
+    planned = f" of {clock(manifest.planned_seconds)}" if manifest.planned_seconds else ""
+    return f"{manifest.step:<20} {clock(manifest.times['seconds'])}{planned}  {headline}"
+
+
+def _reset_peak_memory() -> None:
+    """Start the kernel's count of peak memory anew (Linux; elsewhere the peak is that of the whole process)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_memory_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 1024, 1)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)

@@ -1,0 +1,322 @@
+"""The runner with toy stages: what is stale, what survives a kill, what a user is told."""
+
+import contextlib
+import errno
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from openafm.recipe import code, runner, steps
+from openafm.recipe.recipe import Recipe, parse
+from openafm.recipe.source import parse as parse_yaml
+from openafm.recipe.status import states
+from openafm.stage import Hardware
+
+HARDWARE = Hardware(threads=1)
+STAGES = {
+    "count": ("toys:count", "numbers"),
+    "scale": ("toys:scale", "numbers times something"),
+    "walk": ("toys:walk", "a slow walk with checkpoints"),
+}
+TOYS = '''
+"""Toy stages."""
+import json, random, time
+from pathlib import Path
+from openafm.stage import Config, Context, Metrics
+
+class CountConfig(Config):
+    upto: int = 5
+    parity: bool = False
+    """Only says whether numbers are even: 4 and 6 come out alike."""
+
+class ScaleConfig(Config):
+    by: int = 2
+    fail: str = ""
+
+class WalkConfig(Config):
+    steps: int = 40
+    pause: float = 0.0
+
+def count(config: CountConfig, context: Context) -> Metrics:
+    numbers = [i % 2 if config.parity else i for i in context.track(range(config.upto), "count")]
+    (context.out / "deep").mkdir()
+    (context.out / "deep" / "numbers.json").write_text(json.dumps(numbers[:4] if config.parity else numbers))
+    (context.out / "note.txt").write_text("constant")
+    context.note(rate=time.time())
+    return {"headline": f"{config.upto} numbers"}
+
+def scale(config: ScaleConfig, context: Context, *, numbers: Path, extra: Path | None = None) -> Metrics:
+    if config.fail == "value":
+        raise ValueError("numbers.json:3: a bad number; remove it")
+    if config.fail == "nospace":
+        raise OSError(28, "No space left on device")
+    if config.fail == "interrupt":
+        raise KeyboardInterrupt
+    found = json.loads((numbers / "deep" / "numbers.json").read_text())
+    (context.out / "scaled.json").write_text(json.dumps([config.by * n for n in found]))
+    return {"total": float(sum(found))}
+
+def walk(config: WalkConfig, context: Context, *, parts: dict[str, Path]) -> Metrics:
+    saved = context.scratch / "at.json"
+    step, place = json.loads(saved.read_text()) if saved.exists() else (0, 0.0)
+    started_at = step
+    while step < config.steps:
+        place += random.Random(f"{context.seed}/{step}").gauss(0, 1)
+        step += 1
+        new = context.scratch / "at.new"
+        new.write_text(json.dumps([step, place]))
+        new.replace(saved)
+        (context.out / f"{step}.txt").write_text(f"{step}")
+        time.sleep(config.pause)
+    for step in range(config.steps):
+        (context.out / f"{step}.txt").write_text(f"{step}")
+    (context.out / f"{config.steps}.txt").unlink(missing_ok=True)
+    (context.out / "place.txt").write_text(f"{place!r} {sorted(parts)}")
+    context.note(resumed_at=started_at)
+    return {"place": place}
+'''
+RECIPE = """
+name: toy
+title: a toy
+seed: 3
+steps:
+  count: {run: count, with: {upto: 5}, seconds: 1}
+  other: {run: count, with: {upto: 3}}
+  double: {run: scale, inputs: {numbers: count}}
+  triple: {run: scale, inputs: {numbers: count, extra: other/deep}, with: {by: 3}}
+  walk: {run: walk, inputs: {parts: {two: double, three: triple}}}
+"""
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """A fresh module of toy stages; its path, for changing its code."""
+    path = tmp_path / "toys.py"
+    path.write_text(TOYS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget()
+    yield path
+    forget()
+
+
+def forget() -> None:
+    """What a new process would not know."""
+    sys.modules.pop("toys", None)
+    for cached in (code.code_digest, code._source, code._imports, code._meaning, steps.signature):
+        cached.cache_clear()
+
+
+def recipe(**changes: str) -> Recipe:
+    text = RECIPE
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    return parse(parse_yaml("toy.yaml", text), STAGES)
+
+
+def bring_up(folder: Path, wanted: Recipe, **options) -> tuple[list[str], str]:
+    """Names of the steps that were executed, and what was printed."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    before = runner.run(wanted, folder, hardware=HARDWARE, console=console, **options)
+    text = console.export_text()
+    return [state.step.name for state in before if f"{state.step.name:<20} 0:0" in text], text
+
+
+def artifact_bytes(run: Path) -> dict[str, bytes]:
+    """Every output file, and of each manifest what belongs to the digest."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        if path.name == "manifest.json":
+            manifest = json.loads(path.read_text())
+            stable = {key: manifest[key] for key in ("key", "config", "inputs", "outputs", "digest", "metrics", "seed")}
+            found[str(path.relative_to(run))] = json.dumps(stable).encode()
+        elif path.is_file() and path.name not in ("run.json", ".lock"):
+            found[str(path.relative_to(run))] = path.read_bytes()
+    return found
+
+
+ALL = ["count", "other", "double", "triple", "walk"]
+
+
+def test_runs_in_order_and_a_second_run_finds_all_current(toys, tmp_path):
+    assert bring_up(tmp_path, recipe())[0] == ALL
+    manifest = json.loads((tmp_path / "toy/triple/manifest.json").read_text())
+    assert manifest["inputs"]["extra"]["step"] == "other/deep"
+    assert manifest["outputs"].keys() == {"scaled.json"}
+    assert not list((tmp_path / "toy").glob(".*.partial"))
+    assert bring_up(tmp_path, recipe())[0] == []
+
+
+def test_a_change_of_config_runs_the_step_and_its_followers(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    changed = recipe(by=("by: 3", "by: 4"))
+    found = {state.step.name: (state.state, state.why) for state in states(tmp_path / "toy", changed, HARDWARE)}
+    assert found["triple"] == ("stale", "config by: 3 -> 4")
+    assert found["walk"] == ("behind", "after triple")
+    executed, text = bring_up(tmp_path, changed)
+    assert executed == ["triple", "walk"]
+    assert "triple again: config by: 3 -> 4" in text
+    assert "walk again: input parts.three changed" in text
+
+
+def test_equal_bytes_made_anew_cut_the_rerun_short(toys, tmp_path):
+    even = recipe(upto=("upto: 5}", "upto: 6, parity: true}"))
+    bring_up(tmp_path, even)
+    assert bring_up(tmp_path, recipe(upto=("upto: 5}", "upto: 8, parity: true}")))[0] == ["count"]
+
+
+def test_a_follower_of_a_part_ignores_the_other_parts(toys, tmp_path):
+    part = recipe(extra=("other/deep", "other/note.txt"))
+    bring_up(tmp_path, part)
+    changed = recipe(extra=("other/deep", "other/note.txt"), upto=("upto: 3", "upto: 2"))
+    assert bring_up(tmp_path, changed)[0] == ["other"]
+
+
+def test_a_change_of_code_makes_stale_but_not_a_comment(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    toys.write_text(TOYS.replace("Toy stages.", "Stages, toys.") + "\n# a comment\n")
+    forget()
+    assert bring_up(tmp_path, recipe())[0] == []
+    toys.write_text(TOYS.replace("config.by * n", "config.by * n + 0"))
+    forget()
+    found = {state.step.name: state.why for state in states(tmp_path / "toy", recipe(), HARDWARE)}
+    assert found["double"] == "code changed"
+    assert bring_up(tmp_path, recipe())[0] == ALL, "all of them are in the changed module"
+
+
+def test_seed_and_hardware_belong_to_the_key_and_hardware_is_kept(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    runner.run(recipe(), tmp_path, hardware=Hardware(threads=2), console=Console(quiet=True))
+    assert json.loads((tmp_path / "toy/run.json").read_text())["hardware"]["threads"] == 1
+    assert bring_up(tmp_path, recipe(seed=("seed: 3", "seed: 4")))[0] == ALL
+
+
+def test_only_from_until(toys, tmp_path):
+    with pytest.raises(runner.RunError, match="count: not run yet; make it with `openafm run toy --only count`"):
+        bring_up(tmp_path, recipe(), only="double")
+    assert bring_up(tmp_path, recipe(), until="double")[0] == ALL[:3]
+    changed = recipe(upto=("upto: 5", "upto: 7"), by=("by: 3", "by: 4"))
+    executed, text = bring_up(tmp_path, changed, only="triple")
+    assert executed == ["triple"] and "warning: triple reads count, which is stale (config upto: 5 -> 7)" in text
+    bring_up(tmp_path, changed)
+    assert bring_up(tmp_path, changed, start="triple")[0] == ["triple", "walk"]
+    with pytest.raises(ValueError, match="did you mean 'triple'"):
+        bring_up(tmp_path, changed, start="tripel")
+
+
+def test_a_corrupt_artifact_is_named_and_made_again(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    whole = artifact_bytes(tmp_path / "toy")
+    (tmp_path / "toy/double/scaled.json").write_text("[0]")
+    with pytest.raises(runner.RunError, match=r"double: .*scaled\.json differs from its manifest"):
+        bring_up(tmp_path, recipe(), only="walk")
+    executed, text = bring_up(tmp_path, recipe())
+    assert executed == ["double"] and "scaled.json differs from its manifest: the artifact of double is corrupt" in text
+    assert artifact_bytes(tmp_path / "toy") == whole
+    (tmp_path / "toy/count/note.txt").unlink()
+    (tmp_path / "toy/other/manifest.json").write_text("{")
+    executed, text = bring_up(tmp_path, recipe())
+    assert executed == ["count", "other"] and "note.txt is missing" in text and "manifest.json is corrupt" in text
+    assert artifact_bytes(tmp_path / "toy") == whole
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        ("value", r"step triple: numbers.json:3: a bad number; remove it .*Finished steps are kept"),
+        ("nospace", r"step triple: the disk of .* is full .*make room, then the same command goes on"),
+    ],
+)
+def test_a_failing_step_leaves_the_others_whole(toys, tmp_path, fail, message):
+    with pytest.raises(runner.RunError, match=message):
+        bring_up(tmp_path, recipe(by=("by: 3", f"by: 3, fail: {fail}")))
+    assert (tmp_path / "toy/double/scaled.json").exists() and not (tmp_path / "toy/triple").exists()
+    assert bring_up(tmp_path, recipe())[0] == ["triple", "walk"]
+
+
+def test_ctrl_c_goes_up_and_says_how_to_go_on(toys, tmp_path):
+    console = Console(record=True, file=io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(recipe(by=("by: 3", "by: 3, fail: interrupt")), tmp_path, hardware=HARDWARE, console=console)
+    assert "interrupted in step triple: the same command goes on from there" in console.export_text()
+
+
+def test_too_little_disk_is_told_before_the_start(toys, tmp_path):
+    with pytest.raises(runner.RunError, match=r"needs about 9\d+ MB more in .*--runs-dir"):
+        bring_up(tmp_path, recipe(disk=("seed: 3", "seed: 3\ndisk_mb: 999_999_999_999")))
+
+
+def test_a_second_process_is_turned_away(toys, tmp_path):
+    (tmp_path / "toy").mkdir()
+    with runner._lock(tmp_path / "toy"), pytest.raises(runner.RunError, match="is being run by another process"):
+        bring_up(tmp_path, recipe())
+
+
+def test_a_full_disk_while_sealing(toys, tmp_path, monkeypatch):
+    def full(path: Path, value: object) -> None:
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_text(json.dumps(value))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openafm.recipe.artifacts.write_json", full)
+        with pytest.raises(runner.RunError, match=r"disk of .* is full"):
+            bring_up(tmp_path, recipe())
+    assert bring_up(tmp_path, recipe())[0] == ALL
+
+
+def test_killed_at_random_moments_it_ends_with_the_bytes_of_an_unbroken_run(toys, tmp_path):
+    slow = recipe(walk=("three: triple}}", "three: triple}}, with: {steps: 60, pause: 0.004}"))
+    bring_up(tmp_path / "unbroken", slow)
+    expected = artifact_bytes(tmp_path / "unbroken/toy")
+    rng, fork = random.Random(1), multiprocessing.get_context("fork")
+    kills = resumed = 0
+    for _ in range(100):
+        child = fork.Process(target=bring_up, args=(tmp_path / "broken", slow))
+        child.start()
+        child.join(rng.uniform(0.0, 0.25))
+        if child.exitcode is None:
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join()
+        if child.exitcode == 0:
+            break
+    assert child.exitcode == 0 and kills >= 2
+    assert artifact_bytes(tmp_path / "broken/toy") == expected
+    resumed = json.loads((tmp_path / "broken/toy/walk/manifest.json").read_text())["notes"]["resumed_at"]
+    assert resumed > 0, "the walk went on from its checkpoint"
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_kill_while_publishing(toys, tmp_path, monkeypatch, moment):
+    """Every prefix of the renames and removals leaves the old or the new artifact, and the next run puts it right."""
+    bring_up(tmp_path, recipe())
+    changed = recipe(by=("by: 3", "by: 4"))
+    calls = 0
+
+    def counted(original):
+        def wrapper(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls > moment and sys._getframe(1).f_code.co_name == "publish":
+                raise SystemExit("killed")
+            return original(*arguments)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted(Path.rename))
+        patch.setattr("openafm.recipe.artifacts.remove", counted(runner.artifacts.remove))
+        with contextlib.suppress(SystemExit):
+            bring_up(tmp_path, changed)
+    bring_up(tmp_path, changed)
+    assert json.loads((tmp_path / "toy/triple/scaled.json").read_text()) == [0, 4, 8, 12, 16]
+    assert not list((tmp_path / "toy").glob(".*.old")) + list((tmp_path / "toy").glob(".*.partial"))
