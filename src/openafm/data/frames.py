@@ -45,7 +45,7 @@ def documents(folder: Path) -> daft.DataFrame:
 
 def kept(folder: Path, *columns: str) -> daft.DataFrame:
     """The given columns of the documents that no filter has dropped so far."""
-    return documents(folder).where(daft.col("verdict") == "keep").select(*columns)
+    return documents(folder).where("verdict = 'keep'").select(*columns)
 
 
 def write_verdicts(

@@ -1,0 +1,145 @@
+import json
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openafm.data import documents
+from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, decontaminate, letters, normalise
+from openafm.stage import Context
+
+QUESTION = "Janet has 16 ducks. How many eggs do they lay per day, if each duck lays three and she eats two?"
+SHORT = "Which planet is largest?"
+FOREIGN = ["Où naît le café crème de l'été ?", "Wie groß ist die Straße nach ﬁnal?"]
+PROSE = [f"prose{i}" for i in range(50)]
+
+
+def index_of(*texts: str, **options: int) -> NgramIndex:
+    index = NgramIndex(**options)
+    for number, text in enumerate(texts):
+        index.add("bench", str(number), text)
+    return index
+
+
+def found(index: NgramIndex, text: str) -> list[str]:
+    return [index.ngrams[number] for number in index.find([text])[0]]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    question=st.sampled_from(
+        [QUESTION, SHORT, "Où naît le café crème de l'été ?", "Wie groß ist die Straße nach ﬁnal?"]
+    ),
+    joints=st.lists(
+        st.sampled_from([" ", "\n\n", "\t", "\u00a0", " - ", "... ", "_", "”, “", "&", " \u2014 "]), min_size=1
+    ),
+    change=st.sampled_from([str, str.upper, str.lower, str.swapcase, str.title]),
+)
+def test_items_are_found_through_case_punctuation_and_white_space(question, joints, change):
+    words = [part for part in re.split(r"[\W_]+", question) if part]
+    spelled = "".join(change(word) + joints[i % len(joints)] for i, word in enumerate(words))
+    text = f"Some page says {' '.join(PROSE)}: {spelled} {' '.join(PROSE)}"
+    assert found(index_of(question), text)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.randoms(use_true_random=False))
+def test_the_same_hits_as_sets_of_word_tuples(draw):
+    vocabulary = ["alpha", "beta", "gammas", "delta", "epsilon", "zetas"]
+    items = [" ".join(draw.choices(vocabulary, k=draw.randint(2, 9))) for _ in range(6)]
+    texts = [" ".join(draw.choices(vocabulary, k=draw.randint(0, 400))) for _ in range(3)]
+    index = index_of(*items, min_n=3, max_n=5)
+    expected = []
+    for text in texts:
+        words = text.split()
+        hits = set()
+        for item in map(str.split, items):
+            n = min(5, len(item))
+            if n >= 3:
+                grams = {tuple(item[i : i + n]) for i in range(len(item) - n + 1)}
+                hits |= grams & {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+        expected.append({" ".join(hit) for hit in hits})
+    assert [{index.ngrams[number] for number in hits} for hits in index.find(texts)] == expected
+
+
+def test_what_is_not_an_item_stays():
+    index = index_of(QUESTION, SHORT, "Is 7 prime?")
+    assert not found(index, "Janet has 16 ducks. How many geese do they see per day, if each duck sees three?")
+    assert not found(index, "As to which planet is larger: Jupiter. The twhich planet is largest. Is 7 prime? Yes.")
+    assert not found(index, "")
+    assert found(index, "WHICH PLANET\nIS LARGEST") == ["which planet is largest"]
+    assert index.add("bench", "3", "Is 7 prime?") == 0  # three words
+    assert index.add("bench", "4", "a b c d") == 0  # four letters
+
+
+def test_long_items_are_found_by_any_part_of_13_words():
+    index = index_of(QUESTION)
+    words = QUESTION.split()
+    assert len(index.ngrams) == len(words) - 12
+    assert found(index, " ".join(words[3:16])) and not found(index, " ".join(words[3:15]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text())
+def test_letters_are_letters_and_digits_alone(text):
+    stream = letters(normalise(text))
+    assert not stream or stream.decode().isalnum()
+    assert letters(normalise(f" -{text}_\n")) == stream
+
+
+def corpus() -> list[documents.Row]:
+    draw = random.Random(0)
+    rows = []
+    for number, flow in enumerate(documents.FLOWS * 4):
+        text = " ".join(draw.choices(PROSE, k=80)) + " " + str(number)
+        if number < 5:
+            text += "\n\n" + QUESTION.upper().replace(" ", "  ") + "\n" + text
+        rows.append(documents.document(f"http://x/{number}", flow, text, planted="benchmark" if number < 5 else None))
+    return rows
+
+
+def run(tmp_path, rows, items, name="out", **options):
+    (tmp_path / name).mkdir()
+    (tmp_path / "benchmarks").mkdir(exist_ok=True)
+    (tmp_path / "benchmarks" / "ducks.jsonl").write_text("\n".join(map(json.dumps, items)))
+    documents.write(rows, tmp_path / f"{name}-in")
+    context = Context(out=tmp_path / name, scratch=tmp_path)
+    config = DecontaminateConfig(**options)
+    metrics = decontaminate(config, context, documents=tmp_path / f"{name}-in", sources=tmp_path)
+    ledger = [json.loads(line) for line in (tmp_path / name / "ledger.jsonl").read_text().splitlines()]
+    return metrics, documents.read(tmp_path / name).to_pylist(), ledger
+
+
+def test_the_stage_drops_documents_of_every_flow_and_says_why(tmp_path):
+    items = [{"id": "q1", "text": QUESTION}, {"id": "q2", "text": "prose1"}]
+    metrics, rows, ledger = run(tmp_path, corpus(), items)
+    dropped = [row for row in rows if row["verdict"] == "drop"]
+    assert sorted(row["flow"] for row in dropped) == sorted(documents.FLOWS)
+    assert {row["reason"] for row in dropped} == {"benchmark.ducks"}
+    assert all(row["planted"] == "benchmark" and "item q1 of ducks" in row["evidence"] for row in dropped)
+    assert metrics["planted"] == {"benchmark": {"planted": 5, "caught": 5, "recall": 1.0}}
+    assert metrics["benchmarks"] == {"ducks": {"items": 2, "ngrams": 9, "too_short": 1}}
+    assert {entry["id"] for entry in ledger} == {row["id"] for row in dropped}
+    assert all(entry["ngram"] in " ".join(re.findall(r"\w+", QUESTION.lower())) for entry in ledger)
+    run(tmp_path, corpus()[::-1], items, "again")
+    for file in ("documents.parquet", "ledger.jsonl"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_common_phrases_drop_nothing(tmp_path):
+    metrics, rows, ledger = run(tmp_path, corpus(), [{"id": "q1", "text": QUESTION}], common_count=5)
+    assert all(row["verdict"] == "keep" for row in rows)
+    assert ledger and all(entry["common"] and entry["documents"] == 5 for entry in ledger)
+    assert metrics["common_phrases"] == len({entry["ngram"] for entry in ledger}) == 9
+
+
+def test_broken_benchmarks_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"ducks.jsonl, line 2"):
+        run(tmp_path, corpus(), [{"id": "q1", "text": QUESTION}, {"id": "q2"}])
+    (tmp_path / "benchmarks" / "ducks.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds no benchmark"):
+        decontaminate(
+            DecontaminateConfig(), Context(tmp_path, tmp_path), documents=tmp_path / "out-in", sources=tmp_path
+        )
