@@ -1,0 +1,123 @@
+"""Step `compress`: calibrate, allocate bits, palettize, pack, and check the pack against the unpacked weights.
+
+AFM (arXiv 2407.21075, section 5.1): 4-bit tables shared by 16 rows, the least sensitive projections at 2 bits, the
+embedding in int8. Columns are weighted by their activations' second moments, measured on training text.
+"""
+
+from math import log
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from openafm.compression.allocation import allocate
+from openafm.compression.calibration import Windows, divergences, nats, read_windows, replaced, second_moments
+from openafm.compression.embedding import quantize_embedding
+from openafm.compression.package import sizes, verify_package, write_package
+from openafm.compression.palettize import palettize
+from openafm.engine.package import EMBEDDING, FOLDER, Package
+from openafm.engine.packed import Palettized
+from openafm.model import Transformer
+from openafm.model.checkpoint import load_model
+from openafm.scoring import intervals
+from openafm.stage import Config, Context, Metrics
+
+
+class CompressConfig(Config):
+    """How far to compress, and how much text to measure it on."""
+
+    target_bits: float = 3.6
+    """Average bits a projection weight, tables included; the rest of the package is printed beside it."""
+    group: int = 16
+    """Rows that share one table."""
+    length: int = 256
+    """Window of all measurements, in tokens."""
+    calibration_tokens: int = 16_384
+    """Training tokens whose activations weigh the columns."""
+    sensitivity_tokens: int = 4096
+    """Training tokens on which each projection's loss at 2 bits is measured; their logits are kept in memory."""
+    heldout_tokens: int = 16_384
+    """Held-out tokens that the package is judged on."""
+
+
+def compress(config: CompressConfig, context: Context, *, model: Path, shards: Path) -> Metrics:
+    """Turn the model folder into a package, `model.afm/`, and measure what that costs on held-out text."""
+    torch.set_num_threads(context.hardware.threads)
+    base = load_model(model).requires_grad_(False)
+    moments = second_moments(base, read_windows(shards, "train", config.length, config.calibration_tokens))
+    windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
+    costs = sensitivities(base, moments, windows, config.group, context)
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
+    bits = allocate(shapes, costs, config.target_bits, config.group)
+    projections = {
+        name: palettize(linear.weight.numpy(), bits[name], config.group, moments[name].numpy())
+        for name, linear in context.track(sorted(base.linears().items()), "palettize")
+    }
+    package = _pack(context.out / FOLDER, base, projections, model)
+    layers = {
+        name: {
+            "bits": bits[name],
+            "kl_at_2_bits": round(costs[name], 6),
+            "error": round(_relative_error(base.linears()[name].weight, projections[name], moments[name]), 6),
+        }
+        for name in sorted(bits)
+    }
+    heldout = read_windows(shards, "heldout", config.length, config.heldout_tokens)
+    return {**sizes(package), **_judge(base, package.model(), heldout), "layers": layers}
+
+
+@torch.no_grad()
+def sensitivities(
+    model: Transformer, moments: dict[str, Tensor], windows: Windows, group: int, context: Context
+) -> dict[str, float]:
+    """Return KL to the whole model, nats a token, when each projection alone goes to 2 bits."""
+    batches = windows.batches(model.config.vocab_size)
+    reference = [F.log_softmax(model(rows[:, :-1]), -1) for rows in batches]
+    costs = {}
+    for name, linear in context.track(sorted(model.linears().items()), "sensitivity"):
+        coarse = palettize(linear.weight.numpy(), 2, group, moments[name].numpy()).dequantize()
+        with replaced(model, name, torch.from_numpy(coarse)):
+            total = sum(
+                float(F.kl_div(F.log_softmax(model(rows[:, :-1]), -1), log_p, log_target=True, reduction="sum"))
+                for rows, log_p in zip(batches, reference, strict=True)
+            )
+        costs[name] = total / windows.predicted
+    return costs
+
+
+def _pack(folder: Path, base: Transformer, projections: dict[str, Palettized], tokenizer: Path) -> Package:
+    """Write the package, open it again and compare every tensor."""
+    quantized = {f"{name}.weight" for name in (*projections, EMBEDDING)}
+    rest = {name: tensor.numpy() for name, tensor in base.state_dict().items() if name not in quantized}
+    embedding = quantize_embedding(base.model.embed_tokens.weight.numpy())
+    write_package(folder, base.config, projections, embedding, rest, tokenizer)
+    package = Package(folder)
+    verify_package(package, projections, embedding, rest)
+    return package
+
+
+def _relative_error(weight: Tensor, projection: Palettized, moments: Tensor) -> float:
+    """Return the output's squared error over its square, with inputs taken as uncorrelated."""
+    lost = (weight.double() - torch.from_numpy(projection.dequantize())).square() @ moments
+    return float(lost.sum() / (weight.double().square() @ moments).sum())
+
+
+def _judge(base: Transformer, quantized: Transformer, windows: Windows) -> Metrics:
+    """Compare both models on held-out windows: bits a byte, KL, their 95% intervals over windows."""
+    before, after, kl = nats(base, windows), nats(quantized, windows), divergences(quantized, base, windows)
+    to_bits = windows.predicted / log(2) / windows.bytes / len(before)
+    change = [(b - a) * len(before) * to_bits for a, b in zip(before, after, strict=True)]
+    return {
+        "heldout_tokens": windows.predicted,
+        "heldout_windows": len(kl),
+        "bits_per_byte_base": round(sum(before) * to_bits, 5),
+        "bits_per_byte": round(sum(after) * to_bits, 5),
+        "bits_per_byte_change_interval": _rounded(intervals.mean(change)),
+        "kl": round(sum(kl) / len(kl), 6),
+        "kl_interval": _rounded(intervals.mean(kl)),
+    }
+
+
+def _rounded(values: tuple[float, float]) -> list[float]:
+    return [round(value, 6) for value in values]

@@ -1,0 +1,218 @@
+"""Step `recovery`: the accuracy-recovery adapter, 16-bit LoRA on every linear layer of the frozen quantized model.
+
+AFM (arXiv 2407.21075, section 5.1) trains it through the pretraining and post-training recipe. The control is the same
+adapter on the unquantized model: what it gains there is more training, not recovery.
+"""
+
+import json
+from collections.abc import Mapping
+from math import log
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openafm.adapters.lora import adapter_state, attach, load_adapter
+from openafm.adapters.store import Adapter
+from openafm.compression.calibration import divergences, nats, read_windows, second_moments
+from openafm.compression.package import add_adapter, sizes
+from openafm.engine.package import open_package
+from openafm.model import Transformer
+from openafm.model.checkpoint import load_model
+from openafm.model.muparam import trainable_groups
+from openafm.scoring import intervals
+from openafm.stage import Config, Context, Metrics
+from openafm.tokenizer import load as load_tokenizer
+from openafm.training.batches import Batch, Batches, ExampleBatches, TokenBatches, tokenize_examples
+from openafm.training.loop import train
+from openafm.training.losses import LossOutput, divergence, next_token
+from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.schedules import cosine
+
+NAME = "recovery"
+
+
+class RecoveryConfig(Config):
+    """The adapter, and the text that trains it."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    start: Literal["residual", "zero"] = "residual"
+    """From the best rank-`rank` fit of what quantization lost, or from B = 0."""
+    loss: Literal["next_token", "kl"] = "next_token"
+    """True tokens, or the unquantized model's distribution."""
+    mixture: dict[str, float] = {}
+    """Weights over the shards' sources; empty takes all by their size."""
+    tokens: int = 50_000
+    """Pretraining tokens."""
+    example_tokens: int = 20_000
+    """Tokens of post-training examples after them, where the step has that input."""
+    examples_file: str = "train.jsonl"
+    """Which file of the examples to train on."""
+    sequence_length: int = 256
+    batch_tokens: int = 1024
+    lr: float = 1e-3
+    floor: float = 0.05
+    warmup: float = 0.1
+    calibration_tokens: int = 16_384
+    """Training tokens whose activations weigh the residual's columns."""
+    heldout_tokens: int = 16_384
+
+
+def recovery(
+    config: RecoveryConfig, context: Context, *, package: Path, model: Path, shards: Path, examples: Path | None = None
+) -> Metrics:
+    """Train the adapter on the package's model, and its control; writes the package with the adapter in it."""
+    torch.set_num_threads(context.hardware.threads)
+    source = open_package(package)
+    base, quantized = load_model(model).requires_grad_(False), source.model().requires_grad_(False)
+    data = _batches(config, context, shards, examples, source.folder)
+    windows = read_windows(shards, "heldout", config.sequence_length, config.heldout_tokens)
+    nats_base, nats_quantized = nats(base, windows), nats(quantized, windows)
+    kl_quantized = divergences(quantized, base, windows)
+
+    if config.start == "residual":
+        calibration = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
+        moments = second_moments(base, calibration)
+        load_adapter(quantized, residual_adapter(base, quantized, moments, config.rank, config.alpha), config.alpha)
+    else:
+        attach(quantized, config.rank, config.alpha, seed=context.seed)
+    _stored(quantized, config)
+    nats_start = nats(quantized, windows)
+    _fit(quantized, base, data, config, context, "recovery")
+    state = _stored(quantized, config)
+    nats_adapted, kl_adapted = nats(quantized, windows), divergences(quantized, base, windows)
+    nats_control = nats_base
+    if config.loss == "next_token":  # with KL the untouched model is already the optimum
+        attach(base, config.rank, config.alpha, seed=context.seed)
+        _fit(base, base, data, config, context, "control")
+        _stored(base, config)
+        nats_control = nats(base, windows)
+
+    losses = {
+        "base": nats_base,
+        "base_and_adapter": nats_control,
+        "quantized": nats_quantized,
+        "quantized_and_start": nats_start,
+        "quantized_and_adapter": nats_adapted,
+    }
+    metrics = {
+        "rank": config.rank,
+        "heldout_tokens": windows.predicted,
+        "heldout_windows": len(nats_base),
+        "training_tokens": {label: size for label, _, size in data},
+        "bits_per_byte": {
+            name: round(float(np.mean(values)) * windows.predicted / log(2) / windows.bytes, 5)
+            for name, values in losses.items()
+        },
+        "kl_quantized": round(float(np.mean(kl_quantized)), 6),
+        "kl_adapted": round(float(np.mean(kl_adapted)), 6),
+        **regained(nats_quantized, nats_adapted, nats_control, context.seed),
+    }
+    described = ", ".join(f"{size} {label} tokens" for label, _, size in data)
+    result = add_adapter(source, context.out, NAME, Adapter(state, config.rank, config.alpha, None, described, metrics))
+    return {**metrics, **sizes(result)}
+
+
+def residual_adapter(
+    base: Transformer, quantized: Transformer, moments: Mapping[str, Tensor], rank: int, alpha: float
+) -> dict[str, Tensor]:
+    """Return the adapter that minimises sum of moments * (W - W_q - scale B A)^2 over each projection's weights.
+
+    The truncated SVD of the residual with columns scaled by the root of the moments (Eckart and Young, 1936).
+    """
+    state = {}
+    for name, linear in sorted(quantized.linears().items()):
+        residual = base.linears()[name].weight.double() - linear.weight.double()
+        weight = (moments[name] / moments[name].mean() + 1e-6).sqrt()
+        u, s, v = torch.linalg.svd(residual * weight, full_matrices=False)
+        root = (s[:rank] * rank / alpha).sqrt()
+        a, b = root[:, None] * v[:rank] / weight, u[:, :rank] * root
+        missing = rank - len(root)  # a layer narrower than the rank
+        state[f"{name}.lora_a"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).float()
+        state[f"{name}.lora_b"] = torch.nn.functional.pad(b, (0, missing)).float()
+    return state
+
+
+def regained(quantized: list[float], adapted: list[float], control: list[float], seed: int) -> Metrics:
+    """Return (q - (q + adapter)) / (q - (base + adapter)) in log-loss, with its 95% bootstrap interval over windows."""
+    rows = np.stack([quantized, adapted, control], axis=1)
+
+    def share(sample: np.ndarray) -> float:
+        q, a, c = sample.mean(0)
+        return float((q - a) / (q - c))
+
+    if rows[:, 0].mean() <= rows[:, 2].mean():  # quantization lost nothing: there is no share of it
+        return {"regained": None, "regained_interval": None}
+    interval = intervals.bootstrap(rows, share, seed=seed)
+    return {"regained": round(share(rows), 5), "regained_interval": [round(x, 5) for x in interval]}
+
+
+Data = list[tuple[str, Batches, int]]
+"""Label, batches, tokens of each phase."""
+
+
+def _batches(config: RecoveryConfig, context: Context, shards: Path, examples: Path | None, folder: Path) -> Data:
+    index = json.loads((shards / "index.json").read_text())["splits"]["train"]
+    mixture = config.mixture or {
+        name: entry["tokens"] for name, entry in index.items() if entry["tokens"] > config.sequence_length
+    }
+    shape: dict[str, Any] = {
+        "sequence_length": config.sequence_length,
+        "batch_tokens": config.batch_tokens,
+        "seed": context.seed,
+    }
+    phases: list[tuple[str, Any]] = [("pretraining", TokenBatches(shards, mixture, tokens=config.tokens, **shape))]
+    if examples is not None and config.example_tokens:
+        tokenizer = load_tokenizer(folder)
+        pairs, left_out = tokenize_examples(
+            read_examples(examples / config.examples_file), tokenizer, config.sequence_length + 1
+        )
+        context.note(examples_too_long=left_out)
+        batches = ExampleBatches(pairs, tokens=config.example_tokens, pad_id=tokenizer.pad_id, **shape)
+        phases.append(("post-training", batches))
+    return [(label, batches, len(batches) * batches.rows * config.sequence_length) for label, batches in phases]
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """Read chat examples, a JSON object a line. Raises ValueError naming the file and line that is none."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing: name a file of that step's output")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "messages": row["messages"], "answer": row["answer"]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number} is no example with messages and answer ({error!r}): correct it"
+            ) from error
+    return rows
+
+
+def _fit(
+    model: Transformer, base: Transformer, data: Data, config: RecoveryConfig, context: Context, label: str
+) -> None:
+    """Train the adapter on `model` phase by phase, each with a cosine over its own tokens."""
+
+    def loss(network: Transformer, batch: Batch) -> LossOutput:
+        logits = network(batch["inputs"])
+        if config.loss == "next_token":
+            return next_token(logits, batch["targets"])
+        with torch.no_grad():
+            reference = base(batch["inputs"])
+        return divergence(logits, reference, batch["targets"])
+
+    for phase, batches, tokens in data:
+        optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
+        schedule = cosine(tokens, round(config.warmup * tokens), config.floor)
+        train(model, batches, loss, optimizer, schedule, context, label=f"{label}-{phase}")
+
+
+def _stored(model: Transformer, config: RecoveryConfig) -> dict[str, Tensor]:
+    """Round the adapter to the float16 it is stored in, so that what is measured is what is shipped."""
+    state = adapter_state(model)
+    load_adapter(model, state, config.alpha)
+    return state

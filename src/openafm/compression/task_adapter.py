@@ -1,0 +1,198 @@
+"""Step `summariser`: a task adapter on the compressed model, started from the recovery adapter, base frozen.
+
+AFM (arXiv 2407.21075, section 5.2; worked example: summaries). The adapter kept is the one with the least loss on
+validation examples; ROUGE-L is measured on test examples. No source (package, list) is in two of the three parts.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from openafm.adapters.lora import adapter_state, load_adapter
+from openafm.adapters.store import NAME as ADAPTER_NAME
+from openafm.adapters.store import Adapter
+from openafm.compression.package import add_adapter, sizes
+from openafm.compression.recovery import NAME as RECOVERY
+from openafm.compression.recovery import read_examples
+from openafm.compression.rouge import rouge_l
+from openafm.engine.package import open_package
+from openafm.model import Transformer
+from openafm.model.generate import generate
+from openafm.model.muparam import trainable_groups
+from openafm.scoring import intervals
+from openafm.stage import Config, Context, Metrics
+from openafm.tokenizer import Tokenizer
+from openafm.tokenizer import load as load_tokenizer
+from openafm.training.batches import Batch, ExampleBatches, tokenize_examples
+from openafm.training.loop import train
+from openafm.training.losses import LossOutput, next_token
+from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.schedules import cosine
+
+Example = dict[str, Any]
+
+
+class TaskAdapterConfig(Config):
+    """The adapter, its data and its judgement."""
+
+    name: str = "summaries"
+    """Name under which the package carries the adapter."""
+    parent: str = RECOVERY
+    """Adapter to start from."""
+    tokens: int = 50_000
+    """Tokens to train on, prompts counted."""
+    sequence_length: int = 256
+    batch_tokens: int = 1024
+    lr: float = 1e-3
+    floor: float = 0.05
+    warmup: float = 0.1
+    checks: int = 5
+    """How often the validation loss is taken; the best adapter is kept (early stopping)."""
+    validation_share: float = 0.1
+    """Share of the sources kept for choosing the adapter, and as much again for the test."""
+    test_examples: int = 64
+    """Most test examples that are answered and scored."""
+    max_tokens: int = 32
+    """Longest answer, in tokens."""
+
+
+def task_adapter(config: TaskAdapterConfig, context: Context, *, package: Path, examples: Path) -> Metrics:
+    """Train the adapter on `examples`/train.jsonl; writes the package with the adapter, and the answers."""
+    torch.set_num_threads(context.hardware.threads)
+    if not ADAPTER_NAME.fullmatch(config.name):
+        raise ValueError(f"adapter name {config.name!r}: use letters, digits, '.', '_' and '-'")
+    source = open_package(package)
+    tokenizer, model, parent = load_tokenizer(source.folder), source.model(), source.adapters.load(config.parent)
+    parts = split(read_examples(examples / "train.jsonl"), config.validation_share, context.seed)
+    load_adapter(model, parent.state, parent.alpha)
+    test = parts["test"][: config.test_examples]
+    before = _answers(model, tokenizer, test, config.max_tokens)
+    losses, best = _fit(model, tokenizer, parts, parent.alpha, config, context)
+    state = load_file(_snapshot(context, best))
+    load_adapter(model, state, parent.alpha)
+    after = _answers(model, tokenizer, test, config.max_tokens)
+    metrics = {
+        "examples": {part: len(rows) for part, rows in parts.items()},
+        "validation_loss": {str(step): round(loss, 5) for step, loss in sorted(losses.items())},
+        "kept_step": best,
+        **judge(test, before, after),
+    }
+    with (context.out / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for example, old, new in zip(test, before, after, strict=True):
+            row = {"id": example.get("id"), "reference": example["answer"], "parent": old, "adapter": new}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    data = f"{len(parts['train'])} examples, {config.tokens} tokens at most"
+    made = Adapter(state, parent.rank, parent.alpha, config.parent, data, metrics)
+    return {**metrics, **sizes(add_adapter(source, context.out, config.name, made))}
+
+
+def split(examples: Sequence[Example], share: float, seed: int) -> dict[str, list[Example]]:
+    """Part examples into train, validation and test by their source: all of one source go to the same part.
+
+    The source is `source`, else the `lineage`, else the example's id. Raises ValueError where a part stays empty.
+    """
+    sources = sorted({_source(example) for example in examples})
+    order = sorted(sources, key=lambda name: hashlib.sha256(f"{seed}/split/{name}".encode()).digest())
+    held = max(1, round(share * len(order)))
+    if len(order) < 3:
+        raise ValueError(f"{len(order)} sources are too few for train, validation and test: give examples of 3 or more")
+    part = {name: "validation" if i < held else "test" if i < 2 * held else "train" for i, name in enumerate(order)}
+    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for example in examples:
+        parts[part[_source(example)]].append(example)
+    return parts
+
+
+def _source(example: Example) -> str:
+    return str(example.get("source") or example.get("lineage") or example.get("id"))
+
+
+def _snapshot(context: Context, step: int) -> Path:
+    return context.scratch / f"adapter-{step}.safetensors"
+
+
+def _fit(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    parts: dict[str, list[Example]],
+    alpha: float,
+    config: TaskAdapterConfig,
+    context: Context,
+) -> tuple[dict[int, float], int]:
+    """Train, keep snapshots in scratch; validation losses by step (0 is the parent), and the best step."""
+    tokens: dict[str, list[tuple[list[int], list[int]]]] = {}
+    for part in ("train", "validation"):
+        tokens[part], left_out = tokenize_examples(parts[part], tokenizer, config.sequence_length + 1)
+        context.note(**{f"{part}_too_long": left_out})
+        if not tokens[part]:
+            raise ValueError(f"no {part} example fits in {config.sequence_length} tokens: raise sequence_length")
+    shape = {"sequence_length": config.sequence_length, "batch_tokens": config.batch_tokens, "pad_id": tokenizer.pad_id}
+    batches = ExampleBatches(tokens["train"], tokens=config.tokens, seed=context.seed, **shape)
+    held = sum(len(prompt) + len(answer) for prompt, answer in tokens["validation"])
+    validation = ExampleBatches(tokens["validation"], tokens=min(held, config.tokens), seed=0, **shape)
+    steps = sorted({len(batches) * (i + 1) // config.checks for i in range(config.checks)} | {len(batches)})
+
+    def loss(network: Transformer, batch: Batch) -> LossOutput:
+        return next_token(network(batch["inputs"]), batch["targets"])
+
+    def snapshot(step: int) -> None:
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        save_file(adapter_state(model), _snapshot(context, step))
+
+    snapshot(0)
+    optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
+    total = len(batches) * batches.rows * config.sequence_length
+    schedule = cosine(total, round(config.warmup * total), config.floor)
+    train(model, batches, loss, optimizer, schedule, context, label="task", snapshot=snapshot, snapshots=steps)
+    losses = {}
+    for step in [0, *steps]:
+        load_adapter(model, load_file(_snapshot(context, step)), alpha)
+        losses[step] = _mean_loss(model, validation)
+    return losses, min(losses, key=lambda step: (losses[step], step))
+
+
+@torch.no_grad()
+def _mean_loss(model: Transformer, batches: ExampleBatches) -> float:
+    outputs = [next_token(model(b["inputs"]), b["targets"]) for b in (batches[i] for i in range(len(batches)))]
+    return sum(float(o.loss) * o.weight for o in outputs) / max(1.0, sum(o.weight for o in outputs))
+
+
+def _answers(model: Transformer, tokenizer: Tokenizer, test: Sequence[Example], max_tokens: int) -> list[str]:
+    """Answer the test's prompts greedily."""
+    prompts = [tokenizer.render_chat(example["messages"]) for example in test]
+    stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}
+    made = generate(model, prompts, max_tokens=max_tokens, stop_ids=stop, temperature=0.0)
+    return [tokenizer.decode(generation.tokens).strip() for generation in made]
+
+
+def judge(test: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> Metrics:
+    """ROUGE-L of the adapter, of the parent adapter with the same prompt, and of the text's first sentence."""
+    answers = {"adapter": after, "parent": before, "lead_1": [lead_1(example) for example in test]}
+    scores = {
+        name: [rouge_l(text, example["answer"]) for text, example in zip(texts, test, strict=True)]
+        for name, texts in answers.items()
+    }
+    metrics: Metrics = {"rouge_n": len(test)}
+    for name, values in scores.items():
+        metrics[f"rouge_{name}"] = round(sum(values) / len(values), 5)
+        metrics[f"rouge_{name}_interval"] = [round(x, 5) for x in intervals.bootstrap(values)]
+        if name != "adapter":
+            gained = [ours - theirs for ours, theirs in zip(scores["adapter"], values, strict=True)]
+            metrics[f"gain_over_{name}_interval"] = [round(x, 5) for x in intervals.bootstrap(gained)]
+    return metrics
+
+
+def lead_1(example: Example) -> str:
+    """Return the first sentence of the text to summarise: the baseline that is hard to beat on news.
+
+    The text is the example's `text`, else what follows the first blank line (the instruction's end) of its last turn.
+    """
+    turn = example["messages"][-1]["content"]
+    text = (example.get("text") or turn.partition("\n\n")[2] or turn).strip()
+    return re.split(r"(?<=[.!?])\s|\n", text, maxsplit=1)[0]

@@ -1,0 +1,122 @@
+"""Reading `.afm` packages, format version 1 (docs/format.md): what `chat`, `serve` and every engine open.
+
+A package is the folder `model.afm/` with `header.json`, `weights.safetensors`, the tokenizer's files and `adapters/`.
+`openafm.compression.package` writes it. Weights are memory-mapped; checksums are verified when a package is opened.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from openafm.adapters.store import AdapterStore
+from openafm.engine.packed import Int8Rows, Palettized, unpack
+from openafm.model import ModelConfig, Transformer
+
+VERSION = 1
+HEADER, WEIGHTS, ADAPTERS, FOLDER = "header.json", "weights.safetensors", "adapters", "model.afm"
+EMBEDDING = "model.embed_tokens"
+REMEDY = "make it again: openafm run RECIPE --from compress, or copy the package anew"
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How one projection is stored."""
+
+    bits: int
+    group: int
+    shape: tuple[int, int]
+
+
+class Package:
+    """An open package: tensors are read from the map when asked for."""
+
+    def __init__(self, folder: Path):
+        """Open and verify the package in `folder`. Raises ValueError naming the file that is missing or damaged."""
+        self.folder = folder
+        self.header = _read_header(folder / HEADER)
+        for name, entry in sorted(self.header["files"].items()):
+            if not (folder / name).exists() or digest(folder / name) != entry["sha256"]:
+                raise ValueError(f"{folder / name} is missing or damaged (its checksum is not the header's); {REMEDY}")
+        try:
+            self.config = ModelConfig.model_validate(self.header["config"])
+            self.layers = {
+                name: LayerFormat(entry["bits"], entry["group"], tuple(entry["shape"]))
+                for name, entry in self.header["layers"].items()
+            }
+            self._tensors = safe_open(folder / WEIGHTS, "np")
+        except (KeyError, TypeError, ValidationError, SafetensorError) as error:
+            raise ValueError(f"{folder / HEADER} does not describe a package ({error!r}); {REMEDY}") from error
+        self.adapters = AdapterStore(folder / ADAPTERS)
+
+    def projection(self, name: str) -> Palettized:
+        """Read the projection `name`."""
+        layer = self.layers[name]
+        indices = unpack(self._tensors.get_tensor(f"{name}.indices"), layer.bits, layer.shape[1])
+        return Palettized(indices, self._tensors.get_tensor(f"{name}.tables"), layer.bits, layer.group)
+
+    def embedding(self) -> Int8Rows:
+        """Read the embedding."""
+        tensors = self._tensors
+        return Int8Rows(tensors.get_tensor(f"{EMBEDDING}.int8"), tensors.get_tensor(f"{EMBEDDING}.scales"))
+
+    def model(self) -> Transformer:
+        """Dequantize everything into a torch model in float32."""
+        with torch.device("meta"):
+            model = Transformer(self.config)
+        state = {f"{EMBEDDING}.weight": torch.from_numpy(self.embedding().dequantize())}
+        for name in self.layers:
+            state[f"{name}.weight"] = torch.from_numpy(self.projection(name).dequantize())
+        for name in set(model.state_dict()) - set(state):
+            state[name] = torch.from_numpy(self._tensors.get_tensor(name))
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+
+def find_package(folder: Path) -> Path | None:
+    """Return the package that `folder` is or holds, or None."""
+    for candidate in (folder, folder / FOLDER):
+        if (candidate / HEADER).exists():
+            return candidate
+    return None
+
+
+def open_package(folder: Path) -> Package:
+    """Open the package that `folder` is or holds. Raises ValueError where there is none."""
+    found = find_package(folder)
+    if found is None:
+        raise ValueError(f"{folder} holds no package ({FOLDER}/{HEADER}): give the output of the step compress")
+    return Package(found)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def header_digest(header: dict[str, Any]) -> str:
+    """Return the SHA-256 of the header without its own digest, as JSON with sorted keys and no spaces."""
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_bytes())
+        version = header["version"]
+        damaged = header["format"] != "afm" or header["sha256"] != header_digest(header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {REMEDY}") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, this program reads {VERSION}: install a fitting openafm"
+        )
+    if damaged:
+        raise ValueError(f"{path} is damaged (its checksum is wrong); {REMEDY}")
+    return header

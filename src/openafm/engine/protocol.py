@@ -1,0 +1,41 @@
+"""What a decoder offers: the torch engine fills it today, the native one will."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from openafm.model.generate import Generation
+from openafm.tokenizer import Tokenizer
+
+
+class Engine(Protocol):
+    """A loaded model with its tokenizer and adapters; each request names the adapter it wants, or none."""
+
+    tokenizer: Tokenizer
+
+    def generate(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        adapter: str | None = None,
+    ) -> Iterator[int]:
+        """Yield the answer's tokens one by one; the stop token, where the model ends by itself, comes last."""
+        ...
+
+    def batch(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        adapter: str | None = None,
+    ) -> list[Generation]:
+        """Answer many prompts together, with log-probabilities."""
+        ...
+
+    def adapters(self) -> list[str]:
+        """Names that `adapter` may take."""
+        ...

@@ -1,0 +1,85 @@
+"""The reference engine: a package or a model folder in torch, weights dequantized once, adapters switched by name.
+
+`openafm chat` and `openafm serve` use it where no native engine is built; the native engine is held against it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from openafm.adapters.lora import detach, load_adapter
+from openafm.adapters.store import Adapter
+from openafm.engine.package import Package, find_package
+from openafm.model import Transformer
+from openafm.model.checkpoint import load_model
+from openafm.model.generate import Generation, generate, stream
+from openafm.tokenizer import Tokenizer
+from openafm.tokenizer import load as load_tokenizer
+
+
+class TorchEngine:
+    """Decodes with one model; a request with another adapter than the last one's swaps the low-rank matrices."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self._adapters = dict(adapters or {})
+        self._current: str | None = None
+        self._stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}
+
+    @classmethod
+    def load(cls, folder: Path) -> "TorchEngine":
+        """Open a package (or the folder that holds `model.afm`) or a model folder, with the tokenizer in it."""
+        found = find_package(folder)
+        if found is None:
+            return cls(load_model(folder), load_tokenizer(folder))
+        package = Package(found)
+        adapters = {name: package.adapters.load(name) for name in package.adapters.names()}
+        return cls(package.model(), load_tokenizer(found), adapters)
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters in memory, sorted."""
+        return sorted(self._adapters)
+
+    def use(self, adapter: str | None) -> Transformer:
+        """Return the model with this adapter on, or none. Raises ValueError for an unknown name."""
+        if adapter != self._current:
+            if adapter is None:
+                detach(self.model)
+            elif adapter in self._adapters:
+                load_adapter(self.model, self._adapters[adapter].state, self._adapters[adapter].alpha)
+            else:
+                raise ValueError(f"no adapter {adapter!r}: there are {', '.join(self.adapters()) or 'none'}")
+            self._current = adapter
+        return self.model.eval()
+
+    def generate(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        adapter: str | None = None,
+    ) -> Iterator[int]:
+        """Yield the answer's tokens, the stop token last where the model ends by itself.
+
+        One answer at a time: a request with another adapter waits for this one to end.
+        """
+        model = self.use(adapter)
+        for token in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), temperature=temperature, seed=seed):
+            yield token
+            if token in self._stop:
+                return
+
+    def batch(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        adapter: str | None = None,
+    ) -> list[Generation]:
+        """Answer many prompts together, with log-probabilities."""
+        return generate(
+            self.use(adapter), prompts, max_tokens=max_tokens, stop_ids=self._stop, temperature=temperature, seed=seed
+        )
