@@ -1,4 +1,4 @@
-"""Fitting the device: palettization, bit allocation, packages, adapters (steps `compress`, `recovery`, `summariser`)."""
+"""Fitting the device: palettization, bit allocation, packages, adapters (steps compress, recovery, summariser)."""
 
 from openafm.compression.palettize import palettize
 from openafm.engine.packed import Palettized

@@ -3,8 +3,8 @@
 Used by the step `compress`; `python benchmarks/palettize.py` compares it with peers. K-means on a line has an optimum
 that dynamic programming finds (Wang and Song, The R Journal 3/2, 2011): sorted values are cut into k runs. Small groups
 are solved exactly so. In others the cuts are first restricted to a few hundred candidates, placed as a good quantiser's
-levels lie; dynamic programmes over ever finer windows around the cuts then come down to single values, and Lloyd's steps
-end it. Memory is O(values), and work is shared by all groups in numpy.
+levels lie; dynamic programmes over ever finer windows around the cuts then come down to single values, and Lloyd's
+steps end it. Memory is O(values), and work is shared by all groups in numpy.
 """
 
 from collections.abc import Iterator
