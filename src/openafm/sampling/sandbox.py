@@ -237,3 +237,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
+
+
+def backend() -> str:
+    """The backend `run` uses on this machine."""
+    return "bubblewrap" if _bubblewrap_works() else "weak"

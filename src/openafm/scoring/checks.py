@@ -36,7 +36,7 @@ def passes(example: Example, text: str) -> bool:
     if kind == "rules":
         return all(instructions.followed(text, check["rules"]))
     if kind == "summary":
-        return _form(example, check, text) == 2 and _faithful(check["source"], text) >= 0.6
+        return _form(example, check, text) == 2 and faithful(check["source"], text) >= 0.6
     raise ValueError(f"example {example.get('id')!r} has a check of unknown kind {kind!r}")
 
 
@@ -119,10 +119,10 @@ def _truth(example: Example, check: dict[str, Any], text: str) -> int:
     if check["kind"] == "tool":
         return _tool_grade(check, text)
     if check["kind"] == "summary":
-        share = _faithful(check["source"], text)
+        share = faithful(check["source"], text)
         return 2 if share >= 0.6 else int(share >= 0.3)
     if check["kind"] == "rules":  # an instruction has no truth of its own: hold the words against the reference's
-        share = _faithful(str(example["answer"]), text)
+        share = faithful(str(example["answer"]), text)
         return 2 if share >= 0.5 else int(share > 0)
     if passes(example, text):
         return 2
@@ -166,7 +166,7 @@ def _concise(example: Example, text: str) -> int:
     return 2 if words <= 1.5 * wanted + 2 else 1
 
 
-def _faithful(source: str, text: str) -> float:
+def faithful(source: str, text: str) -> float:
     """Share of a text's words (of 3 letters or more) that occur in the source."""
     known = set(re.findall(r"\w{3,}", source.casefold()))
     words = re.findall(r"\w{3,}", text.casefold())

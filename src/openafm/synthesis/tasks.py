@@ -193,7 +193,8 @@ def expression(rng: random.Random) -> Problem:
         [(f"{a} // {b}", a // b), (f"{a} % {b}", a % b), (f"max({a}, {b})", max(a, b)), (f"{values}[0]", values[0]),
          (f"{values}[-1]", values[-1]), (f"len({values})", len(values)), (f"sum({values})", sum(values)),
          (f"'{word}' + '{other}'", word + other), (f"{a} < {b}", a < b), (f"{a} == {b}", a == b),
-         (f"{values} + [{b}]", [*values, b]), (f"list(range({b}))", list(range(b))), (f"'{word}' == '{other}'", word == other)]
+         (f"{values} + [{b}]", [*values, b]), (f"list(range({b}))", list(range(b))),
+         (f"'{word}' == '{other}'", word == other)]
     )  # fmt: skip
     return text(f">>> {code}", str(value), code)
 
@@ -262,7 +263,9 @@ def no_tool(rng: random.Random) -> Problem:
     tool, other = rng.sample([TOOLS[name] for name in ASKED_TOOLS], 2)
     if rng.random() < 0.5:
         return _tool_problem(rng, tool, [other])
-    request = rng.choice([f"Say {_word(rng)}.", f"I like the {_word(rng)}.", f"Tell me about a {_word(rng)}.", "Hello!"])
+    request = rng.choice(
+        [f"Say {_word(rng)}.", f"I like the {_word(rng)}.", f"Tell me about a {_word(rng)}.", "Hello!"]
+    )
     check = {"kind": "tool", "tools": [other.name], "call": None, "answer": NO_TOOL}
     return Problem(f"Tools: {other.signature}\n{request}", NO_TOOL, f"{other.name} {request}", check)
 

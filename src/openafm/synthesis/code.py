@@ -1,0 +1,235 @@
+"""Synthetic code (step `code_data`): topics -> problems -> tests and several solutions -> all run -> the best is kept.
+
+AFM (arXiv 2407.21075, section 4.1.2): self-instruct problems from 71 topics (`topics.txt`), unit tests and several
+solutions from the model, the one kept that passes most above a threshold. All code, ours and the model's, runs in the
+sandbox. A kept solution goes to `solutions.jsonl`; as small models can hardly write one, `examples.jsonl` asks them
+what kept solutions return, and the answers come from the sandbox too.
+"""
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openafm.sampling import sandbox
+from openafm.stage import Config, Context, Metrics
+from openafm.synthesis import tasks
+from openafm.synthesis.items import Collected, finish, write
+from openafm.synthesis.tasks import Example, Problem
+from openafm.synthesis.writer import Writer, line
+
+FOLDER = Path(__file__).parent
+RUNNER = """
+import json, sys
+program, tests, inputs = json.load(sys.stdin)
+space = {}
+exec(program, space)
+def attempt(test):
+    try:
+        exec(test, space)
+        return True
+    except Exception:
+        return False
+def value(item):
+    try:
+        return repr(space["f"](item))
+    except Exception as error:
+        return None
+print(json.dumps({"passed": [attempt(test) for test in tests], "values": [value(item) for item in inputs]}))
+"""
+"""Runs inside the sandbox: the program, then each test by itself, then f on each input."""
+
+
+class CodeConfig(Config):
+    """How much code to make."""
+
+    topics: int = 71
+    """Topics used, from the head of `topics.txt`."""
+    outputs: int = 12
+    """Inputs tried on each kept solution, one example each."""
+    per_task: int = 900
+    """Programmatic examples of each task of `openafm.synthesis.tasks.CODE`."""
+    threshold: float = 0.75
+    """Share of its tests that a kept solution must pass."""
+    written: int = 6
+    """Problems that the writer model makes up; 0 leaves the model out."""
+    solutions: int = 3
+    """Solutions the writer samples for each of them."""
+    max_answer: int = 24
+    """Longest printed result kept, in characters."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A problem with its tests and the solutions that compete."""
+
+    topic: str
+    text: str
+    tests: list[str]
+    programs: list[str]
+    inputs: list[Any]
+    source: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one program did: which tests it passed, what it returned for each input (None where it failed)."""
+
+    passed: list[bool]
+    values: list[str | None]
+    error: str
+
+    @property
+    def share(self) -> float:
+        """Share of tests passed."""
+        return sum(self.passed) / len(self.passed) if self.passed else 0.0
+
+
+def topics() -> list[str]:
+    """The 71 topics."""
+    return (FOLDER / "topics.txt").read_text().splitlines()
+
+
+def judge(exercises: list[Exercise], limits: sandbox.Limits = sandbox.Limits()) -> list[list[Verdict]]:
+    """Run every program of every exercise in the sandbox, two at a time; a row an exercise, a verdict a program."""
+    jobs = [
+        sandbox.Job(RUNNER, json.dumps([program, exercise.tests, exercise.inputs]))
+        for exercise in exercises
+        for program in exercise.programs
+    ]
+    results = iter(sandbox.run_all(jobs, limits))
+    return [[_verdict(next(results), exercise) for _ in exercise.programs] for exercise in exercises]
+
+
+def _verdict(result: sandbox.Result, exercise: Exercise) -> Verdict:
+    """Read a run; the model's own prints may precede our line, and anything unreadable fails every test."""
+    failed = Verdict([False] * len(exercise.tests), [None] * len(exercise.inputs), "")
+    if result.timed_out or result.exit_code:
+        return Verdict(failed.passed, failed.values, "timeout" if result.timed_out else result.stderr.strip()[-200:])
+    try:
+        told = json.loads(result.stdout.splitlines()[-1])
+        passed, values = [bool(p) for p in told["passed"]], list(told["values"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        return Verdict(failed.passed, failed.values, "output unreadable")
+    sized = len(passed) == len(exercise.tests) and len(values) == len(exercise.inputs)
+    return Verdict(passed, values, "") if sized else failed
+
+
+def seeds(config: CodeConfig, rng: random.Random) -> list[Exercise]:
+    """The package's own exercises, one a topic, with fresh inputs to try."""
+    rows = {row["topic"]: row for row in yaml.safe_load((FOLDER / "code_seeds.yaml").read_text())}
+    found = []
+    for topic in topics()[: config.topics]:
+        row = rows[topic]
+        tests = [f"assert f({given!r}) == {wanted!r}" for given, wanted in row["tests"]]
+        inputs = _inputs([given for given, _ in row["tests"]], config.outputs, rng)
+        programs = [f"f = lambda x: {solution}" for solution in row["solutions"]]
+        found.append(Exercise(topic, row["problem"], tests, programs, inputs, "programmatic"))
+    return found
+
+
+def _inputs(like: list[Any], count: int, rng: random.Random) -> list[Any]:
+    """Distinct values of the kind the tests use: a number of their size, a short word, a list of digits."""
+    highest, found = max((abs(v) for v in like if isinstance(v, int)), default=0), []
+    for _ in range(4 * count):
+        if isinstance(like[0], str):
+            value: Any = rng.choice([w for listed in tasks.words().values() for w in listed])
+        elif isinstance(like[0], list):
+            value = [rng.randint(1, 9) for _ in range(rng.randint(2, 4))]
+        else:
+            value = rng.randint(min(1, min(like)), max(highest, 6))
+        if value not in found and len(found) < count:
+            found.append(value)
+    return found
+
+
+def _written(config: CodeConfig, writer: Writer, rng: random.Random) -> list[Exercise]:
+    """Problems, tests and solutions by the writer model; tests are written without sight of a solution."""
+    chosen = rng.sample(topics(), config.written)
+    problems = [line(t[0]) for t in writer.write("code_problem", [{"topic": c} for c in chosen], max_tokens=32)]
+    rows = [{"problem": problem} for problem in problems]
+    solved = writer.write("code_solution", rows, n=config.solutions, max_tokens=48)
+    tested = writer.write("code_tests", rows, max_tokens=48)
+    return [
+        Exercise(topic, problem, asserts(tests[0]), [program(text) for text in solutions], [], "writer")
+        for topic, problem, solutions, tests in zip(chosen, problems, solved, tested, strict=True)
+    ]
+
+
+def asserts(text: str) -> list[str]:
+    """The assert lines on f that a model wrote, each once."""
+    return list(dict.fromkeys(re.findall(r"^assert f\(.+$", text, re.M)))[:8]
+
+
+def program(text: str) -> str:
+    """The program in a model's answer: its first code block, or the body that continues `def f(x):`."""
+    block = re.search(r"```(?:python)?\n(.*?)(?:```|$)", text, re.S)
+    code = block.group(1) if block else text.split("```")[0]
+    if "def f(" in code:
+        return code
+    body = [row if row.startswith((" ", "\t")) else f"    {row}" for row in code.splitlines() if row.strip()]
+    return "\n".join(["def f(x):", *body])
+
+
+def _keep(
+    config: CodeConfig, exercise: Exercise, verdicts: list[Verdict], collected: Collected, solutions: list[Example]
+) -> None:
+    """Keep the solution that passes most (the shortest of equals), reject the others, and ask what the best returns."""
+    order = sorted(
+        range(len(verdicts)), key=lambda i: (-verdicts[i].share, len(exercise.programs[i]), exercise.programs[i])
+    )
+    for rank, index in enumerate(order):
+        code, verdict = exercise.programs[index], verdicts[index]
+        problem = Problem(f"Write f(x) in Python: {exercise.text}.", code, exercise.topic)
+        row = tasks.example("code_solution", problem, lineage=f"{exercise.source}-solution")
+        row |= {"id": f"{row['id']}-{index}", "topic": exercise.topic, "tests": exercise.tests, "passed": verdict.share}
+        reason = _reason(config, exercise, verdict, rank)
+        if reason:
+            collected.judge(row, reason, verdict.error)
+        else:
+            solutions.append(row)
+            collected.keep(_outputs(config, exercise, code, verdict))
+
+
+def _reason(config: CodeConfig, exercise: Exercise, verdict: Verdict, rank: int) -> str | None:
+    if len(exercise.tests) < 2:
+        return "too_few_tests"
+    if verdict.share < config.threshold:
+        return "crashed" if verdict.error else "tests_failed"
+    return "not_the_best" if rank else None
+
+
+def _outputs(config: CodeConfig, exercise: Exercise, code: str, verdict: Verdict) -> list[Example]:
+    """Examples that ask what a kept one-line solution returns; long results and held-out calls are left out."""
+    found = []
+    for given, value in zip(exercise.inputs, verdict.values, strict=True):
+        key = f"{code}/{given!r}"
+        if value is not None and len(value) <= config.max_answer and tasks.split("code_output", key) == "train":
+            answer = value.strip("'")
+            problem = Problem(f"{code}\nf({given!r})", answer, key, {"kind": "text", "answer": answer})
+            found.append(tasks.example("code_output", problem, lineage=f"{exercise.source}-output"))
+    return found
+
+
+def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics:
+    """Make code examples: `examples.jsonl`, `solutions.jsonl` (problem -> program, with tests) and `rejected.jsonl`."""
+    rng = random.Random(f"{context.seed}/code_data")
+    collected, solutions = Collected(), list[Example]()
+    for task in tasks.CODE:
+        collected.keep(tasks.train(task.__name__, config.per_task, context.seed))
+    exercises = seeds(config, rng)
+    writer = Writer.open(sources, context, wanted=config.written > 0)
+    if writer.present:
+        exercises += _written(config, writer, rng)
+    for start in context.track(range(0, len(exercises), 8), "code in the sandbox"):
+        some = exercises[start : start + 8]
+        for exercise, verdicts in zip(some, judge(some), strict=True):
+            _keep(config, exercise, verdicts, collected, solutions)
+    write(context.out / "solutions.jsonl", solutions)
+    metrics = finish(context, collected, writer.used)
+    kept_topics = {row["topic"] for row in solutions}
+    return {**metrics, "solutions": len(solutions), "topics": len(kept_topics), "sandbox": sandbox.backend()}

@@ -1,0 +1,144 @@
+"""The human part of post-training data (step `human_data`): what people wrote, as examples with origin `human`.
+
+AFM mixes human demonstrations with synthetic data (arXiv 2407.21075, section 4.1.1). Here people's words come from
+package synopses, mail subjects, and any JSONL of conversations in the usual forms, put under `human/` of the sources.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openafm.stage import Config, Context, Metrics
+from openafm.synthesis.items import Collected, finish, prompt_of
+from openafm.synthesis.tasks import Example, split
+
+SUMMARISED = ("synopses", "mails")
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "bot": "assistant",
+}
+Message = dict[str, str]
+
+
+class HumanConfig(Config):
+    """How much of what people wrote to take, and how long it may be."""
+
+    per_kind: int = 600
+    """Most examples taken of each file of `human/`."""
+    max_prompt_words: int = 48
+    """Longest prompt in words; texts to be summarised are cut after the sentence that reaches it."""
+    max_answer_words: int = 16
+    """Longest answer in words."""
+
+
+def shorten(text: str, words: int) -> str:
+    """Return a text's opening sentences up to about `words` words, on one line; a longer first sentence is cut."""
+    kept: list[str] = []
+    for sentence in " ".join(text.split()).replace("! ", ". ").split(". "):
+        if kept and len(" ".join(kept).split()) + len(sentence.split()) > words:
+            break
+        kept.append(sentence)
+    return " ".join(". ".join(kept).split()[:words]).rstrip(".") + "."
+
+
+def summary_example(row: dict[str, Any], kind: str, words: int, answer_words: int) -> Example:
+    """A row {"id", "source", "text", "summary"} as an example: sum the text up in one line."""
+    source, answer = shorten(row["text"], words), " ".join(row["summary"].split())
+    wanted = {"synopses": "Sum up", "mails": "Subject line for"}[kind]
+    return {
+        "id": f"{kind}-{row['id']}",
+        "task": "summary",
+        "messages": [{"role": "user", "content": f"{wanted}: {source}"}],
+        "answer": answer,
+        "check": {"kind": "summary", "source": source, "max_words": answer_words},
+        "origin": "human",
+        "lineage": f"{kind}/{row['source']}",
+    }
+
+
+def conversation(row: dict[str, Any]) -> list[Message]:
+    """Read one line in a usual chat form: `messages`, ShareGPT's `conversations`, or prompt and completion.
+
+    Raises ValueError when it is none of them or a turn is not a role with text.
+    """
+    if isinstance(row.get("messages"), list):
+        turns = [(turn.get("role"), turn.get("content")) for turn in row["messages"] if isinstance(turn, dict)]
+    elif isinstance(row.get("conversations"), list):
+        turns = [(turn.get("from"), turn.get("value")) for turn in row["conversations"] if isinstance(turn, dict)]
+    else:
+        asked = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name)), None)
+        told = next((row[name] for name in ("completion", "response", "output", "answer") if row.get(name)), None)
+        more = f"\n{row['input']}" if row.get("input") else ""
+        turns = [("user", f"{asked}{more}" if asked else None), ("assistant", told)]
+    if not turns or not all(role in ROLES and isinstance(text, str) for role, text in turns):
+        raise ValueError("it is neither messages, nor conversations, nor a prompt with a completion")
+    return [{"role": ROLES[str(role)], "content": str(text).strip()} for role, text in turns]
+
+
+def imported(path: Path) -> Iterator[Example]:
+    """Read a JSONL file of conversations; each becomes an example that ends with its last answer.
+
+    Raises ValueError naming file and line for what is not JSON or in no known form.
+    """
+    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not raw.strip():
+            continue
+        try:
+            row = json.loads(raw)
+            messages = conversation(row if isinstance(row, dict) else {})
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; mend or delete the line") from error
+        if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
+            raise ValueError(
+                f"{path}, line {number}: it does not end with a question and its answer; mend or delete it"
+            )
+        digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
+        yield {
+            "id": f"imported-{digest}", "task": "imported", "messages": messages[:-1], "answer": messages[-1]["content"],
+            "check": None, "origin": "human", "lineage": f"imported/{path.stem}",
+        }  # fmt: skip
+
+
+def _reason(example: Example, config: HumanConfig) -> str | None:
+    """Why an example does not fit a small model, or None."""
+    words, asked = len(example["answer"].split()), len(prompt_of(example).split())
+    if not words or asked < 3:
+        return "empty"
+    if words > config.max_answer_words:
+        return "answer_too_long"
+    return "prompt_too_long" if asked > config.max_prompt_words + 8 else None
+
+
+def summarised(sources: Path, kind: str) -> list[dict[str, Any]]:
+    """Rows of `human/<kind>.jsonl`, sorted by id; none when the sources do not hold the file."""
+    path = sources / "human" / f"{kind}.jsonl"
+    rows = [json.loads(raw) for raw in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def is_held_out(row: dict[str, Any]) -> bool:
+    """Whether a row is kept for evaluating summaries: decided by its source, so that no package is on both sides."""
+    return split("summary", row["source"]) == "heldout"
+
+
+def human_data(config: HumanConfig, context: Context, *, sources: Path) -> Metrics:
+    """Take what people wrote: `examples.jsonl` and `rejected.jsonl`; sources held out for summaries stay out."""
+    collected = Collected()
+    for kind in SUMMARISED:
+        rows = [row for row in summarised(sources, kind) if not is_held_out(row)]
+        random.Random(f"{context.seed}/human/{kind}").shuffle(rows)
+        for row in rows[: config.per_kind]:
+            example = summary_example(row, kind, config.max_prompt_words, config.max_answer_words)
+            collected.judge(example, _reason(example, config))
+    others = [path for path in sorted((sources / "human").glob("*.jsonl")) if path.stem not in SUMMARISED]
+    for path in context.track(others, "imported conversations"):
+        for example in list(imported(path))[: config.per_kind]:
+            collected.judge(example, _reason(example, config))
+    return finish(context, collected, {"model": "none", "tokens": 0})

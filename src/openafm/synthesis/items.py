@@ -1,0 +1,90 @@
+"""What every synthesis step does with the items it made: keep or reject with a reason, drop copies, write, count."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openafm.data.dedup import near_duplicates
+from openafm.stage import Context, Metrics
+from openafm.synthesis.tasks import Example
+
+NEAR = 0.8
+"""Jaccard similarity of word 5-grams from which on two prompts are near copies."""
+
+
+@dataclass
+class Collected:
+    """Items of one step: the kept ones, and the rejected with their reasons."""
+
+    kept: list[Example] = field(default_factory=list)
+    rejected: list[Example] = field(default_factory=list)
+
+    def keep(self, examples: Iterable[Example]) -> None:
+        """Keep examples that were verified."""
+        self.kept.extend(examples)
+
+    def judge(self, example: Example, reason: str | None, evidence: str = "") -> None:
+        """Keep an example, or reject it when there is a reason; `evidence` is short human text."""
+        if reason is None:
+            self.kept.append(example)
+        else:
+            self.rejected.append({**example, "reason": reason, "evidence": evidence[:200]})
+
+
+def prompt_of(example: Example) -> str:
+    """The user's last turn."""
+    return example["messages"][-1]["content"]
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def finish(context: Context, collected: Collected, writer: dict[str, Any]) -> Metrics:
+    """Drop copies, write `examples.jsonl` and `rejected.jsonl`, return yields a source and reasons."""
+    result, first = Collected([], list(collected.rejected)), _copies(collected.kept)
+    for index, row in enumerate(collected.kept):
+        result.judge(row, "copy" if index in first else None, first.get(index, ""))
+    write(context.out / "examples.jsonl", result.kept)
+    write(context.out / "rejected.jsonl", result.rejected)
+    return {"examples": len(result.kept), "rejected": len(result.rejected), **_counts(result), "writer": writer}
+
+
+def _copies(rows: list[Example]) -> dict[int, str]:
+    """Map each repeated item to the id of its first: exact prompts for all, near copies among what a model wrote.
+
+    Near copies are told by words alone, in which the rule-made `7 + 2` and `7 - 2` would be one.
+    """
+    seen: dict[str, int] = {}
+    copies = {i: first for i, row in enumerate(rows) if (first := seen.setdefault(prompt_of(row), i)) != i}
+    written = [i for i, row in enumerate(rows) if _source(row).startswith("writer") and i not in copies]
+    for group in near_duplicates([prompt_of(rows[i]) for i in written], NEAR):
+        copies |= {written[i]: written[min(group)] for i in group if i != min(group)}
+    return {copy: rows[first]["id"] for copy, first in copies.items()}
+
+
+def _counts(result: Collected) -> Metrics:
+    """Yield of each source (the first word of the lineage), reasons, tasks and origins."""
+    kept, rejected = Counter(map(_source, result.kept)), Counter(map(_source, result.rejected))
+    yields = {
+        source: {"made": kept[source] + rejected[source], "kept": kept[source]} for source in sorted(kept | rejected)
+    }
+    return {
+        "yield": yields,
+        "reasons": _sorted(Counter(row["reason"] for row in result.rejected)),
+        "tasks": _sorted(Counter(row["task"] for row in result.kept)),
+        "origins": {"human": 0, "synthetic": 0} | _sorted(Counter(row["origin"] for row in result.kept)),
+    }
+
+
+def _source(example: Example) -> str:
+    return example["lineage"].split("/")[0]
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

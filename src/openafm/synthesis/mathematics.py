@@ -1,0 +1,208 @@
+"""Synthetic mathematics (step `math_data`): seeds -> rephrased, reversed, evolved -> solutions -> answer check.
+
+AFM (arXiv 2407.21075, section 4.1.2) after MetaMath (arXiv 2309.12284) and WizardLM (arXiv 2304.12244). The
+programmatic half rewrites by rule and verifies through a second program; the writer model, where the sources hold one,
+rewrites the same seeds in its own words and solves them several times: an answer stays by the known answer where the
+rewrite keeps it, else by majority.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from openafm.scoring import answers
+from openafm.stage import Config, Context, Metrics
+from openafm.synthesis import tasks
+from openafm.synthesis.items import Collected, finish
+from openafm.synthesis.tasks import Example, Problem
+from openafm.synthesis.writer import Writer, line
+
+
+class MathConfig(Config):
+    """How much mathematics to make."""
+
+    per_task: int = 400
+    """Programmatic examples of each task of `openafm.synthesis.tasks.MATH`."""
+    seeds: int = 200
+    """Seed problems that are rephrased, reversed and evolved by rule, four examples each."""
+    written: int = 8
+    """Seed problems that the writer model rewrites, each in four ways; 0 leaves the model out."""
+    solutions: int = 3
+    """Solutions the writer samples for each problem it wrote."""
+    max_words: int = 20
+    """Longest problem kept of the writer's, in words."""
+    reasoning_gym: tuple[str, ...] = ()
+    """Names of reasoning-gym generators to draw from as well (package `reasoning_gym`)."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A small sum from which others are made."""
+
+    a: int
+    sign: str
+    b: int
+
+    @property
+    def task(self) -> str:
+        """The task this is a problem of."""
+        return "addition" if self.sign == "+" else "subtraction"
+
+    @property
+    def key(self) -> str:
+        """The task's key: rewrites stay in the split of the problem they come from."""
+        ordered = sorted((self.a, self.b)) if self.sign == "+" else [self.a, self.b]
+        return f"{ordered[0]}{self.sign}{ordered[1]}"
+
+    @property
+    def expression(self) -> str:
+        """What is to be computed."""
+        return f"{self.a} {self.sign} {self.b}"
+
+    @property
+    def answer(self) -> int:
+        """Its value."""
+        return self.a + self.b if self.sign == "+" else self.a - self.b
+
+
+TOPICS = ("apples", "coins", "books", "cars", "birds", "cakes", "pens", "steps")
+
+
+def _seeds(n: int, rng: random.Random) -> list[Seed]:
+    """Distinct seeds whose problems are in the training split."""
+    found: dict[str, Seed] = {}
+    for _ in range(100 * n):
+        b, a = sorted((rng.randint(1, 9), rng.randint(1, rng.choice([9, 49]))))
+        seed = Seed(a, rng.choice("+-"), b)
+        if seed.answer > 0 and tasks.split(seed.task, seed.key) == "train":
+            found.setdefault(seed.expression, seed)
+        if len(found) == n:
+            break
+    return list(found.values())
+
+
+def rephrase(seed: Seed, rng: random.Random) -> tuple[str, str]:
+    """The same question in other words; returns it with the expression that answers it."""
+    a, b = seed.a, seed.b
+    added = [f"Sum of {a} and {b}?", f"{a} plus {b} is?", f"How much is {a} and {b}?"]
+    taken = [f"{a} minus {b} is?", f"{a} less {b}?", f"Difference of {a} and {b}?"]
+    return rng.choice(added if seed.sign == "+" else taken), seed.expression
+
+
+def reverse(seed: Seed, rng: random.Random) -> tuple[str, str]:
+    """Hide an operand and ask for it, given the result."""
+    a, sign, b, total = seed.a, seed.sign, seed.b, seed.answer
+    if rng.random() < 0.5:
+        return f"? {sign} {b} = {total}. Find ?", f"{total} {'-' if sign == '+' else '+'} {b}"
+    return f"{a} {sign} ? = {total}. Find ?", f"{total} - {a}" if sign == "+" else f"{a} - {total}"
+
+
+def deepen(seed: Seed, rng: random.Random) -> tuple[str, str]:
+    """One more step."""
+    c = rng.randint(1, 9)
+    longer = f"{seed.expression} + {c}" if seed.answer < c or rng.random() < 0.5 else f"{seed.expression} - {c}"
+    return f"{longer} = ?", longer
+
+
+def widen(seed: Seed, rng: random.Random) -> tuple[str, str]:
+    """The same sum in another setting."""
+    topic, who = rng.choice(TOPICS), rng.choice(["Tom", "Ann", "Max", "Eva"])
+    verb = rng.choice(["gets", "buys", "finds"] if seed.sign == "+" else ["loses", "sells", "gives"])
+    return f"{who} has {seed.a} {topic}, {verb} {seed.b}. How many now?", seed.expression
+
+
+RULES = {"rephrase": rephrase, "reverse": reverse, "deeper": deepen, "wider": widen}
+"""The four ways to make a new problem of a seed; the writer's templates have the same names."""
+
+
+def _by_rule(config: MathConfig, seeds: list[Seed], collected: Collected, rng: random.Random) -> None:
+    """Rewrite every seed in all four ways; sympy, which saw none of our arithmetic, must get the same answer."""
+    for seed in seeds[: config.seeds]:
+        expected = {"rephrase": seed.answer, "wider": seed.answer}
+        for name, rule in RULES.items():
+            prompt, expression = rule(seed, rng)
+            value = expected.get(
+                name, sum(int(part) for part in expression.replace("- ", "-").replace("+ ", "").split())
+            )
+            row = tasks.example(f"math_{name}", tasks.number(prompt, value, seed.key), lineage=f"rule-{name}")
+            collected.judge(row, None if answers.equal(expression, str(value)) else "answer_check", expression)
+
+
+def _by_writer(config: MathConfig, seeds: list[Seed], collected: Collected, writer: Writer, rng: random.Random) -> None:
+    """Let the model rewrite seeds and solve what it wrote."""
+    for name in RULES:
+        rows = [
+            {"question": f"What is {s.expression}?", "answer": s.answer, "topic": rng.choice(TOPICS)} for s in seeds
+        ]
+        found = writer.write(name, rows, max_tokens=32, temperature=0.7)
+        problems = [line(texts[0]) if texts else "" for texts in found]
+        solved = writer.write(
+            "solve", [{"question": p} for p in problems], n=config.solutions, max_tokens=10, temperature=0.7
+        )
+        for seed, prompt, solutions in zip(seeds, problems, solved, strict=True):
+            known = {"rephrase": seed.answer, "reverse": None}.get(name)
+            row, reason = judge_written(name, seed, prompt, solutions, known, config.max_words)
+            collected.judge(row, reason, " | ".join(line(s) for s in solutions))
+
+
+def judge_written(
+    name: str, seed: Seed, prompt: str, solutions: list[str], known: int | None, max_words: int
+) -> tuple[Example, str | None]:
+    """Make an example of a written problem, and say why it is rejected (None when kept).
+
+    With a `known` answer one right solution proves that the problem still asks for it; without, more than half of
+    the solutions must agree, and none of the sampled answers is otherwise trusted.
+    """
+    values = [found[0] for text in solutions if (found := answers.numbers(line(text)))]
+    common, votes = Counter(values).most_common(1)[0] if values else (None, 0)
+    answer = known if known is not None else common
+    problem = Problem(prompt, str(answer), seed.key, {"kind": "number", "answer": str(answer)})
+    row = tasks.example(f"math_{name}", problem, lineage=f"writer-{name}")
+    numbers = {int(value) for value in answers.numbers(prompt) if value.denominator == 1}
+    if not prompt or len(prompt.split()) > max_words or "?" not in prompt:
+        return row, "no_question" if "?" not in prompt else "too_long"
+    if not {seed.a, seed.b} <= numbers and name in ("rephrase", "deeper"):
+        return row, "numbers_lost"
+    if name == "rephrase" and numbers != {seed.a, seed.b}:
+        return row, "numbers_added"
+    if known is not None and known not in values:
+        return row, "answer_check"
+    if known is None and votes * 2 <= len(solutions):
+        return row, "no_majority"
+    return row, None
+
+
+def _from_gym(config: MathConfig, seed: int) -> list[Example]:
+    """Draw from reasoning-gym's generators; prompts too long for small models are left out by `max_words`."""
+    if not config.reasoning_gym:
+        return []
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise ValueError("reasoning_gym is not installed: pip install reasoning-gym, or empty that setting") from error
+    found = []
+    for name in config.reasoning_gym:
+        for entry in reasoning_gym.create_dataset(name, seed=seed, size=config.per_task):
+            prompt, answer = entry["question"].strip(), str(entry["answer"])
+            if len(prompt.split()) <= config.max_words and tasks.split(name, prompt) == "train":
+                kind = "number" if answers.number(answer) is not None else "text"
+                problem = Problem(prompt, answer, prompt, {"kind": kind, "answer": answer})
+                found.append(tasks.example(f"gym_{name}", problem, lineage="reasoning-gym"))
+    return found
+
+
+def math_data(config: MathConfig, context: Context, *, sources: Path) -> Metrics:
+    """Make mathematics examples: `examples.jsonl` and `rejected.jsonl`; yields by source in the metrics."""
+    collected = Collected()
+    names = [task.__name__ for task in tasks.MATH]
+    for name in context.track(names, "math tasks"):
+        collected.keep(tasks.train(name, config.per_task, context.seed))
+    collected.keep(_from_gym(config, context.seed))
+    rng = random.Random(f"{context.seed}/math_data")
+    seeds = _seeds(max(config.seeds, config.written), rng)
+    _by_rule(config, seeds, collected, rng)
+    writer = Writer.open(sources, context, wanted=config.written > 0)
+    if writer.present:
+        _by_writer(config, seeds[-config.written :], collected, writer, rng)
+    return finish(context, collected, writer.used)

@@ -1,0 +1,81 @@
+"""Training data of the summarisation adapter (step `summaries`): short texts with one-line summaries.
+
+AFM's worked example of a task adapter (arXiv 2407.21075, section 5.2) trains on summaries that the server model wrote
+and that were filtered. Here people wrote most of them (synopses, mail subjects); the writer model, standing in for
+the server model, may add its own, kept when short and made of the text's words.
+"""
+
+import random
+from pathlib import Path
+
+from openafm.scoring import checks
+from openafm.stage import Config, Context, Metrics
+from openafm.synthesis.human import SUMMARISED, is_held_out, summarised, summary_example
+from openafm.synthesis.items import Collected, finish, write
+from openafm.synthesis.tasks import Example
+from openafm.synthesis.writer import Writer, line
+
+
+class SummariesConfig(Config):
+    """How many summaries, and how long text and summary may be."""
+
+    train: int = 1200
+    """Most training examples."""
+    heldout: int = 100
+    """Most held-out examples, of sources that no training example is from."""
+    max_text_words: int = 48
+    """Longest text in words."""
+    max_words: int = 14
+    """Longest summary in words."""
+    min_words: int = 2
+    """Shortest summary in words."""
+    written: int = 8
+    """Summaries that the writer model adds; 0 leaves the model out."""
+
+
+def _reason(config: SummariesConfig, example: Example) -> str | None:
+    """Why a summary is not fit to learn from, or None. Half its words must be the text's, or it tells something else."""
+    answer, source = example["answer"], example["check"]["source"]
+    words = len(answer.split())
+    if words < config.min_words:
+        return "too_short"
+    if words > config.max_words:
+        return "too_long"
+    if answer.casefold().rstrip(".") == source.casefold().rstrip("."):
+        return "copy_of_text"
+    return None if checks.faithful(source, answer) >= 0.5 else "not_from_the_text"
+
+
+def _written(config: SummariesConfig, writer: Writer, examples: list[Example]) -> list[Example]:
+    """The writer's summary in the place of the person's."""
+    rows = [{"text": example["check"]["source"], "words": config.max_words} for example in examples]
+    texts = writer.write("summary", rows, max_tokens=32, temperature=0.3)
+    changed = [{"answer": line(text[0]), "origin": "synthetic"} for text in texts]
+    return [
+        {**example, **new, "id": f"written-{example['id']}", "lineage": f"writer-summary/{example['lineage']}"}
+        for example, new in zip(examples, changed, strict=True)
+    ]
+
+
+def summaries(config: SummariesConfig, context: Context, *, sources: Path) -> Metrics:
+    """Make `examples.jsonl` (training), `heldout.jsonl` and `rejected.jsonl`."""
+    collected, held = Collected(), Collected()
+    pool: list[Example] = []
+    for kind in context.track(SUMMARISED, "summaries"):
+        for row in summarised(sources, kind):
+            example = summary_example(row, kind, config.max_text_words, config.max_words)
+            example["messages"] = [{"role": "user", "content": f"Sum up: {example['check']['source']}"}]
+            reason = _reason(config, example)
+            (held if is_held_out(row) else collected).judge(example, reason)
+            if not is_held_out(row) and len(row["text"].split()) > 8:
+                pool.append(example)
+    rng = random.Random(f"{context.seed}/summaries")
+    for rows in (collected.kept, held.kept, pool):
+        rng.shuffle(rows)
+    del collected.kept[config.train :], held.kept[config.heldout :]
+    writer = Writer.open(sources, context, wanted=config.written > 0)
+    if writer.present:
+        for example in _written(config, writer, pool[: config.written]):
+            collected.judge(example, _reason(config, example))
+    write(context.out / "heldout.jsonl", held.kept)
+    return {**finish(context, collected, writer.used), "heldout": len(held.kept)}

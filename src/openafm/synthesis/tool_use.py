@@ -1,0 +1,92 @@
+"""Synthetic tool use and instruction following (step `tool_data`): calls that were parsed, validated and executed.
+
+AFM (arXiv 2407.21075, section 4.1.2): single-tool first, then several tools with similar distractors, and
+intent-detection data, where no tool at hand is needed, against over-triggering.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from openafm.scoring import checks, toolcalls
+from openafm.stage import Config, Context, Metrics
+from openafm.synthesis import tasks
+from openafm.synthesis.items import Collected, finish
+from openafm.synthesis.tasks import Example
+from openafm.synthesis.writer import Writer, line
+
+
+class ToolConfig(Config):
+    """How much tool use to make."""
+
+    per_tool_task: int = 900
+    """Programmatic examples of each tool task: single tool, several tools, no tool needed."""
+    per_instruction_task: int = 300
+    """Programmatic examples of each instruction task: letters, spelling, copying, naming."""
+    written: int = 24
+    """Requests that the writer model words; 0 leaves the model out."""
+    max_words: int = 16
+    """Longest request kept of the writer's, in words."""
+
+
+def reject(example: Example) -> str | None:
+    """Say why a tool example is wrong, or None: its call is parsed from the answer, validated and really executed."""
+    check = example["check"]
+    if check["kind"] != "tool":
+        return None if checks.passes(example, example["answer"]) else "answer_check"
+    calls = toolcalls.parse(example["answer"])
+    if check["call"] is None:
+        return "call_not_needed" if calls else None
+    if len(calls) != 1 or toolcalls.problem(calls[0], check["tools"]):
+        return "schema"
+    try:
+        toolcalls.execute(calls[0], check["tools"])
+    except ValueError:
+        return "execution"
+    return None if checks.passes(example, example["answer"]) else "answer_check"
+
+
+def _written(config: ToolConfig, context: Context, writer: Writer, collected: Collected) -> None:
+    """Let the model word requests for calls that are known beforehand; each must name all its arguments."""
+    seeds = tasks.train("single_tool", config.written, f"{context.seed}/written")
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:
+        wanted = seed["check"]["call"]
+        values = ", ".join(f"{name} = {value}" for name, value in wanted["arguments"].items())
+        rows.append({"name": wanted["name"], "purpose": toolcalls.TOOLS[wanted["name"]].purpose, "arguments": values})
+    rng = random.Random(f"{context.seed}/tool_data")
+    for seed, texts in zip(seeds, writer.write("tool_request", rows, max_tokens=24), strict=True):
+        request, wanted = line(texts[0]), seed["check"]["call"]
+        collected.judge(*_worded(seed, request, wanted, rng, config.max_words))
+
+
+def _worded(
+    seed: Example, request: str, wanted: dict[str, Any], rng: random.Random, max_words: int
+) -> tuple[Example, str | None]:
+    """Put a written request in the place of the seed's own, beside one distractor."""
+    names = [wanted["name"], rng.choice([name for name in tasks.ASKED_TOOLS if name != wanted["name"]])]
+    shown = rng.sample(names, 2)
+    prompt = f"Tools: {', '.join(toolcalls.TOOLS[name].signature for name in shown)}\n{request}"
+    key = seed["lineage"].split("/", 2)[2]
+    problem = tasks.Problem(prompt, seed["answer"], key, {"kind": "tool", "tools": shown, "call": wanted})
+    row = tasks.example("several_tools", problem, lineage="writer-request")
+    if not request or len(request.split()) > max_words:
+        return row, "too_long" if request else "empty"
+    said = request.casefold().replace(",", " ").replace("?", " ").replace(".", " ").split()
+    if not all(str(value).casefold() in [w.strip("'\"!") for w in said] for value in wanted["arguments"].values()):
+        return row, "argument_missing"
+    return row, reject(row)
+
+
+def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics:
+    """Make tool-use and instruction examples: `examples.jsonl` and `rejected.jsonl`; yields are in the metrics."""
+    collected = Collected()
+    wanted = {task.__name__: config.per_tool_task for task in tasks.TOOL_USE}
+    wanted |= {task.__name__: config.per_instruction_task for task in tasks.LANGUAGE}
+    for name, count in context.track(wanted.items(), "tool tasks", len(wanted)):
+        for row in tasks.train(name, count, context.seed):
+            collected.judge(row, reject(row))
+    writer = Writer.open(sources, context, wanted=config.written > 0)
+    if writer.present:
+        _written(config, context, writer, collected)
+    return finish(context, collected, writer.used)

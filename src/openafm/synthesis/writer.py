@@ -1,0 +1,84 @@
+"""The language model that writes problems and solutions: templates in, lines out, within a budget of tokens.
+
+The writer is the model folder `models/writer` of the sources. Without one the steps keep to their programmatic half,
+and their metrics say so.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from openafm.sampling.sampler import Sampler, TorchSampler
+from openafm.stage import Context
+
+
+@lru_cache(maxsize=1)
+def _templates() -> jinja2.Environment:
+    folder = jinja2.FileSystemLoader(Path(__file__).parent / "prompts")
+    return jinja2.Environment(loader=folder, undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in `prompts/<template>.jinja`; a value the template misses is an error."""
+    return _templates().get_template(f"{template}.jinja").render(**values).strip("\n")
+
+
+class Writer:
+    """Asks a sampler through templates. Answers are kept in the step's scratch, so a killed step asks nothing twice."""
+
+    def __init__(self, sampler: Sampler | None, context: Context, name: str = ""):
+        self.sampler, self.context, self.name, self.tokens = sampler, context, name, 0
+
+    @classmethod
+    def open(cls, sources: Path, context: Context, wanted: bool = True) -> "Writer":
+        """Load the sources' writer model, or a writer that is absent when there is none or none is wanted."""
+        folder = sources / "models" / "writer"
+        if not wanted or not folder.exists():
+            return cls(None, context)
+        dtype = torch.bfloat16 if context.hardware.precision == "bfloat16" else torch.float32
+        return cls(TorchSampler.load(folder, dtype), context, "models/writer")
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a model to ask."""
+        return self.sampler is not None
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """Which writer wrote how many tokens, for the metrics."""
+        return {"model": self.name or "none", "tokens": self.tokens}
+
+    def write(
+        self, template: str, rows: Sequence[dict[str, Any]], *, n: int = 1, max_tokens: int, temperature: float = 0.7
+    ) -> list[list[str]]:
+        """Return `n` texts for each row of template values, as sampled, without surrounding white space."""
+        if self.sampler is None or not rows:
+            return [[] for _ in rows]
+        prompts = [[{"role": "user", "content": render(template, **row)}] for row in rows]
+        seed = int.from_bytes(hashlib.sha256(f"{self.context.seed}/{template}".encode()).digest()[:4], "big")
+        request = json.dumps([prompts, n, max_tokens, temperature, seed])
+        kept = self.context.scratch / f"written-{hashlib.sha256(request.encode()).hexdigest()[:16]}.json"
+        if not kept.exists():
+            self.context.report(f"writing: {template}", 0, None)
+            found = self.sampler.sample(prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            beside = kept.with_suffix(".part")
+            beside.write_text(json.dumps([[[c.text.strip(), len(c.logprobs)] for c in row] for row in found]))
+            beside.replace(kept)
+        written = json.loads(kept.read_text())
+        self.tokens += sum(tokens for row in written for _, tokens in row)
+        return [[text for text, _ in row] for row in written]
+
+
+def line(text: str) -> str:
+    """The first line a model wrote, without quotes or a label such as "Question:" before it."""
+    first = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    label, colon, rest = first.partition(": ")
+    if colon and label.isalpha() and rest:
+        first = rest
+    return first.strip("\"'` ")
