@@ -25,7 +25,7 @@ _VOID = frozenset("area base br col embed hr img input link meta source track wb
 _SKIPPED = frozenset("button canvas datalist dialog head map math object option select svg template textarea".split())
 _HEADINGS = frozenset("h1 h2 h3 h4 h5 h6".split())
 _PRE = frozenset(("pre", "listing"))
-_ANCHOR_MARKS = frozenset(("¶", "#", "§", "🔗", "", "[edit]", "[source]"))
+_ANCHOR_MARKS = frozenset(("¶", "#", "§", "🔗", "◆", "", "[edit]", "[source]"))
 _LINE_NUMBERS = re.compile(r"(?<![a-z])(linenos?|line-?numbers?|gutter|lnt|copybtn)(?![a-z])")
 
 # Words of class, id and role that Readability (Arc90, Mozilla) takes as a sign against and for body text.
@@ -171,9 +171,21 @@ def _group_list(blocks: list[Block], first: int) -> None:
 
 
 def _table(cells: list[Block], boxes: list[Box], group: int) -> list[Block]:
-    """Join a data table's cells into one block of rows; a table used for layout keeps its blocks."""
-    if not cells or any(block.kind != "p" or block.marker for block in cells):
+    """Join a data table's cells into blocks of rows, parted by headings; a table used for layout keeps its blocks."""
+    if any(block.kind in ("pre", "table") or block.marker for block in cells):
         return cells
+    joined: list[Block] = []
+    start = 0
+    for at in range(len(cells) + 1):
+        if at == len(cells) or cells[at].kind != "p":
+            joined += _rows(cells[start:at], boxes, group + at)
+            joined += cells[at : at + 1]
+            start = at + 1
+    return joined
+
+
+def _rows(cells: list[Block], boxes: list[Box], group: int) -> list[Block]:
+    """Return the cells as one block, a line a row and bars between columns, unless they look like layout."""
     rows: dict[int, dict[int, list[str]]] = {}
     for block in cells:
         at, cell = block.box, -1
@@ -181,7 +193,7 @@ def _table(cells: list[Block], boxes: list[Box], group: int) -> list[Block]:
             cell = at if boxes[at].tag in ("td", "th") else cell
             at = boxes[at].parent
         rows.setdefault(at, {}).setdefault(cell, []).append(block.text.replace("\n", " "))
-    widest = max(len(row) for row in rows.values())
+    widest = max((len(row) for row in rows.values()), default=0)
     if widest < 2 or sum(block.words for block in cells) > 60 * len(cells) or len(cells) > 4 * widest * len(rows):
         return cells
     lines = [" | ".join(" ".join(parts) for parts in row.values()) for row in rows.values()]

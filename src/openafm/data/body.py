@@ -114,15 +114,15 @@ def _score(found: list[Unit], at: int, inside: bool, weight: float) -> float:
 
 def _with_headings(found: list[Unit], keep: list[bool], allowed: list[bool]) -> None:
     """Keep a heading when something below it, before the next heading of its level or above, is kept."""
-    alive = 7  # the highest level (smallest number) that a kept text still allows; 7: nothing kept below
+    reach = 0  # level of the nearest kept block below: 7 for text, which any heading may stand over; 0 for nothing
     for at in range(len(found) - 1, -1, -1):
         kind = found[at].blocks[0].kind
         if kind[0] == "h":
             level = int(kind[1])
-            keep[at] = allowed[at] and alive == 0
-            alive = 0 if keep[at] and level > 1 else 7
+            keep[at] = allowed[at] and reach > level
+            reach = min(reach, level) if reach > level else reach
         elif keep[at]:
-            alive = 0
+            reach = 7
 
 
 def select_body(blocks: list[Block], boxes: list[Box]) -> list[Block]:

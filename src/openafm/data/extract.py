@@ -19,7 +19,7 @@ MAX_HTML = 4_000_000
 """Characters of HTML that are read; longer pages are cut off there."""
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
 _RAW = "script, style, noscript, iframe, xmp, noembed, noframes, plaintext"
-_MATH_MARKS = re.compile(r"<math|katex|mathjax|math/tex|mjx-|mwe-math|<img[^>]{0,300}class=\"?(?:latex|tex|math)", re.I)
+_MATH_MARKS = ("<math", "katex", "MathJax", "math/tex", "mjx-", "mwe-math", 'class="latex', 'class="tex', 'class="math')
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 _SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
 MAX_LANGUAGE_DISTANCE = 1000
@@ -80,14 +80,17 @@ def _clean_line(text: str) -> str:
 
 
 def _title(tree: HTMLTree) -> str:
-    """Return the title without the site's name: the first heading where the title contains it, else the longest part."""
+    """Return the title without the site's name: the heading it begins with, else its first part of some length."""
     title = _clean_line(tree.title or "")[:300]
-    headings = [_clean_line(node.text).rstrip("¶#").strip() for node in tree.document.get_elements_by_tag_name("h1")[:2]]
-    heading = next((text for text in headings if 0 < len(text) < 200), "")
-    if heading and (not title or heading.lower() in title.lower()):
-        return heading
+    nodes = list(tree.document.get_elements_by_tag_name("h1"))[:4]
+    headings = [text for node in nodes if 0 < len(text := _clean_line(node.text).rstrip("¶#").strip()) < 200]
+    starting = [text for text in headings if title.lower().startswith(text.lower())]
+    if starting or not title:
+        return max(starting, key=len) if starting else (headings or [""])[0]
     parts = _SEPARATOR.split(title)
-    return parts[0] if len(parts) > 1 and len(parts[0]) >= 8 else max(parts, key=len)
+    if parts[0] == title and headings and headings[0].lower() in title.lower():
+        return headings[0]
+    return parts[0] if len(parts[0]) >= 4 else max(parts, key=len)
 
 
 def render(blocks: list[Block]) -> str:
@@ -120,7 +123,7 @@ def extract(html: bytes, url: str | None = None, charset: str | None = None) -> 
     tree = HTMLTree.parse(source)
     if tree.body is None:
         return Extraction("", _title(tree), "")
-    if _MATH_MARKS.search(source):
+    if any(mark in source for mark in _MATH_MARKS):
         inline_formulas(tree)
     for node in tree.document.query_selector_all(_RAW):
         if node.parent is not None:

@@ -1,7 +1,7 @@
 """Pinned packages from registries, in a cache: the raw input of `openafm fetch` and of the step `fetch`.
 
-Three tiers, each through its own client: `pypi` (pip), `npm` (npm pack), `apt` (apt-get download), and `folder` for
-files beside the recipe. Archives are only ever read, never installed, and no code of theirs runs: pip takes wheels alone,
+Three tiers, each through its own client: `pypi` (pip), `npm` (npm pack), `apt` (apt-get download); `folder` is for
+files beside the recipe and `python` for what this interpreter can import. Archives are only ever read, never installed, and no code of theirs runs: pip takes wheels alone,
 because resolving a source distribution executes it. A download appears in the cache under its final name when its digest
 is right, so a killed fetch goes on with what is missing.
 """
@@ -9,9 +9,11 @@ is right, so a killed fetch goes on with what is missing.
 import fnmatch
 import gzip
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-Tier = Literal["pypi", "npm", "apt", "folder"]
+Tier = Literal["pypi", "npm", "apt", "folder", "python"]
 
 TRANSLATION = "Translation-en"
 """Not a package but apt's list of English descriptions; taken with the `apt` tier."""
@@ -90,6 +92,8 @@ def ensure(package: Package, cache: Path, root: Path | None = None) -> Archive:
     """
     if package.tier == "folder":
         return _folder(package, root)
+    if package.tier == "python":
+        return _installed(package)
     kept = _cached(package, cache)
     if kept is not None:
         return kept
@@ -120,6 +124,11 @@ def ensure_all(
             if archive is not None:
                 found[package] = archive
     return found, dict(sorted(reasons.items()))
+
+
+def in_cache(package: Package, cache: Path) -> bool:
+    """Whether a download of `package` was finished once (its digest is checked when it is used)."""
+    return _record(package, cache).exists()
 
 
 def _record(package: Package, cache: Path) -> Path:
@@ -169,6 +178,20 @@ def _folder(package: Package, root: Path | None) -> Archive:
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return Archive(package, path, package.version or total.hexdigest()[:12], total.hexdigest())
+
+
+def _installed(package: Package) -> Archive:
+    """A distribution that this interpreter can import, or its standard library (`python`)."""
+    if package.name == "python":
+        return Archive(package, Path(), platform.python_version(), "")
+    try:
+        version = importlib.metadata.version(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    if package.version not in ("", version):
+        pinned = f"{package.name}=={package.version}"
+        raise Unavailable(f"{pinned} is not installed (found {version}): pip install {pinned}")
+    return Archive(package, Path(), version, "")
 
 
 def _call(command: list[str], folder: Path, package: Package) -> str:
