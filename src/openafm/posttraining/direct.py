@@ -7,7 +7,7 @@ from, whose log-probabilities are computed once.
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
+import torch
 
 from openafm.model import Transformer
 from openafm.model.checkpoint import save_model
@@ -82,17 +82,13 @@ def with_reference(model: Transformer, pairs: list[Row]) -> list[Row]:
 
 def direct_loss(model: Transformer, batch: Batch, config: DirectConfig) -> LossOutput:
     """DPO's or IPO's loss of a batch of pairs; `margin` is log pi/ref of the chosen less of the rejected answer."""
-    figures: list[Tensor] = []
-    for prefix in ("policy", "reference"):
-        for side in ("chosen", "rejected"):
-            targets = batch[f"targets_{side}"]
-            if prefix == "policy":
-                log_probs = sequence_log_probs(model(batch[f"inputs_{side}"]), targets)
-            else:
-                log_probs = batch[f"reference_{side}"]
-            # IPO regresses to a fixed gap 1 / (2 beta), which is only sensible a token.
-            figures.append(log_probs / (targets != IGNORED).sum(-1) if config.loss == "ipo" else log_probs)
-    chosen, rejected, chosen_ref, rejected_ref = figures
+    targets = torch.cat((batch["targets_chosen"], batch["targets_rejected"]))
+    policy = sequence_log_probs(model(torch.cat((batch["inputs_chosen"], batch["inputs_rejected"]))), targets)
+    reference = torch.cat((batch["reference_chosen"], batch["reference_rejected"]))
+    if config.loss == "ipo":  # it regresses to a fixed gap 1 / (2 beta), which is only sensible a token
+        tokens = (targets != IGNORED).sum(-1)
+        policy, reference = policy / tokens, reference / tokens
+    (chosen, rejected), (chosen_ref, rejected_ref) = policy.chunk(2), reference.chunk(2)
     loss = {"dpo": dpo, "ipo": ipo}[config.loss](chosen, rejected, chosen_ref, rejected_ref, config.beta)
     margin = ((chosen - chosen_ref) - (rejected - rejected_ref)).detach()
     metrics = {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean())}

@@ -21,10 +21,12 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         raise ValueError(f"{path} is missing: run the step that makes {path.parent.name}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # str.splitlines would cut at U+2028 too
+        if not line:
+            continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{path}:{number} is not JSON ({error}); make the file again") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number} is not a JSON object; each line must hold one")
@@ -94,13 +96,16 @@ class RowBatches:
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack rows into tensors with one leading dimension; `inputs*` are padded with 0, `targets*` with IGNORED."""
+    """Stack rows into tensors with one leading dimension.
+
+    All `inputs*` and `targets*` get the length of the longest: `inputs*` are padded with 0, `targets*` with IGNORED.
+    """
     batch: Batch = {}
+    longest = max((len(row[name]) for row in rows for name in row if name.startswith("inputs")), default=0)
     for name in rows[0]:
         values = [row[name] for row in rows]
         if name.startswith(("inputs", "targets")):
             padding = IGNORED if name.startswith("targets") else 0
-            longest = max(map(len, values))
             values = [value + [padding] * (longest - len(value)) for value in values]
         batch[name] = torch.tensor(values)
     return batch

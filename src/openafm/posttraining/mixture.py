@@ -23,7 +23,7 @@ class MixtureConfig(Config):
     """What becomes of the parts' examples."""
 
     arms: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Mixture arms: name -> part -> weight, a part's share of the arm's examples. Empty: one arm `all`, as things are."""
+    """Mixture arms: name -> part -> weight, its share of the arm's examples. Empty: one arm `all`, as things are."""
     arm_examples: int = 0
     """Examples of an arm; 0 takes as many as there are in training. Small parts are repeated, large ones cut."""
     validation_percent: float = 4.0

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+import torch
+
+from openafm.model.checkpoint import load_model
+from openafm.posttraining.committee import CommitteeConfig, RolloutsConfig, by_prompt, committee, rollouts
+from openafm.posttraining.direct import DirectConfig, best_and_worst, direct
+from openafm.posttraining.examples import read_rows, write_rows
+from openafm.posttraining.policy import Policy, SamplingConfig, token_log_probs
+from openafm.posttraining.rejection import RejectionConfig, rejection
+from openafm.posttraining.reward import RewardModel
+from openafm.posttraining.sft import BestConfig, SftConfig, sft, sft_best
+
+SAMPLING = SamplingConfig(max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def reward(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    RewardModel(load_model(model), seed=2).save(folder, tokenizer=model)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(model, tmp_path_factory):
+    """Answers "7" (right) and "8" (wrong) to a few sums, as a round of rollouts."""
+    policy, rows = Policy.load(model), []
+    for a in range(1, 6):
+        problem = {"id": str(a), "task": "addition", "messages": [{"role": "user", "content": f"{a} + {7 - a} = ?"}]}
+        answers = []
+        for text, value in (("8", -1.0), ("7", 1.0), ("9", 0.0)):
+            tokens = [*policy.tokenizer.encode(text), policy.tokenizer.end_of_turn_id]
+            answers.append({"text": text, "tokens": tokens, "logprobs": [], "reward": value, "passed": text == "7"})
+        for member, part in (("sft", answers[:1]), ("dpo", answers[1:])):
+            rows.append({**problem, "prompt_tokens": policy.prompt(problem), "member": member, "completions": part})
+    folder = tmp_path_factory.mktemp("rollouts")
+    write_rows(folder / "rollouts.jsonl", rows)
+    return folder
+
+
+def test_members_take_turns_and_every_prompt_gets_its_samples(model, examples, reward, context, same_files):
+    config = RolloutsConfig(prompts=9, samples=4, sampling=SAMPLING)
+    members = {"sft": model, "rejection": model, "dpo": model}
+    one, two = context("one"), context("two")
+    metrics = rollouts(config, one, members=members, reward=reward, examples=examples)
+    rows = read_rows(one.out / "rollouts.jsonl")
+    prompts = by_prompt(rows)
+    assert len(prompts) == 9
+    assert all(len(answers) == 4 for _, answers in prompts)
+    assert all(answers == sorted(answers, key=lambda a: -a["reward"]) for _, answers in prompts)
+    assert {name: figure["n"] for name, figure in metrics.items()} == dict.fromkeys(members, 12)
+    assert all(len(a["tokens"]) == len(a["logprobs"]) for _, answers in prompts for a in answers)
+    rollouts(config, two, members=members, reward=reward, examples=examples)
+    same_files(one.out, two.out)
+
+
+def test_rejection_learns_the_best_answer_of_each_prompt(model, drawn, context):
+    step = context()
+    config = RejectionConfig(tokens=1600, batch_tokens=80, sequence_length=40, lr=0.02, dropout=0.0)
+    metrics = rejection(config, step, model=model, rollouts=drawn)
+    assert [row["answer"] for row in read_rows(step.out / "best.jsonl")] == ["7"] * 5
+    assert metrics["loss"] < 0.5
+
+
+def test_best_and_worst_need_a_gap(drawn):
+    rows = read_rows(drawn / "rollouts.jsonl")
+    assert len(best_and_worst(rows, 2.0)) == 5
+    assert best_and_worst(rows, 2.5) == []
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo"])
+def test_direct_moves_from_the_worst_to_the_best_answer(model, drawn, context, loss, same_files):
+    config = DirectConfig(loss=loss, beta=0.5, lr=0.003, steps=25, pairs_per_batch=5)
+    one, two = context("one"), context("two")
+    metrics = direct(config, one, model=model, rollouts=drawn)
+    pairs = best_and_worst(read_rows(drawn / "rollouts.jsonl"), 2.0)
+
+    def gaps(folder):
+        model = load_model(folder)
+        chosen, rejected = (
+            token_log_probs(model, [(p["prompt"], p[s]) for p in pairs]) for s in ("chosen", "rejected")
+        )
+        return torch.tensor([sum(a) - sum(b) for a, b in zip(chosen, rejected, strict=True)])
+
+    assert (gaps(one.out) > gaps(model)).all()
+    assert metrics["accuracy"] == 1.0
+    if loss == "ipo":  # its optimum is a gap of 1 / (2 beta) nats a token; the answers have two tokens
+        assert metrics["margin"] < 1.5
+    direct(config, two, model=model, rollouts=drawn)
+    same_files(one.out, two.out)
+
+
+def test_direct_and_rejection_name_what_is_wrong(model, drawn, context, tmp_path):
+    with pytest.raises(ValueError, match="lower least_gap"):
+        direct(DirectConfig(least_gap=9.0), context(), model=model, rollouts=drawn)
+    rows = read_rows(drawn / "rollouts.jsonl")
+    for row in rows:
+        row["completions"] = [{**c, "passed": False} for c in row["completions"]]
+    write_rows(tmp_path / "rollouts.jsonl", rows)
+    with pytest.raises(ValueError, match="no prompt has a verified answer"):
+        rejection(RejectionConfig(), context(), model=model, rollouts=tmp_path)
+
+
+def test_the_committee_picks_the_best_and_samples_on_from_it(model, drawn, examples, reward, context):
+    taught = context("taught")
+    config = SftConfig(arm="b", tokens=9000, batch_tokens=600, sequence_length=60, lr=0.02, snapshots=2)
+    sft(config, taught, model=model, examples=examples)
+    best = context("best")
+    chosen = sft_best(
+        BestConfig(problems=8, answers=2, sampling=SAMPLING),
+        best,
+        snapshots=taught.out,
+        reward=reward,
+        examples=examples,
+    )
+    assert len(chosen["checkpoints"]) == 2
+    rewards = {name: row["reward"] for name, row in chosen["checkpoints"].items()}
+    assert rewards[chosen["checkpoint"]] == max(rewards.values())
+
+    step = context("committee")
+    config = CommitteeConfig(problems=16, next_round=RolloutsConfig(prompts=4, samples=2, sampling=SAMPLING))
+    members = {"sft": model, "taught": taught.out, "again": taught.out}
+    metrics = committee(config, step, members=members, reward=reward, examples=examples, control=taught.out)
+    table = json.loads((step.out / "committee.json").read_text())["members"]
+    assert list(table) == [*members, "control"]
+    assert table["taught"]["validation"]["passed"] > table["sft"]["validation"]["passed"]
+    assert metrics["best"] == "taught"  # a tie goes to the earlier member, and the control is never picked
+    assert table["taught"]["heldout"]["low"] <= table["taught"]["heldout"]["rate"] <= table["taught"]["heldout"]["high"]
+    taught_weights, picked = load_model(taught.out).state_dict(), load_model(step.out).state_dict()
+    assert all(torch.equal(picked[name], taught_weights[name]) for name in picked)
+    assert {row["member"] for row in read_rows(step.out / "rollouts.jsonl")} == {"taught"}

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+
+from openafm.model import Transformer
+from openafm.model.checkpoint import load_model
+from openafm.posttraining.examples import collate, read_rows, write_rows
+from openafm.posttraining.policy import Answer
+from openafm.posttraining.reward import (
+    MixConfig,
+    RewardConfig,
+    RewardModel,
+    Scorer,
+    conversation,
+    length_bias,
+    measure,
+    pair_loss,
+    pair_row,
+    reward,
+)  # fmt: skip
+from openafm.tokenizer import load as load_tokenizer
+
+CONFIG = RewardConfig(lr=0.01, epochs=6, pairs_per_batch=8, dropout=0.0, grade_weight=0.1)
+
+
+def planted(count, answers=("3", "4", "5", "6", "7", "8", "9")):
+    """Pairs in which the answer with a `no` is the worse one, by how often it stands there."""
+    rows = []
+    for i in range(count):
+        good, level = answers[i % len(answers)], i % 4
+        rows.append(
+            {
+                "id": str(i), "task": "t", "messages": [{"role": "user", "content": f"Say {good}"}],
+                "chosen": good, "rejected": f"{good} no" + " no" * level, "strength": level, "margin": level + 1,
+                "grades_chosen": [2, 2, 2, 2], "grades_rejected": [2, 2, 0, 1],
+            }
+        )  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preferences")
+    write_rows(folder / "train.jsonl", planted(64))
+    write_rows(folder / "heldout.jsonl", planted(28, ["1", "2"]))
+    return folder
+
+
+def test_the_reward_model_learns_planted_preferences(model, preferences, context, same_files):
+    step, again = context("one"), context("two")
+    metrics = reward(CONFIG, step, model=model, preferences=preferences)["heldout"]
+    assert metrics["accuracy"]["rate"] > 0.9
+    assert metrics["grades"]["harmlessness"]["rate"] > metrics["commonest_grade"]["harmlessness"] == 0.5
+    assert [metrics["by_strength"][name]["n"] for name in metrics["by_strength"]] == [7, 7, 7, 7]
+    assert metrics["length_bias"]["label"] < 0  # the planted preference is for short answers
+    reward(CONFIG, again, model=model, preferences=preferences)
+    same_files(step.out, again.out)
+
+    judge, tokenizer = RewardModel.load(step.out), load_tokenizer(step.out)
+    assert measure(judge, tokenizer, read_rows(preferences / "heldout.jsonl")) == metrics
+    (step.out / "heads.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"heads\.safetensors is missing or damaged"):
+        RewardModel.load(step.out)
+
+
+def test_soft_labels_bound_the_gap(model, context, tmp_path):
+    """Trained long enough on one pair, sigmoid(gap) comes to the target of its strength, not to 1."""
+    write_rows(tmp_path / "train.jsonl", planted(1))
+    write_rows(tmp_path / "heldout.jsonl", planted(1))
+    config = RewardConfig(lr=0.003, epochs=120, pairs_per_batch=1, dropout=0.0, grade_weight=0.0)
+    metrics = reward(config, context(), model=model, preferences=tmp_path)["heldout"]
+    assert metrics["by_strength"]["negligible"]["expected"] == pytest.approx(0.65, abs=0.05)
+
+
+def test_rewards_do_not_depend_on_padding_or_company(model):
+    judge = RewardModel(load_model(model), seed=3).eval()
+    sequences = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [1, 2, 3]]
+    together = judge.rewards(sequences)
+    alone = [judge.rewards([sequence])[0] for sequence in sequences]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    hidden = judge.body.hidden(torch.tensor([sequences[2]]))[0, -1].detach()  # the last layer at the last token
+    assert together[2] == pytest.approx(float(judge.heads["reward"].weight[0].detach() @ hidden), abs=1e-5)
+
+
+def test_pair_loss_is_its_formula_by_hand(model):
+    judge, tokenizer = RewardModel(load_model(model), seed=1).eval(), load_tokenizer(model)
+    rows = [pair_row(pair, tokenizer, (0.6, 0.7, 0.8, 0.9), 64) for pair in planted(3)]
+    output = pair_loss(judge, collate(rows), 0.25)
+    total = 0.0
+    for row in rows:
+        rewards, nats = [], 0.0
+        for side, given in zip(("chosen", "rejected"), row["grades"], strict=True):
+            with torch.no_grad():
+                value, logits = judge(torch.tensor([row[f"inputs_{side}"]]), torch.tensor([row[f"last_{side}"]]))
+            rewards.append(float(value))
+            nats -= sum(float(logits[0, d].softmax(-1)[grade].log()) for d, grade in enumerate(given))
+        q = 1 / (1 + np.exp(rewards[1] - rewards[0]))
+        total += -row["target"] * np.log(q) - (1 - row["target"]) * np.log(1 - q) + 0.25 * nats
+    assert float(output.loss) == pytest.approx(total / 3, rel=1e-4)
+    assert output.weight == 3
+
+
+def test_conversations_end_with_the_answers_stop(model):
+    tokenizer = load_tokenizer(model)
+    tokens = conversation(tokenizer, [{"role": "user", "content": "Say fig"}], "fig", 99)
+    assert tokens[-1] == tokenizer.end_of_turn_id
+    assert conversation(tokenizer, [{"role": "user", "content": "Say fig"}], "fig", 4) == tokens[-4:]
+
+
+def test_length_bias_is_symmetric_correlation():
+    pairs = [{"chosen": "x" * n, "rejected": "xx", "margin": 1} for n in (1, 4, 6)]
+    values = torch.tensor([-1.0, 2.0, 4.0])  # exactly the difference of lengths
+    assert length_bias(values, torch.zeros(3), pairs)["reward"] == 1.0
+    assert length_bias(torch.zeros(3), torch.zeros(3), pairs)["reward"] is None
+
+
+def test_verified_and_learned_rewards_mix(model):
+    judge, tokenizer = RewardModel(load_model(model), seed=1), load_tokenizer(model)
+    problems = [{"messages": [{"role": "user", "content": "3 + 4 = ?"}]}] * 2
+    answers = [Answer("7", [1], [0.0], True), Answer("7", [1], [0.0], False)]
+    one, other = Scorer(judge, tokenizer, MixConfig(reward_weight=0.5, verified_weight=3.0)).score(problems, answers)
+    assert one - other == pytest.approx(3.0)
+    alone = judge.rewards([conversation(tokenizer, problems[0]["messages"], "7", 99)])[0]
+    assert other == pytest.approx(0.5 * alone)
+
+
+def test_the_body_is_an_ordinary_model_folder(model, tmp_path):
+    RewardModel(load_model(model)).save(tmp_path, tokenizer=model)
+    assert isinstance(load_model(tmp_path), Transformer)
