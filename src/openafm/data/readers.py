@@ -1,0 +1,312 @@
+"""How the files of a package become web pages, documents and pairs, one function a form of the catalogue."""
+
+import functools
+import hashlib
+import importlib
+import json
+import pydoc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import lxml.html
+from markdown_it import MarkdownIt
+from resiliparse.extract.html2text import extract_plain_text
+
+from openafm.data.catalogue import Source
+
+Members = Sequence[tuple[str, bytes]]
+LONG_TEXT = 24_000
+"""Characters at which a long text is cut into documents: several times the longest training sequence."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One response of the stand-in crawl."""
+
+    url: str
+    html: bytes
+    content_type: str
+    source: str
+    licence: str
+    planted: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a flow that is not crawled; the fields of `code.jsonl` and its siblings, in their order."""
+
+    url: str
+    flow: str
+    source: str
+    licence: str
+    title: str
+    text: str
+    code_language: str = ""
+    planted: str | None = None
+
+
+def environment() -> jinja2.Environment:
+    """The page templates beside this module (data/templates)."""
+    return jinja2.Environment(loader=jinja2.PackageLoader("openafm.data"), autoescape=True, trim_blocks=True)
+
+
+def url_of(source: Source, name: str) -> str:
+    """The address a member would have on the package's site."""
+    return f"https://{source.host or source.package.strip('@').replace('/', '-') + '.example'}/{name}"
+
+
+def shorten(name: str, source: Source) -> str:
+    """A member's path without the part that says where the package installs it."""
+    return name.removeprefix(source.strip).lstrip("/")
+
+
+def rank(key: str) -> bytes:
+    """A fixed shuffle: the order of digests."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def sample(items: Sequence[Any], limit: int, key: Callable[[Any], str]) -> list[Any]:
+    """At most `limit` items, those with the smallest digests of their keys, in the order they came."""
+    if not limit or len(items) <= limit:
+        return list(items)
+    chosen = sorted(range(len(items)), key=lambda i: rank(key(items[i])))[:limit]
+    return [items[i] for i in sorted(chosen)]
+
+
+def pages(source: Source, files: Members) -> list[Page]:
+    """Web pages of a source: as they are (html), rendered from Markdown, or from docstrings (pydoc)."""
+    make = {"html": _html, "markdown": _markdown, "pydoc": _pydoc}[source.form]
+    return sample(list(make(source, files)), source.limit, lambda page: page.url)
+
+
+def documents(source: Source, files: Members) -> list[Document]:
+    """Documents of a source of the flows code, math, licensed and public."""
+    make = {
+        "code": _code, "text": _text, "html_text": _html_text, "quips": _quips, "jsonl": _jsonl,
+        "reasoning": _reasoning_documents, "descriptions": _described,
+    }[source.form]  # fmt: skip
+    return sample(list(make(source, files)), source.limit, lambda document: document.url)
+
+
+def pairs(source: Source, files: Members) -> list[dict[str, str]]:
+    """Texts with summaries that people wrote: rows {"id", "source", "text", "summary"}."""
+    if source.form == "jsonl":
+        rows = [json.loads(line) for _, data in files for line in data.decode().splitlines()]
+    else:
+        rows = list({"descriptions": _synopses, "release_notes": _release_notes}[source.form](source, files))
+    return sample(rows, source.limit, lambda row: row["id"])
+
+
+def benchmark(source: Source, files: Members) -> list[dict[str, Any]]:
+    """Items of a benchmark: rows {"id", "text", ...} with the rest of the item for whoever scores it."""
+    if source.form == "reasoning":
+        rows = _reasoning(source.names, source.limit, HELD_OUT_SEED)
+    else:
+        rows = [json.loads(line) for _, data in files for line in data.decode().splitlines() if line.strip()]
+    items = [_item(row, number, source.target) for number, row in enumerate(rows)]
+    return sample(items, source.limit, lambda item: item["id"])
+
+
+# ---------------------------------------------------------------- web
+
+
+def _html(source: Source, files: Members) -> Iterator[Page]:
+    for name, data in files:
+        yield Page(url_of(source, shorten(name, source)), data, _content_type(data), source.package, source.licence)
+
+
+def _content_type(data: bytes) -> str:
+    """Servers announce UTF-8; a page in another encoding says so itself, so its header stays silent."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "text/html"
+    return "text/html; charset=utf-8"
+
+
+def _markdown(source: Source, files: Members) -> Iterator[Page]:
+    template = environment().get_template("documentation.html.jinja")
+    links = [shorten(name, source).removesuffix(".md") + ".html" for name, _ in files]
+    for (_, data), link in zip(files, links, strict=True):
+        text = data.decode("utf-8", errors="replace")
+        heading = re.search(r"^#\s+(.+)$", text, re.MULTILINE)
+        title = re.sub(r"<[^>]*>|[`*_\[\]]", "", heading[1]).strip() if heading else link.removesuffix(".html")
+        html = template.render(
+            title=title, site=source.package, links=links, here=link, licence=source.licence,
+            body=MarkdownIt("commonmark").enable("table").render(text),
+        )  # fmt: skip
+        yield Page(url_of(source, link), html.encode(), "text/html; charset=utf-8", source.package, source.licence)
+
+
+def _pydoc(source: Source, files: Members) -> Iterator[Page]:
+    """This interpreter's own documentation; object addresses, paths and dates of the machine are taken out."""
+    for name in source.names:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue  # modules come and go between Python versions
+        body = pydoc.html.document(module, name)
+        body = re.sub(r"file:[^\"']*|(?<=[>;])/[^<]*\.(py|so)\b", "", re.sub(r" at 0x[0-9a-fA-F]+", "", body))
+        html = pydoc.html.page(f"{name} module", body)
+        yield Page(
+            url_of(source, f"{name}.html"), html.encode(), "text/html; charset=utf-8", source.package, source.licence
+        )
+
+
+# ---------------------------------------------------------------- documents
+
+
+def _document(source: Source, name: str, text: str, title: str = "", language: str = "") -> Document:
+    return Document(url_of(source, name), source.flow, source.package, source.licence, title or name, text, language)
+
+
+def _code(source: Source, files: Members) -> Iterator[Document]:
+    for name, data in files:
+        text = _decoded(data)
+        if text is not None and 200 <= len(text) <= 60_000:
+            yield _document(source, shorten(name, source), text, language=source.language)
+
+
+def _decoded(data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _text(source: Source, files: Members) -> Iterator[Document]:
+    for name, data in files:
+        yield from _parts(source, shorten(name, source), data.decode("utf-8", errors="replace"))
+
+
+def _parts(source: Source, name: str, text: str) -> Iterator[Document]:
+    """A long text as documents of at most LONG_TEXT characters, cut between paragraphs."""
+    parts, part = [], ""
+    for paragraph in re.split(r"(?<=\n)\s*\n", text.replace("\r\n", "\n")):
+        if part and len(part) + len(paragraph) > LONG_TEXT:
+            parts.append(part)
+            part = ""
+        part += paragraph + "\n"
+    for number, text_part in enumerate([*parts, part]):
+        if len(text_part.strip()) >= 200:
+            yield _document(source, f"{name}/{number}" if parts else name, text_part.strip("\n") + "\n", title=name)
+
+
+def _html_text(source: Source, files: Members) -> Iterator[Document]:
+    for name, data in files:
+        text = extract_plain_text(data.decode("utf-8", errors="replace"), main_content=True)
+        if len(text) >= 200:
+            yield from _parts(source, shorten(name, source), text + "\n")
+
+
+def _quips(source: Source, files: Members) -> Iterator[Document]:
+    """Files of short texts between lines of `%`, as documents of about 30."""
+    for name, data in files:
+        quips = [quip for quip in data.decode("utf-8", errors="replace").split("\n%\n") if quip.strip()]
+        for start in range(0, len(quips), 30):
+            yield _document(
+                source, f"{shorten(name, source)}/{start // 30}", "\n\n".join(quips[start : start + 30]) + "\n"
+            )
+
+
+def _jsonl(source: Source, files: Members) -> Iterator[Document]:
+    """Documents already in our form, with a name, a title and their text."""
+    for _, data in files:
+        for line in data.decode().splitlines():
+            row = json.loads(line)
+            yield _document(source, row["name"], row["text"], row.get("title", ""), row.get("code_language", ""))
+
+
+# ---------------------------------------------------------------- generated problems
+
+TRAINING_SEED, HELD_OUT_SEED = 1, 1_000_003
+PROBLEMS_IN_DOCUMENT = 8
+
+
+def _reasoning(names: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` generated problems with verified answers, spread evenly over the generators `names`."""
+    gym = importlib.import_module("reasoning_gym")
+    rows = []
+    for name in names:
+        for number, entry in enumerate(gym.create_dataset(name, size=-(-count // len(names)), seed=seed)):
+            rows.append({"id": f"{name}/{number}", "question": entry["question"], "answer": str(entry["answer"])})
+    return rows[:count]
+
+
+def _reasoning_documents(source: Source, files: Members) -> Iterator[Document]:
+    """Worksheets of one generator each. Generators of the benchmark are others: sharing one shares its wording."""
+    for name in source.names:
+        count = source.limit * PROBLEMS_IN_DOCUMENT // len(source.names)
+        rows = _reasoning([name], count, TRAINING_SEED)
+        for start in range(0, len(rows), PROBLEMS_IN_DOCUMENT):
+            sheet = rows[start : start + PROBLEMS_IN_DOCUMENT]
+            text = "\n\n".join(f"Question: {row['question'].strip()}\nAnswer: {row['answer']}" for row in sheet)
+            yield _document(
+                source, f"{name}/{start // PROBLEMS_IN_DOCUMENT}", text + "\n", title=name.replace("_", " ")
+            )
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def _item(row: dict[str, Any], number: int, benchmark_name: str) -> dict[str, Any]:
+    """The parts that would give the item away if they were trained on, joined as `text`; the rest is kept."""
+    name = str(row.get("task_id") or row.get("id") or row.get("key") or number)
+    question = row.get("text") or row.get("prompt") or row.get("question") or ""
+    text = question if isinstance(question, str) else "\n".join(turn["content"] for part in question for turn in part)
+    solution = row.get("canonical_solution", "")
+    kept = {key: value for key, value in row.items() if key not in ("id", "text")}
+    return {"id": f"{benchmark_name}/{name.split('/', 1)[-1] if solution else name}", "text": text + solution, **kept}
+
+
+# ---------------------------------------------------------------- human summaries
+
+
+@functools.lru_cache(maxsize=1)
+def _descriptions(data: bytes) -> tuple[tuple[str, str, str], ...]:
+    """(package, synopsis, long description) of apt's English descriptions, one a package, sorted."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for stanza in data.decode("utf-8", errors="replace").split("\n\n"):
+        match = re.search(
+            r"^Package: (\S+)\n(?:.*\n)*?Description-en: (.+)\n((?: .*\n?)+)", stanza + "\n", re.MULTILINE
+        )
+        if match and match[1] not in found:
+            lines = [line[1:] for line in match[3].splitlines()]
+            found[match[1]] = (match[1], match[2].strip(), "\n".join("" if line == "." else line for line in lines))
+    return tuple(found[name] for name in sorted(found))
+
+
+def _half(name: str) -> bool:
+    """True for the half of the packages whose descriptions are trained on as text; the others give pairs."""
+    return rank(name)[0] < 128
+
+
+def _described(source: Source, files: Members) -> Iterator[Document]:
+    """Package descriptions as short encyclopedic texts."""
+    for _, data in files:
+        for name, synopsis, text in _descriptions(data):
+            if _half(name) and len(text) >= 200:
+                yield _document(source, name, f"{name}: {synopsis}\n\n{text}\n", title=name)
+
+
+def _synopses(source: Source, files: Members) -> Iterator[dict[str, str]]:
+    for _, data in files:
+        for name, synopsis, text in _descriptions(data):
+            if not _half(name) and 200 <= len(text) <= 1_500 and len(synopsis) >= 15:
+                yield {"id": f"synopsis/{name}", "source": source.package, "text": text, "summary": synopsis}
+
+
+def _release_notes(source: Source, files: Members) -> Iterator[dict[str, str]]:
+    """Sections of release notes, as the announcements they are mailed as: the body, and its heading as the subject."""
+    for name, data in files:
+        for section in lxml.html.fromstring(data).iter("section", "div"):
+            heading = section.find("h3")
+            body = [" ".join(p.text_content().split()) for p in section.findall("p")]
+            if heading is None or section.get("id") is None or not 150 <= sum(map(len, body)) <= 1_500:
+                continue
+            subject = heading.text_content().strip().rstrip("¶").strip()
+            identity = f"mail/{shorten(name, source)}#{section.get('id')}"
+            yield {"id": identity, "source": source.package, "text": "\n\n".join(body), "summary": subject}
