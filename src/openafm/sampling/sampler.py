@@ -7,19 +7,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from openafm.engine import Engine
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.model.generate import generate
+from openafm.model.generate import Generation, generate
 from openafm.tokenizer import Message, Tokenizer
 from openafm.tokenizer import load as load_tokenizer
-
-if TYPE_CHECKING:
-    from openafm.engine import Engine
 
 Prompt = str | Sequence[Message]
 
@@ -84,8 +82,7 @@ class TorchSampler:
         found = generate(
             self.model, ids, max_tokens=max_tokens, temperature=temperature, seed=seed, stop_ids=stop, batch=self.batch
         )
-        made = [Completion(self.tokenizer.decode(g.tokens), g.tokens, g.logprobs, g.finished) for g in found]
-        return [made[start : start + n] for start in range(0, len(made), n)]
+        return _grouped(found, self.tokenizer, n)
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[list[float]]:
         """Return log p(option | prompt) by batched prefill; options of one token share a single forward pass."""
@@ -134,32 +131,23 @@ def _pad_right(rows: Sequence[Sequence[int]]) -> Tensor:
 class EngineSampler:
     """Samples through the `Engine` interface, with one of its adapters or none."""
 
-    def __init__(self, engine: "Engine", tokenizer: Tokenizer, adapter: str | None = None):
-        self.engine, self.tokenizer, self.adapter = engine, tokenizer, adapter
+    def __init__(self, engine: Engine, adapter: str | None = None):
+        self.engine, self.adapter = engine, adapter
 
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, max_tokens: int, temperature: float = 1.0, seed: int = 0
     ) -> list[list[Completion]]:
-        """Return `n` completions for each prompt; sample `i` of prompt `p` draws with its own seed."""
-        stop = stop_tokens(self.tokenizer)
-        answers: list[list[Completion]] = []
-        for index, prompt in enumerate(prompts):
-            ids = prompt_tokens(self.tokenizer, prompt)
-            seeds = [seed + index * n + i for i in range(n)]
-            answers.append([self._one(ids, max_tokens, temperature, s, stop) for s in seeds])
-        return answers
-
-    def _one(self, ids: list[int], max_tokens: int, temperature: float, seed: int, stop: set[int]) -> Completion:
-        tokens: list[int] = []
-        stream = self.engine.generate(
-            ids, max_tokens=max_tokens, temperature=temperature, seed=seed, adapter=self.adapter
-        )
-        for token in stream:
-            tokens.append(token)
-            if token in stop:
-                break
-        return Completion(self.tokenizer.decode(tokens), tokens, [], bool(tokens) and tokens[-1] in stop)
+        """Return `n` completions for each prompt; temperature 0 is greedy."""
+        ids = [prompt_tokens(self.engine.tokenizer, prompt) for prompt in prompts for _ in range(n)]
+        found = self.engine.batch(ids, max_tokens=max_tokens, temperature=temperature, seed=seed, adapter=self.adapter)
+        return _grouped(found, self.engine.tokenizer, n)
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[list[float]]:
-        """Engines decode; scoring options is `TorchSampler`'s."""
-        raise ValueError("an engine cannot score options yet: open the model folder with TorchSampler.load")
+        """Engines decode and do not score: ValueError with the remedy."""
+        raise ValueError("an engine cannot score options: open the model folder with TorchSampler.load")
+
+
+def _grouped(found: Sequence[Generation], tokenizer: Tokenizer, n: int) -> list[list[Completion]]:
+    """Completions of a flat list of generations, `n` a prompt."""
+    made = [Completion(tokenizer.decode(g.tokens), g.tokens, g.logprobs, g.finished) for g in found]
+    return [made[start : start + n] for start in range(0, len(made), n)]

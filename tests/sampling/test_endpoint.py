@@ -1,0 +1,103 @@
+"""The endpoint sampler against a real HTTP server of this process."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from openafm.sampling.endpoint import EndpointSampler
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append((self.path, self.headers.get("Authorization"), body))
+            failing = self.server.failures.pop(0) if self.server.failures else None
+        if failing:
+            return self.reply(failing, {"error": "not now"})
+        if self.path == "/v1/chat/completions":
+            text = body["messages"][-1]["content"].upper()
+            told = {"content": [{"token": text, "logprob": -0.5}]}
+            choices = [
+                {"index": i, "message": {"content": f"{text}{i}"}, "logprobs": told, "finish_reason": "stop"}
+                for i in reversed(range(body["n"]))
+            ]
+        elif body.get("echo"):
+            offsets = list(range(0, len(body["prompt"]), 2))
+            values = [None] + [-float(o) for o in offsets[1:]]
+            choices = [{"text": body["prompt"], "logprobs": {"text_offset": offsets, "token_logprobs": values}}]
+        else:
+            told = {"token_logprobs": [-1.0, -2.0]}
+            choices = [{"index": 0, "text": " on", "logprobs": told, "finish_reason": "length"}]
+        self.reply(200, {"choices": choices})
+
+    def reply(self, status, body):
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked, server.failures, server.lock = [], [], threading.Lock()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def sampler(server, **options):
+    return EndpointSampler(f"http://127.0.0.1:{server.server_port}/v1/", "m", "secret", wait_seconds=0.01, **options)
+
+
+def chat(text):
+    return [{"role": "user", "content": text}]
+
+
+def test_chats_come_back_in_order_with_log_probabilities(server):
+    found = sampler(server).sample([chat(f"q{i}") for i in range(12)], 2, max_tokens=4)
+    assert [[c.text for c in row] for row in found] == [[f"Q{i}0", f"Q{i}1"] for i in range(12)]
+    assert found[0][0].logprobs == [-0.5] and found[0][0].finished
+    assert all(key == "Bearer secret" for _, key, _ in server.asked)
+
+
+def test_text_is_completed_and_scored(server):
+    made = sampler(server).sample(["go"], max_tokens=2)[0][0]
+    assert (made.text, made.logprobs, made.finished) == (" on", [-1.0, -2.0], False)
+    assert sampler(server).score(["abcd"], ["ef", "efgh"]) == [[-4.0, -10.0]]
+    with pytest.raises(ValueError, match="text prompts"):
+        sampler(server).score([chat("x")], ["Yes"])
+
+
+def test_the_cache_answers_again_without_asking(server, tmp_path):
+    first = sampler(server, cache=tmp_path).sample([chat("a"), chat("b")], max_tokens=4)
+    assert sampler(server, cache=tmp_path).sample([chat("a"), chat("b")], max_tokens=4) == first
+    assert len(server.asked) == 2
+    sampler(server, cache=tmp_path).sample([chat("a")], max_tokens=5)
+    assert len(server.asked) == 3
+
+
+def test_passing_failures_are_retried_and_others_are_not(server):
+    server.failures = [503, 429]
+    assert sampler(server).sample([chat("a")], max_tokens=4)[0][0].text == "A0"
+    assert len(server.asked) == 3
+    server.failures = [401]
+    with pytest.raises(ValueError, match=r"HTTP 401.*check the URL, key and model"):
+        sampler(server).sample([chat("a")], max_tokens=4)
+    server.failures = [500, 500]
+    with pytest.raises(ValueError, match="after 2 tries"):
+        sampler(server, tries=2).sample([chat("a")], max_tokens=4)
+
+
+def test_no_server_is_an_error_with_a_remedy():
+    with pytest.raises(ValueError, match="check the URL"):
+        EndpointSampler("http://127.0.0.1:9/v1", "m", tries=1).sample(["a"], max_tokens=1)
