@@ -27,6 +27,7 @@ from openafm.recipe.artifacts import Manifest
 from openafm.recipe.progress import Display, clock
 from openafm.recipe.recipe import Recipe, Step
 from openafm.recipe.status import State, blank_manifest, input_digests, inspect
+from openafm.recipe.summary import finish
 from openafm.stage import Context, Hardware
 
 VERSIONED = ("torch", "numpy", "sentencepiece", "tokenizers", "daft", "pyarrow", "fasttext-community", "resiliparse")
@@ -46,7 +47,7 @@ def run(
     start: str | None = None,
     until: str | None = None,
     hardware: Hardware | None = None,
-    console: Console | None = None,
+    console: Console,
 ) -> list[State]:
     """Bring `runs_dir/recipe.name` up to date; how the steps asked for stood before.
 
@@ -58,7 +59,7 @@ def run(
     forced = recipe.followers(recipe.find(start).name) if start else set()
     folder = runs_dir / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder), _display(console, selected) as display:
+    with _lock(folder), Display(console, {step.name: step.seconds for step in selected}) as display:
         hardware = _open(folder, recipe, command, hardware, display)
         for name in recipe.steps:
             artifacts.publish(folder, name)
@@ -67,16 +68,28 @@ def run(
         return [_bring_up(folder, recipe, step, hardware, step.name in forced, display) for step in selected]
 
 
+def run_to_the_end(
+    recipe: Recipe,
+    runs_dir: Path,
+    console: Console,
+    *,
+    command: Sequence[str] = (),
+    only: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+) -> None:
+    """`run`, then its ending: stage table, report, next commands (`openafm run`)."""
+    started = time.monotonic()
+    before = run(recipe, runs_dir, command=command, only=only, start=start, until=until, console=console)
+    finish(runs_dir / recipe.name, recipe, before, time.monotonic() - started, console)
+
+
 def _selected(recipe: Recipe, only: str | None, until: str | None) -> list[Step]:
     if only:
         return [recipe.find(only)]
     names = list(recipe.steps)
     last = names.index(recipe.find(until).name) if until else len(names)
     return [recipe.steps[name] for name in names[: last + 1]]
-
-
-def _display(console: Console | None, selected: list[Step]) -> Display:
-    return Display(console or Console(), {step.name: step.seconds for step in selected})
 
 
 @contextmanager
@@ -159,12 +172,15 @@ def _bring_up(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forc
     """Run one step unless it is current; how it stood before."""
     state = inspect(folder, recipe, step, hardware)
     if state.state == "current" and not forced:
+        artifacts.remove(artifacts.partial(folder, step.name))  # a kill may have left it after publishing
         display.end(step.name, 0.0)
         return state
     if state.state == "corrupt":
         display.line(f"warning: {state.why}: the artifact of {step.name} is corrupt and is made again")
-    elif state.manifest is not None:
-        display.line(f"{step.name} again: {state.why or 'asked for by --from'}")
+    elif state.state == "current":
+        state = replace(state, state="stale", why="asked for by --from")
+    if state.state == "stale":
+        display.line(f"{step.name} again: {state.why}")
     try:
         manifest = _execute(folder, recipe, step, hardware, forced, display)
     except KeyboardInterrupt:

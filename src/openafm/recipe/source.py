@@ -79,12 +79,13 @@ def find(name: str, beside: Path | None = None) -> Path:
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    known = sorted(
-        {str(file.relative_to(folder).with_suffix("")) for folder in folders for file in folder.rglob("*.yaml")}
-    )
-    raise ValueError(
-        f"no recipe called {name!r}; known recipes: {', '.join(known) or 'none'} (or give a path to a .yaml)"
-    )
+    known = sorted({str(file.relative_to(folder).with_suffix("")) for folder in folders for file in recipes(folder)})
+    raise ValueError(f"no recipe called {name!r}; known recipes: {', '.join(known) or 'none'} (or give a .yaml file)")
+
+
+def recipes(folder: Path) -> list[Path]:
+    """The recipe files in a folder of recipes (its `sources` are catalogues, not recipes)."""
+    return sorted([*folder.glob("*.yaml"), *folder.glob("ablations/*.yaml")])
 
 
 def _packaged() -> Path | None:

@@ -1,8 +1,9 @@
 """What of a run is current, and why the rest is not (`openafm status RUN`; the runner asks the same question).
 
-The rule: a step is current while the digests of its stage's code, its config, the parts of the artifacts it reads,
-the seed and the run's hardware choice are those in its manifest, and its files are those it wrote. Otherwise it and
-its followers are run again; a follower whose inputs come out byte for byte the same stays current.
+The rule: a step is current while the digests of its stage's code, its config, what it reads (parts of artifacts, and
+files that its config names), the seed and the run's hardware choice are those in its manifest, and its files are those
+it wrote. Otherwise it and its followers are run again; a follower whose inputs come out byte for byte the same stays
+current.
 """
 
 import hashlib
@@ -12,9 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.markup import escape
+from rich.table import Column, Table
+
 from openafm.recipe.artifacts import Manifest, damage, partial, read_manifest
 from openafm.recipe.code import code_digest
-from openafm.recipe.recipe import Recipe, Step
+from openafm.recipe.progress import clock
+from openafm.recipe.recipe import Recipe, Step, load
 from openafm.stage import Hardware
 
 
@@ -48,13 +53,20 @@ def blank_manifest(step: Step, recipe: Recipe, hardware: Hardware, inputs: Mappi
     ingredients: dict[str, Any] = {
         "stage": step.stage,
         "config": step.config.model_dump(mode="json"),
-        "inputs": {name: {"step": reference, "digest": inputs[name]} for name, reference in step.references().items()},
+        "inputs": {name: {"step": where, "digest": inputs[name]} for name, where in step.references().items()}
+        | _outside(step),
         "code": code_digest(step.signature.function.__module__),
         "seed": recipe.seed,
         "hardware": asdict(hardware),
     }
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     return Manifest(step=step.name, key=key, planned_seconds=step.seconds, **ingredients)
+
+
+def _outside(step: Step) -> dict[str, dict[str, str]]:
+    """What a step reads from outside the run: the files that its config's method `files()` names, if it has one."""
+    paths: list[Path] = getattr(step.config, "files", list)()
+    return {path.name: {"step": "", "digest": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths}
 
 
 def input_digests(run: Path, step: Step) -> dict[str, str]:
@@ -121,3 +133,20 @@ def states(run: Path, recipe: Recipe, hardware: Hardware) -> list[State]:
             state = State(step, "behind", f"after {', '.join(waits)}", state.manifest)
         found[step.name] = state
     return list(found.values())
+
+
+def of_run(run: Path) -> list[State]:
+    """How the steps of the run in this folder stand, by the recipe it was last run with (`openafm status`)."""
+    settings = json.loads((run / "run.json").read_text())
+    name, *overrides = settings["command"]
+    return states(run, load(name, overrides), Hardware(**settings["hardware"]))
+
+
+def table(found: list[State]) -> Table:
+    """The states for the terminal."""
+    drawn = Table("step", "state", Column("planned", justify="right"), Column("spent", justify="right"), "why")
+    for state in found:
+        seconds = state.manifest.times["seconds"] if state.manifest else None
+        spent = clock(seconds) if seconds is not None else ""
+        drawn.add_row(state.step.name, state.state, clock(state.step.seconds), spent, escape(state.why))
+    return drawn

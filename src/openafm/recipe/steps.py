@@ -2,7 +2,8 @@
 
 Functions are named, not imported, so that `openafm --help` stays quick. A stage is
 `def stage(config: XConfig, context: Context, *, named_input: Path, ...) -> Metrics`; its config class and its named
-inputs are read off this signature.
+inputs are read off this signature. Where a config names files outside the run, its method `files() -> list[Path]` says
+so, and a change of those makes the step stale too.
 """
 
 import importlib

@@ -1,0 +1,220 @@
+"""The verbs of `openafm`; nothing but argument parsing. Each imports what it needs, so that `--help` is quick.
+
+Exit codes: 0 done; 1 a step failed or a check did not pass; 2 wrong usage or recipe; 130 interrupted.
+"""
+
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="The open factory for on-device language models: from raw pages to served adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+RunsDir = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Run = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano, or its name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+RUNS = Path("runs")
+_debug = False
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn what went wrong into one line and an exit code; `--debug` shows the traceback."""
+    from openafm.recipe.runner import RunError
+
+    try:
+        yield
+    except (ValueError, RunError, OSError) as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _folder(run: Path) -> Path:
+    """The run's folder by its path or its name."""
+    for folder in (run, RUNS / run):
+        if (folder / "run.json").is_file():
+            return folder
+    raise ValueError(f"{run} is no run: no run.json in it, nor in {RUNS / run}; `openafm run nano` makes runs/nano")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"openafm {version('openafm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Options that stand before every verb."""
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (nano, tiny, micro) or a YAML file.")],
+    runs_dir: RunsDir = RUNS,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override: STEP.key or a path.")] = [],  # noqa: B006
+    only: Annotated[str | None, typer.Option(metavar="STEP", help="Run this step on what is there.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Redo it and its followers.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
+) -> None:
+    """Bring a recipe's run up to date; what is current is skipped.
+
+    Example: openafm run nano --set teacher.tokens=200000 --until distil
+    """
+    from rich.console import Console
+
+    with _plain_errors():
+        from openafm.recipe import recipe as recipes
+        from openafm.recipe.runner import run_to_the_end
+
+        console = Console()
+        wanted = recipes.load(recipe, set_)
+        run_to_the_end(wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until)
+
+
+@app.command()
+def status(run: Run, json_: AsJson = False) -> None:
+    """Show each step of a run: current, stale and why, planned and spent time.
+
+    Example: openafm status nano
+    """
+    with _plain_errors():
+        from openafm.recipe.status import of_run, table
+
+        found = of_run(_folder(run))
+        if json_:
+            typer.echo(json.dumps([state.summary() for state in found], indent=1))
+            return
+        from rich.console import Console
+
+        Console().print(table(found))
+
+
+@app.command()
+def why(
+    url: Annotated[str, typer.Argument(help="The document's address.")],
+    run: Annotated[Path, typer.Option(help="The run's folder or name.")] = Path("nano"),
+) -> None:
+    """Tell what became of a document, and at which filter.
+
+    Example: openafm why https://sqlite.docs.example/lang_select.html --run nano
+    """
+    with _plain_errors():
+        from openafm.data.documents import why
+
+        typer.echo(why(url, _folder(run)))
+
+
+@app.command()
+def fetch(
+    catalogue: Annotated[str, typer.Argument(help="A catalogue's name (nano, micro) or a YAML file.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder of downloads [default: ~/.cache/openafm].")] = None,
+) -> None:
+    """Download what a recipe's `fetch` step reads; what is there with the right digest is not fetched again.
+
+    Example: openafm fetch nano
+    """
+    with _plain_errors():
+        from rich.console import Console
+
+        from openafm.data.fetch import fetch_catalogue
+        from openafm.recipe.progress import Display
+
+        console = Console()
+        with Display(console, {"fetch": 0.0}) as display:
+            display.begin("fetch")
+            fetched = fetch_catalogue(catalogue, cache, display.report)
+        console.print(f"{len(fetched.archives)} packages are in the cache", highlight=False)
+        for package, reason in (fetched.missing | fetched.tiers_missing).items():
+            console.print(f"without {package}: {reason}", highlight=False, markup=False)
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
+    adapter: Annotated[str | None, typer.Option(help="Name of one of the package's adapters.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+) -> None:
+    """Talk to a run's best model, or to any model folder or package.
+
+    Example: openafm chat nano --adapter summary
+    """
+    with _plain_errors():
+        from openafm.serving.chat import chat as talk
+
+        folder = model if model.exists() else _folder(model)
+        talk(folder, adapter, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the run's report.html anew from its artifacts.
+
+    Example: openafm report nano
+    """
+    with _plain_errors():
+        from openafm.reporting.report import write_report
+
+        typer.echo(str(write_report(_folder(run))))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="A script of benchmarks/, without .py.")]
+) -> None:
+    """Run one of the benchmarks of a checkout; what follows the name goes to the script.
+
+    Example: openafm bench palettize --json
+    """
+    with _plain_errors():
+        folder = Path("benchmarks")
+        script = folder / f"{name}.py"
+        if not script.is_file():
+            known = (
+                ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none; go to a checkout of the project"
+            )
+            raise ValueError(f"no benchmark called {name!r}; there are: {known}")
+        sys.argv = [str(script), *context.args]
+        runpy.run_path(str(script), run_name="__main__")
+
+
+@app.command()
+def doctor(json_: AsJson = False) -> None:
+    """Say whether this machine is ready, and how to get what is missing.
+
+    Example: openafm doctor
+    """
+    from dataclasses import asdict
+
+    from openafm.recipe.doctor import examine
+
+    checks = examine()
+    if json_:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        for check in checks:
+            mark = "ok     " if check.good else "MISSING" if check.needed else "without"
+            typer.echo(f"{mark}  {check.name:<20} {check.found}" + ("" if check.good else f"  {check.remedy}"))
+    raise typer.Exit(0 if all(check.good or not check.needed for check in checks) else 1)

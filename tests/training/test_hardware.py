@@ -1,0 +1,28 @@
+"""The probe: its choice follows from its measurements, and leaves the process as it was."""
+
+import torch
+
+from openafm.training import hardware
+
+
+def test_the_choice_follows_from_the_measurement(monkeypatch):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    for single, half, wanted in [(100.0, 110.0, "float32"), (100.0, 130.0, "bfloat16")]:
+        monkeypatch.setattr(hardware, "_tokens_per_second", lambda device, pair=(single, half): pair)
+        chosen, measured = hardware.probe()
+        assert chosen.precision == wanted and measured["bfloat16_tokens_per_second"] == half
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_it_measures_something():
+    single, half = hardware._tokens_per_second("cpu")
+    assert single > 0 and half > 0
+
+
+def test_a_container_quota_limits_the_threads(tmp_path):
+    limits = tmp_path / "cpu.max"
+    for text, cpus in [("max 100000", 1e6), ("150000 100000", 1.5), ("20000 100000", 1.0)]:
+        limits.write_text(text)
+        assert hardware._quota(limits) == cpus
+    assert hardware._quota(tmp_path / "absent") == 1e6
+    assert 1 <= hardware.physical_cores() <= 4096
