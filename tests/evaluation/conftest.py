@@ -12,7 +12,25 @@ from openafm.model.muparam import initialise
 from openafm.tokenizer import load
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
-WORDS = "the a cat door red blue sees opens 1 2 3 value returns of list – naïve π".split()
+WORDS = (
+    "the",
+    "a",
+    "cat",
+    "door",
+    "red",
+    "blue",
+    "sees",
+    "opens",
+    "1",
+    "2",
+    "3",
+    "value",
+    "of",
+    "list",
+    "–",
+    "naïve",
+    "π",
+)
 
 
 def _texts(seed, count):
@@ -44,7 +62,7 @@ def world(tmp_path_factory):
     problems = [
         {
             "id": f"p{i}", "task": ("add", "copy")[i % 2], "messages": [{"role": "user", "content": f"{i} + 1 ="}],
-            "answer": str(i + 1), "check": {"kind": "number", "answer": str(i + 1)}, "origin": "synthetic", "lineage": "",
+            "answer": str(i + 1), "check": {"kind": "number", "answer": str(i + 1)},
         }
         for i in range(4)
     ]  # fmt: skip

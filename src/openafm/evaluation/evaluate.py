@@ -135,7 +135,10 @@ def task_estimates(
         prompts = [problem["messages"] for problem in problems[task]]
         made = sampler.sample(prompts, max_tokens=config.answer_tokens, temperature=0.0)
         for problem, (answer,) in zip(problems[task], made, strict=True):
-            verdict = {"id": problem["id"], "task": task, "answer": answer.text, "passed": passes(problem, answer.text)}
+            verdict = {
+                "id": problem["id"], "task": task, "question": problem["messages"][-1]["content"],
+                "reference": problem["answer"], "answer": answer.text, "passed": passes(problem, answer.text),
+            }  # fmt: skip
             answers.append(verdict)
     lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     (context.out / "answers.jsonl").write_text("".join(lines))

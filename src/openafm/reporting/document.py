@@ -20,6 +20,9 @@ class Cell:
     small: str = ""
 
 
+Rows = list[list[Cell | str]]
+
+
 @dataclass(frozen=True)
 class Text:
     """A paragraph."""
@@ -80,6 +83,10 @@ class Artifacts:
         """What the step's stage returned."""
         return self.manifest(step).get("metrics") or {}
 
+    def facts(self, step: str) -> list[tuple[str, str]]:
+        """The step's plain metrics, names and values as text; nested names are joined, lists left out."""
+        return list(_flat(self.metrics(step), ""))
+
     def json(self, step: str, name: str) -> Any:
         """A JSON file of the artifact; None where it is absent."""
         return read_json(self.folders[step] / name) if self.has(step) and step in self.folders else None
@@ -101,6 +108,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): run its step again") from error
+
+
+def _flat(metrics: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in metrics.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{label}, ")
+        elif isinstance(value, bool | int | str) and name != "headline":
+            yield label, number(value) if len(str(value)) <= 200 else f"{str(value)[:200]}…"
+        elif isinstance(value, float):
+            yield label, f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -132,8 +150,8 @@ def estimate_cell(metric: str, estimate: Estimate | None) -> Cell:
 
 def number(value: Any, digits: int = 2) -> str:
     """A number as tables print it: counts with commas, others to `digits` decimals, nothing as a dash."""
-    if value is None or isinstance(value, str):
-        return value or "–"
+    if value is None or isinstance(value, bool | str):
+        return "–" if value in (None, "") else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 

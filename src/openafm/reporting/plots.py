@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -20,7 +21,7 @@ SERIES = tuple(f"#01020{digit}" for digit in "56789a")
 WIDTH = 5.8
 """Inches: small enough that a phone's reader can read the labels."""
 
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "openafm",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -33,6 +34,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.4,
     "legend.frameon": False,
@@ -51,8 +53,16 @@ class Line:
     high: Sequence[float] = field(default=())
 
 
-def lines(curves: Mapping[str, Line], x_label: str, y_label: str, *, name: str, height: float = 2.8) -> Markup:
-    """Curves with a legend above them; `name` sets the figure's ids apart from other figures'."""
+def lines(
+    curves: Mapping[str, Line],
+    x_label: str,
+    y_label: str,
+    *,
+    name: str,
+    height: float = 2.8,
+    chance: float | None = None,
+) -> Markup:
+    """Curves with a legend above them, `chance` a dotted line; `name` sets the figure's ids apart from others'."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(height)
         for index, (label, curve) in enumerate(curves.items()):
@@ -63,23 +73,24 @@ def lines(curves: Mapping[str, Line], x_label: str, y_label: str, *, name: str, 
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
+        if chance is not None:
+            axes.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
         if len(curves) > 1:
-            canvas.legend(loc="outside upper left", ncols=3, fontsize=8)
+            canvas.legend(loc="outside upper left", ncols=4, fontsize=8)
         return _svg(canvas, name)
 
 
 def points(
-    values: Mapping[str, tuple[float, float | None, float | None]], x_label: str, *, name: str, zero: bool = False
+    values: Mapping[str, tuple[float, float | None, float | None]], x_label: str, *, name: str, mark: float
 ) -> Markup:
-    """One line a label: a dot at the value, a bar over its 95% interval; `zero` marks the point of no difference."""
+    """One line a label: a dot at the value, a bar over its 95% interval; `mark` is chance or no difference."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(0.7 + 0.24 * len(values))
         for row, (value, low, high) in enumerate(values.values()):
             if low is not None and high is not None:
                 axes.plot([low, high], [row, row], "-", color=SERIES[0], linewidth=2, alpha=0.5)
             axes.plot([value], [row], "o", color=SERIES[0], markersize=4.5)
-        if zero:
-            axes.axvline(0, color=INK, linewidth=0.8)
+        axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
         _label_rows(axes, list(values), x_label)
         return _svg(canvas, name)
 
