@@ -117,9 +117,14 @@ def extract(html: bytes, url: str | None = None, charset: str | None = None) -> 
     Undecodable bytes and pages without text give an empty text.
     """
     try:
-        source = decode(html, charset)[:MAX_HTML]
+        return extract_decoded(decode(html, charset))
     except Undecodable:
         return Extraction("", "", "")
+
+
+def extract_decoded(source: str) -> Extraction:
+    """Extract the body of a page that is text already."""
+    source = source[:MAX_HTML]
     tree = HTMLTree.parse(source)
     if tree.body is None:
         return Extraction("", _title(tree), "")

@@ -1,7 +1,7 @@
 """Read WARC files (gzip, zstd or plain) into pages for the `extract` step; broken records become counted rejects."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,17 +36,22 @@ def _page(record: WarcRecord, url: str) -> Page:
         broken, evidence = "warc.no-url", f"the target URI is {url[:80]!r}"
     elif len(body) > MAX_PAGE_BYTES:
         broken, evidence = "too-large", f"more than {MAX_PAGE_BYTES} bytes"
-    elif not _is_robots(url) and status != 200:
+    elif not is_robots(url) and status != 200:
         broken, evidence = "http.status", f"status {status}"
-    elif not _is_robots(url) and kind and kind not in ("text/html", "application/xhtml+xml"):
+    elif not is_robots(url) and kind and kind not in ("text/html", "application/xhtml+xml"):
         broken, evidence = "http.type", f"content type {kind}"
     if broken:
         return Page(url, status, kind, None, b"", broken, evidence)
     return Page(url, status, kind, record.http_charset, body)
 
 
-def _is_robots(url: str) -> bool:
+def is_robots(url: str) -> bool:
+    """Tell whether the URL is a site's robots.txt."""
     return urlsplit(url).path == "/robots.txt"
+
+
+def _url(record: WarcRecord) -> str:
+    return (record.headers.get("WARC-Target-URI") or "").strip("<> ")
 
 
 def _broken(url: str, error: object) -> Page:
@@ -57,7 +62,7 @@ def _safe_page(record: WarcRecord) -> Page:
     """Turn whatever one record's bytes provoke in the parser into a reject of that record."""
     url = ""
     try:
-        url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
+        url = _url(record)
         if record.headers.get("WARC-Block-Digest") and not record.verify_block_digest():
             return _broken(url, "the block differs from its digest: cut off or changed")
         record.parse_http(auto_decode="all")
@@ -72,9 +77,10 @@ def _next_member(data: bytes, start: int) -> int:
     return min(found, default=-1)
 
 
-def pages(path: Path) -> Iterator[Page]:
+def pages(path: Path, wanted: Callable[[str], bool] = lambda url: True) -> Iterator[Page]:
     """Yield the responses of one file; a damaged record is yielded as a "warc.broken" and reading goes on behind it.
 
+    `wanted` may spare the work for records whose URL it turns down.
     Every record is a compression member of its own (WARC 1.1, annex D), so after damage the next member is sought.
     """
     data, start, found = path.read_bytes(), 0, 0
@@ -84,7 +90,7 @@ def pages(path: Path) -> Iterator[Page]:
             stream = io.BytesIO(data[start:])
             for record in ArchiveIterator(stream, record_types=WarcRecordType.any_type, parse_http=False, quirks_mode=True):
                 found, last = found + 1, start + record.stream_pos
-                if record.record_type == WarcRecordType.response:
+                if record.record_type == WarcRecordType.response and wanted(_url(record)):
                     yield _safe_page(record)
             start = -1
         except (OSError, ValueError) as error:

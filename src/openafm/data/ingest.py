@@ -1,0 +1,185 @@
+"""Step `extract`: pages out of WARC files and the four other flows become one table of documents.
+
+AFM's web data begins with a crawl that obeys robots.txt and with body extraction (arXiv 2407.21075, section 3.1.1).
+Reading, the robots check and the extraction are one Daft program over the archive files; it runs in processes, as HTML
+is parsed under Python's lock. Pages that cannot be used stay in the table as dropped rows where their URL is known.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from openafm.data import documents, robots
+from openafm.data.documents import SCHEMA, Row
+from openafm.data.extract import Undecodable, decode, extract_decoded
+from openafm.data.frames import daft
+from openafm.data.parallel import workers
+from openafm.data.warc import Page, is_robots, pages
+from openafm.stage import Config, Context, Metrics
+
+STAGE = "extract"
+FLOWS = ("code", "math", "licensed", "public")
+_BATCH = 16  # pages handed to a process at once: small enough to keep all of them busy to the end
+
+Robots = Mapping[str, tuple[int, bytes]]
+"""Host -> (HTTP status, body) of its robots.txt."""
+
+_PAGE = daft.DataType.struct(
+    {
+        **{name: daft.DataType.string() for name in ("url", "content_type", "charset", "reject", "evidence")},
+        "status": daft.DataType.int64(),
+        "body": daft.DataType.binary(),
+    }
+)
+_DOCUMENT = daft.DataType.from_arrow_type(pa.struct(list(SCHEMA)))
+
+
+class ExtractConfig(Config):
+    """What the extraction depends on."""
+
+    agent: str = robots.AGENT
+    """The crawler's name that robots.txt rules are looked up for."""
+    min_characters: int = 1
+    """Pages with less body text than this are dropped as empty."""
+
+
+def read_robots(paths: list[Path]) -> dict[str, tuple[int, bytes]]:
+    """Return the robots.txt answer of every host in the archives."""
+    found: dict[str, tuple[int, bytes]] = {}
+    for path in paths:
+        for page in pages(path, wanted=is_robots):
+            if not page.reject:
+                found.setdefault(urlsplit(page.url).netloc.lower(), (page.status, page.body))
+    return found
+
+
+def allowed(url: str, known: Robots, agent: str) -> bool:
+    """Tell whether robots.txt lets `agent` have the page; a host without one allows everything."""
+    status, body = known.get(urlsplit(url).netloc.lower(), (404, b""))
+    verdict = robots.allowed_by_status(status)
+    return robots.allowed(body, url, agent) if verdict is None else verdict
+
+
+def page_document(page: Page, known: Robots, config: ExtractConfig) -> Row:
+    """Return a page's row: its body text, or a drop that says why there is none."""
+    source = urlsplit(page.url).netloc.lower()
+    row = documents.document(page.url, "web", "", source=source)
+    if page.reject:
+        return documents.drop(row, STAGE, page.reject, page.evidence)
+    if not allowed(page.url, known, config.agent):
+        return documents.drop(row, STAGE, "robots", f"robots.txt of {source} shuts {config.agent} out of this path")
+    try:
+        found = extract_decoded(decode(page.body, page.charset))
+    except Undecodable as error:
+        return documents.drop(row, STAGE, "undecodable", str(error))
+    row = documents.with_text(row | {"title": found.title, "language": found.language}, found.text)
+    if len(found.text) < config.min_characters:
+        return documents.drop(row, STAGE, "empty", f"{len(page.body)} bytes of HTML hold no body text")
+    return row
+
+
+@daft.func(return_dtype=_PAGE)
+def _read(path: str) -> Iterator[dict]:
+    for page in pages(Path(path)):
+        if not is_robots(page.url):
+            yield asdict(page)
+
+
+class _Extractor:
+    """Runs `page_document` on batches in a process of its own."""
+
+    def __init__(self, known: dict[str, tuple[int, bytes]], config: str) -> None:
+        self.known = known
+        self.config = ExtractConfig.model_validate_json(config)
+
+    @daft.method.batch(return_dtype=_DOCUMENT, batch_size=_BATCH)
+    def rows(self, page: daft.Series) -> list[Row]:
+        return [page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
+
+
+def _web(paths: list[Path], config: ExtractConfig, context: Context) -> pa.Table:
+    extractor = daft.cls(_Extractor, use_process=True, max_concurrency=workers())
+    frame = daft.from_pydict({"path": [str(path) for path in paths]}).select(_read(daft.col("path")).alias("page"))
+    rows = extractor(read_robots(paths), config.model_dump_json()).rows(frame["page"])
+    frame = frame.select(rows.alias("row")).select(*(daft.col("row")[name].alias(name) for name in SCHEMA.names))
+    parts = [pa.Table.from_batches([], SCHEMA)]
+    done = 0
+    for part in frame.to_arrow_iter():
+        done += len(part)
+        context.report("extract web pages", done, None)
+        parts.append(pa.Table.from_batches([part]).cast(SCHEMA))
+    return pa.concat_tables(parts)
+
+
+def read_flow(path: Path, flow: str) -> tuple[list[Row], list[str]]:
+    """Read one of the JSONL flows: (documents, rejects as "line: what is wrong")."""
+    rows, rejects = [], []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                url, text = entry["url"], entry["text"]
+                if not (isinstance(url, str) and url and isinstance(text, str)):
+                    raise ValueError("url and text must be texts")
+                columns = {name: entry.get(name) or "" for name in ("source", "licence", "title", "code_language")}
+                rows.append(documents.document(url, flow, text, **columns, planted=entry.get("planted")))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                rejects.append(f"{path.name}:{number}: {type(error).__name__}: {error}"[:200])
+    return rows, rejects
+
+
+def planted_marks(sources: Path) -> dict[str, str]:
+    """Return the kind of every planted URL; measurements alone read this."""
+    path = sources / "planted.jsonl"
+    marks = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    return {mark["url"]: mark["kind"] for mark in marks}
+
+
+def _first_of_each_url(table: pa.Table) -> tuple[pa.Table, int]:
+    """Keep the first row of each id: a kept one before a dropped one, then by text; return how many others there were."""
+    order = table.append_column("at", pa.array(range(len(table)))).sort_by(
+        [("id", "ascending"), ("verdict", "descending"), ("text", "ascending")]
+    )
+    ids = order["id"].to_pylist()
+    first = [at == 0 or ids[at] != ids[at - 1] for at in range(len(ids))]
+    return order.filter(pa.array(first, pa.bool_())).drop_columns("at"), len(ids) - sum(first)
+
+
+def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metrics:
+    """Write documents.parquet and funnel.json from `sources`: warc/*.warc.gz and {code,math,licensed,public}.jsonl.
+
+    Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted.
+    """
+    paths = sorted(path for path in (sources / "warc").glob("*.warc*") if path.is_file())
+    flows = [(sources / f"{flow}.jsonl", flow) for flow in FLOWS if (sources / f"{flow}.jsonl").is_file()]
+    if not paths and not flows:
+        raise ValueError(f"{sources} holds neither warc/*.warc.gz nor a flow like code.jsonl: run `fetch` first")
+    table = _web(paths, config, context) if paths else pa.Table.from_batches([], SCHEMA)
+    nameless = pa.compute.equal(table["url"], "")
+    lost = table.filter(nameless)
+    rejects = [f"{reason}: {what}" for reason, what in zip(*(lost[c].to_pylist() for c in ("reason", "evidence")), strict=True)]
+    parts = [table.filter(pa.compute.invert(nameless))]
+    for path, flow in context.track(flows, "read flows"):
+        rows, broken = read_flow(path, flow)
+        parts.append(pa.Table.from_pylist(rows, SCHEMA))
+        rejects += broken
+    table, repeated = _first_of_each_url(pa.concat_tables(parts))
+    marks = planted_marks(sources)
+    planted = [marks.get(url, mark) for url, mark in zip(*(table[c].to_pylist() for c in ("url", "planted")), strict=True)]
+    table = table.set_column(SCHEMA.get_field_index("planted"), "planted", pa.array(planted, pa.string()))
+    funnel = documents.write(table, context.out)
+    (context.out / "rejects.jsonl").write_text("".join(json.dumps(reject) + "\n" for reject in sorted(rejects)))
+    return {
+        "archives": len(paths),
+        "documents": len(table),
+        "kept": dict(sorted(Counter(table.filter(pa.compute.equal(table["verdict"], "keep"))["flow"].to_pylist()).items())),
+        "dropped": documents.drops_by_reason(funnel, STAGE),
+        "rejected_without_url": len(rejects),
+        "repeated_urls": repeated,
+        "planted_recall": documents.recall(table, {"robots": ("robots",)}),
+    }
