@@ -1,0 +1,98 @@
+"""Token shards: what pretraining reads (step `shards`).
+
+The kept documents of each flow are encoded one after the other, each ended by the end-of-text token, and split by
+document into training and held-out tokens. Near copies are gone by then, so what is held out is unseen.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import daft
+import numpy as np
+
+from openafm.data.frames import kept
+from openafm.stage import Config, Context, Metrics
+from openafm.tokenizer import load
+
+
+class ShardsConfig(Config):
+    """What is held out."""
+
+    heldout_share: float = 0.03
+    """Share of each flow's documents that is never trained on, chosen by the documents' ids."""
+
+
+def held_out(ids: list[str], share: float) -> set[str]:
+    """The ids (hexadecimal digests) in the lowest `share` of all digests, at least one of two or more.
+
+    A document's place does not depend on the other documents, so a larger crawl holds out a superset.
+    """
+    chosen = {i for i in ids if int(i, 16) < share * 16 ** len(i)}
+    return chosen or ({min(ids)} if len(ids) > 1 and share > 0 else set())
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """Little-endian uint16 where the vocabulary fits, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
+
+
+def write_shard(folder: Path, source: str, documents: Iterable[tuple[np.ndarray, int]], dtype: np.dtype) -> Metrics:
+    """Write `<source>.bin` and `<source>.offsets.npy` (int64: start of each document, and the end).
+
+    `documents` are (tokens, bytes of text); returns {"tokens", "documents", "bytes"}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    offsets, size = [0], 0
+    with (folder / f"{source}.bin").open("wb") as file:
+        for tokens, text_bytes in documents:
+            file.write(tokens.astype(dtype).tobytes())
+            offsets.append(offsets[-1] + len(tokens))
+            size += text_bytes
+    np.save(folder / f"{source}.offsets.npy", np.array(offsets, np.int64), allow_pickle=False)
+    return {"tokens": offsets[-1], "documents": len(offsets) - 1, "bytes": size}
+
+
+def _encoded(documents: Path, flow: str, tokenizer: Path) -> list[tuple[str, np.ndarray, int]]:
+    """(id, tokens with the end of text, bytes) of a flow's kept documents, sorted by id."""
+    model = load(tokenizer)
+
+    @daft.func.batch(return_dtype=daft.DataType.list(daft.DataType.uint32()))
+    def encode(texts: daft.Series) -> list[list[int]]:
+        return [[*model.encode(text), model.eos_id] for text in texts.to_pylist()]
+
+    frame = kept(documents, "id", "flow", "text", "bytes").where(daft.col("flow") == daft.lit(flow))
+    frame = frame.with_column("tokens", encode(daft.col("text"))).select("id", "tokens", "bytes")
+    table = frame.sort("id").to_arrow()
+    tokens = [np.asarray(row.values) for row in table["tokens"]]
+    return list(zip(table["id"].to_pylist(), tokens, table["bytes"].to_pylist(), strict=True))
+
+
+def _split(encoded: list[tuple[str, np.ndarray, int]], ids: set[str]) -> Iterator[tuple[np.ndarray, int]]:
+    return ((tokens, size) for identity, tokens, size in encoded if identity in ids)
+
+
+def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer: Path) -> Metrics:
+    """Encode the kept documents of each flow into training and held-out shards.
+
+    Writes `train/` and `heldout/` with a shard a flow, `index.json`, and the documents' last `funnel.json`.
+    """
+    vocab_size = load(tokenizer).vocab_size
+    dtype = token_type(vocab_size)
+    flows = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
+    splits: dict[str, dict[str, Metrics]] = {"train": {}, "heldout": {}}
+    for flow in context.track(flows, "flows encoded"):
+        encoded = _encoded(documents, flow, tokenizer)
+        ids = {identity for identity, _, _ in encoded}
+        apart = held_out(sorted(ids), config.heldout_share)
+        for split, chosen in (("train", ids - apart), ("heldout", apart)):
+            splits[split][flow] = write_shard(context.out / split, flow, _split(encoded, chosen), dtype)
+    index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits}
+    (context.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    shutil.copyfile(documents / "funnel.json", context.out / "funnel.json")
+    return {"splits": splits, "tokens": {split: _total(part) for split, part in splits.items()}}
+
+
+def _total(part: dict[str, Metrics]) -> int:
+    return sum(shard["tokens"] for shard in part.values())
