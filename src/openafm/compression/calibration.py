@@ -87,13 +87,27 @@ def nats(model: Transformer, windows: Windows) -> list[float]:
     return found
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same windows: means over each window's tokens, in nats."""
+
+    base: list[float]
+    """Loss of the base."""
+    model: list[float]
+    """Loss of the model."""
+    kl: list[float]
+    """KL(base || model)."""
+
+
 @torch.no_grad()
-def divergences(model: Transformer, base: Transformer, windows: Windows) -> list[float]:
-    """Return KL(base || model) of each window in nats a token."""
-    found: list[float] = []
+def compare(model: Transformer, base: Transformer, windows: Windows) -> Comparison:
+    """Run both models once over the windows."""
+    found = Comparison([], [], [])
     for rows in windows.batches(model.config.vocab_size):
         log_p, log_q = (F.log_softmax(m(rows[:, :-1]).float(), -1) for m in (base, model))
-        found += F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).double().mean(1).tolist()
+        for losses, log_probs in ((found.base, log_p), (found.model, log_q)):
+            losses += F.nll_loss(log_probs.transpose(1, 2), rows[:, 1:], reduction="none").double().mean(1).tolist()
+        found.kl.extend(F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).double().mean(1).tolist())
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.compression.allocation import allocate
-from openafm.compression.calibration import Windows, divergences, nats, read_windows, replaced, second_moments
+from openafm.compression.calibration import Windows, compare, read_windows, replaced, second_moments
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import sizes, verify_package, write_package
 from openafm.compression.palettize import palettize
@@ -35,7 +35,7 @@ class CompressConfig(Config):
     """Window of all measurements, in tokens."""
     calibration_tokens: int = 16_384
     """Training tokens whose activations weigh the columns."""
-    sensitivity_tokens: int = 4096
+    sensitivity_tokens: int = 2048
     """Training tokens on which each projection's loss at 2 bits is measured; their logits are kept in memory."""
     heldout_tokens: int = 16_384
     """Held-out tokens that the package is judged on."""
@@ -105,14 +105,14 @@ def _relative_error(weight: Tensor, projection: Palettized, moments: Tensor) -> 
 
 def _judge(base: Transformer, quantized: Transformer, windows: Windows) -> Metrics:
     """Compare both models on held-out windows: bits a byte, KL, their 95% intervals over windows."""
-    before, after, kl = nats(base, windows), nats(quantized, windows), divergences(quantized, base, windows)
-    to_bits = windows.predicted / log(2) / windows.bytes / len(before)
-    change = [(b - a) * len(before) * to_bits for a, b in zip(before, after, strict=True)]
+    found = compare(quantized, base, windows)
+    kl, to_bits = found.kl, windows.predicted / log(2) / windows.bytes
+    change = [(after - before) * to_bits for before, after in zip(found.base, found.model, strict=True)]
     return {
         "heldout_tokens": windows.predicted,
         "heldout_windows": len(kl),
-        "bits_per_byte_base": round(sum(before) * to_bits, 5),
-        "bits_per_byte": round(sum(after) * to_bits, 5),
+        "bits_per_byte_base": round(sum(found.base) / len(kl) * to_bits, 5),
+        "bits_per_byte": round(sum(found.model) / len(kl) * to_bits, 5),
         "bits_per_byte_change_interval": _rounded(intervals.mean(change)),
         "kl": round(sum(kl) / len(kl), 6),
         "kl_interval": _rounded(intervals.mean(kl)),

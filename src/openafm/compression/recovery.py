@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openafm.adapters.lora import adapter_state, attach, load_adapter
 from openafm.adapters.store import Adapter
-from openafm.compression.calibration import divergences, nats, read_windows, second_moments
+from openafm.compression.calibration import compare, nats, read_windows, second_moments
 from openafm.compression.package import add_adapter, sizes
 from openafm.engine.package import open_package
 from openafm.model import Transformer
@@ -53,7 +53,7 @@ class RecoveryConfig(Config):
     """Which file of the examples to train on."""
     sequence_length: int = 256
     batch_tokens: int = 1024
-    lr: float = 1e-3
+    lr: float = 2e-3
     floor: float = 0.05
     warmup: float = 0.1
     calibration_tokens: int = 16_384
@@ -70,50 +70,47 @@ def recovery(
     base, quantized = load_model(model).requires_grad_(False), source.model().requires_grad_(False)
     data = _batches(config, context, shards, examples, source.folder)
     windows = read_windows(shards, "heldout", config.sequence_length, config.heldout_tokens)
-    nats_base, nats_quantized = nats(base, windows), nats(quantized, windows)
-    kl_quantized = divergences(quantized, base, windows)
-
-    if config.start == "residual":
-        calibration = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
-        moments = second_moments(base, calibration)
-        load_adapter(quantized, residual_adapter(base, quantized, moments, config.rank, config.alpha), config.alpha)
-    else:
-        attach(quantized, config.rank, config.alpha, seed=context.seed)
-    _stored(quantized, config)
-    nats_start = nats(quantized, windows)
-    _fit(quantized, base, data, config, context, "recovery")
-    state = _stored(quantized, config)
-    nats_adapted, kl_adapted = nats(quantized, windows), divergences(quantized, base, windows)
-    nats_control = nats_base
+    before = compare(quantized, base, windows)
+    _start(config, context, base, quantized, shards)
+    started = nats(quantized, windows)
+    state = _fit(quantized, base, data, config, context, "recovery")
+    after = compare(quantized, base, windows)
+    control = before.base
     if config.loss == "next_token":  # with KL the untouched model is already the optimum
         attach(base, config.rank, config.alpha, seed=context.seed)
         _fit(base, base, data, config, context, "control")
-        _stored(base, config)
-        nats_control = nats(base, windows)
-
+        control = nats(base, windows)
     losses = {
-        "base": nats_base,
-        "base_and_adapter": nats_control,
-        "quantized": nats_quantized,
-        "quantized_and_start": nats_start,
-        "quantized_and_adapter": nats_adapted,
+        "base": before.base,
+        "base_and_adapter": control,
+        "quantized": before.model,
+        "quantized_and_start": started,
+        "quantized_and_adapter": after.model,
     }
+    to_bits = windows.predicted / log(2) / windows.bytes
     metrics = {
         "rank": config.rank,
         "heldout_tokens": windows.predicted,
-        "heldout_windows": len(nats_base),
+        "heldout_windows": len(before.kl),
         "training_tokens": {label: size for label, _, size in data},
-        "bits_per_byte": {
-            name: round(float(np.mean(values)) * windows.predicted / log(2) / windows.bytes, 5)
-            for name, values in losses.items()
-        },
-        "kl_quantized": round(float(np.mean(kl_quantized)), 6),
-        "kl_adapted": round(float(np.mean(kl_adapted)), 6),
-        **regained(nats_quantized, nats_adapted, nats_control, context.seed),
+        "bits_per_byte": {name: round(float(np.mean(values)) * to_bits, 5) for name, values in losses.items()},
+        "kl_quantized": round(float(np.mean(before.kl)), 6),
+        "kl_adapted": round(float(np.mean(after.kl)), 6),
+        **regained(before.model, after.model, control, context.seed),
     }
     described = ", ".join(f"{size} {label} tokens" for label, _, size in data)
     result = add_adapter(source, context.out, NAME, Adapter(state, config.rank, config.alpha, None, described, metrics))
     return {**metrics, **sizes(result)}
+
+
+def _start(config: RecoveryConfig, context: Context, base: Transformer, quantized: Transformer, shards: Path) -> None:
+    """Put the adapter's first values on the quantized model."""
+    if config.start == "zero":
+        attach(quantized, config.rank, config.alpha, seed=context.seed)
+        return
+    windows = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
+    moments = second_moments(base, windows)
+    load_adapter(quantized, residual_adapter(base, quantized, moments, config.rank, config.alpha), config.alpha)
 
 
 def residual_adapter(
@@ -194,8 +191,11 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
 
 def _fit(
     model: Transformer, base: Transformer, data: Data, config: RecoveryConfig, context: Context, label: str
-) -> None:
-    """Train the adapter on `model` phase by phase, each with a cosine over its own tokens."""
+) -> dict[str, Tensor]:
+    """Train the adapter on `model` phase by phase, each with a cosine over its own tokens; returns it.
+
+    It is left on the model as rounded to the float16 it is stored in: what is measured is what is shipped.
+    """
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
         logits = network(batch["inputs"])
@@ -209,10 +209,6 @@ def _fit(
         optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
         schedule = cosine(tokens, round(config.warmup * tokens), config.floor)
         train(model, batches, loss, optimizer, schedule, context, label=f"{label}-{phase}")
-
-
-def _stored(model: Transformer, config: RecoveryConfig) -> dict[str, Tensor]:
-    """Round the adapter to the float16 it is stored in, so that what is measured is what is shipped."""
     state = adapter_state(model)
     load_adapter(model, state, config.alpha)
     return state

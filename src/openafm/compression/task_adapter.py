@@ -49,7 +49,7 @@ class TaskAdapterConfig(Config):
     """Tokens to train on, prompts counted."""
     sequence_length: int = 256
     batch_tokens: int = 1024
-    lr: float = 1e-3
+    lr: float = 2e-3
     floor: float = 0.05
     warmup: float = 0.1
     checks: int = 5

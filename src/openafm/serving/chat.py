@@ -105,6 +105,9 @@ class Conversation:
                 if not text.endswith("\ufffd"):  # a character whose bytes are not all here yet
                     yield text[len(said) :]
                     said = text
+            if text := tokenizer.decode(tokens)[len(said) :]:
+                yield text
+                said += text
         finally:
             if self.talks:
                 self.messages.append({"role": "assistant", "content": said})

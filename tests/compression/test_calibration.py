@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from openafm.compression.calibration import Windows, compare, nats, read_windows, replaced, second_moments
+from openafm.model.checkpoint import load_model
+from openafm.scoring.bits import window_losses
+
+
+def test_second_moments_equal_a_direct_look(world):
+    model = load_model(world / "model")
+    windows = read_windows(world / "shards", "train", 16, 200)
+    seen = []
+    layer = model.model.layers[1].mlp.down_proj
+    handle = layer.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    for row in windows.tokens:
+        model(row[None, :-1])
+    handle.remove()
+    expected = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double().square().mean(0)
+    moments = second_moments(model, windows)
+    torch.testing.assert_close(moments["model.layers.1.mlp.down_proj"], expected, rtol=1e-4, atol=1e-9)
+    assert set(moments) == set(model.linears())
+    assert not layer._forward_hooks
+
+
+def test_losses_and_divergence_by_definition(world):
+    base, other = load_model(world / "model"), load_model(world / "model")
+    other.model.layers[0].mlp.up_proj.weight.data *= 0.5
+    windows = read_windows(world / "shards", "heldout", 16, 100)
+    found = compare(other, base, windows)
+    summed, _ = window_losses(other, windows.tokens)
+    np.testing.assert_allclose(found.model, np.array(summed) / 16, rtol=1e-5)
+    np.testing.assert_allclose(nats(other, windows), found.model, rtol=1e-5)
+    p, q = (F.softmax(m(windows.tokens[:, :-1]), -1) for m in (base, other))
+    np.testing.assert_allclose(found.kl, (p * (p / q).log()).sum(-1).mean(1).tolist(), rtol=1e-3, atol=1e-6)
+    assert compare(base, base, windows).kl == pytest.approx([0.0] * len(found.kl), abs=1e-6)
+
+
+def test_windows_come_from_every_source_with_its_bytes(world):
+    windows = read_windows(world / "shards", "heldout", 16, 320)
+    assert windows.tokens.shape == (20, 17) and windows.predicted == 320
+    assert 1 < windows.bytes / windows.predicted < 6
+    with pytest.raises(ValueError, match="lower `length`"):
+        read_windows(world / "shards", "heldout", 10**6, 320)
+    assert isinstance(windows, Windows)
+
+
+def test_a_replaced_weight_comes_back(world):
+    model = load_model(world / "model")
+    name = "model.layers.0.self_attn.q_proj"
+    kept = model.get_submodule(name).weight.clone()
+    with pytest.raises(RuntimeError), replaced(model, name, torch.zeros_like(kept)):
+        assert not model.get_submodule(name).weight.any()
+        raise RuntimeError
+    assert torch.equal(model.get_submodule(name).weight, kept)

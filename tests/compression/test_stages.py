@@ -1,0 +1,190 @@
+"""The three stages after each other on a tiny real model, and the package they write."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from openafm.adapters.lora import load_adapter
+from openafm.compression.compress import CompressConfig, compress
+from openafm.compression.package import sizes, verify_package
+from openafm.compression.recovery import RecoveryConfig, recovery, regained, residual_adapter
+from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, split, task_adapter
+from openafm.engine import TorchEngine, open_package
+from openafm.model.checkpoint import load_model
+from openafm.stage import Context
+from openafm.tokenizer import load
+
+SMALL = {"calibration_tokens": 512, "heldout_tokens": 512}
+COMPRESS = CompressConfig(target_bits=4.0, length=32, sensitivity_tokens=256, **SMALL)
+RECOVER = RecoveryConfig(
+    rank=4, alpha=4, tokens=2048, example_tokens=512, sequence_length=64, batch_tokens=256, **SMALL
+)
+TASK = TaskAdapterConfig(tokens=1024, sequence_length=64, batch_tokens=256, checks=2, test_examples=4, max_tokens=4)
+
+
+def digests(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def compressed(world, tmp_path_factory):
+    root = tmp_path_factory.mktemp("compressed")
+    (root / "out").mkdir()
+    metrics = compress(COMPRESS, Context(root / "out", root / "s"), model=world / "model", shards=world / "shards")
+    return root / "out", metrics
+
+
+@pytest.fixture(scope="module")
+def recovered(world, compressed, tmp_path_factory):
+    root = tmp_path_factory.mktemp("recovered")
+    (root / "out").mkdir()
+    inputs = {"package": compressed[0], "model": world / "model", "shards": world / "shards"}
+    metrics = recovery(RECOVER, Context(root / "out", root / "s"), **inputs, examples=world / "examples")
+    return root / "out", metrics
+
+
+def test_compress_meets_its_target_and_says_both_averages(compressed, world):
+    out, metrics = compressed
+    assert 3.4 < metrics["projection_bits_per_weight"] <= 4.0 < metrics["package_bits_per_weight"]
+    assert {layer["bits"] for layer in metrics["layers"].values()} == {2, 4}
+    assert metrics["kl"] > 0 and metrics["heldout_windows"] * 32 == metrics["heldout_tokens"]
+    package = open_package(out)
+    base = load_model(world / "model")
+    assert load(package.folder).encode("a cat") == load(world / "tokenizer").encode("a cat")
+    change = {n: (package.model().get_parameter(n) - w).abs().max() for n, w in base.state_dict().items()}
+    assert all(change[n] == 0 for n in change if "norm" in n) and all(change[n] > 0 for n in change if "proj" in n)
+    assert change["model.embed_tokens.weight"] <= base.model.embed_tokens.weight.abs().max() / 127
+    assert json.dumps(metrics) and sizes(package)["megabytes"] < 0.03
+
+
+def test_compress_is_deterministic(compressed, world, make_context):
+    context = make_context("again")
+    metrics = compress(COMPRESS, context, model=world / "model", shards=world / "shards")
+    assert metrics == compressed[1] and digests(context.out) == digests(compressed[0])
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "tokenizer.model", "header.json", "tokenizer_config.json"])
+def test_a_flipped_bit_is_found_and_named(compressed, tmp_path, file):
+    shutil.copytree(compressed[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "model.afm" / file
+    original = path.read_bytes()
+    for where in (0, len(original) // 3, len(original) - 3):
+        data = bytearray(original)
+        data[where] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=path.name.replace(".", r"\.")):
+            open_package(tmp_path / "copy")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"missing|holds no package"):
+        open_package(tmp_path / "copy")
+
+
+def test_a_newer_version_is_refused(compressed, tmp_path):
+    shutil.copytree(compressed[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "model.afm" / "header.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="format version 2, this program reads 1"):
+        open_package(tmp_path / "copy")
+
+
+def test_the_pack_is_checked_against_the_unpacked_weights(compressed):
+    package = open_package(compressed[0])
+    projections = {name: package.projection(name) for name in package.layers}
+    rest = {n: t.numpy() for n, t in package.model().state_dict().items() if "norm" in n}
+    verify_package(package, projections, package.embedding(), rest)
+    name = sorted(projections)[0]
+    projections[name].tables[0, 0] += 1
+    with pytest.raises(ValueError, match=f"{name}.weight does not unpack"):
+        verify_package(package, projections, package.embedding(), rest)
+
+
+def test_recovery_lowers_the_loss_and_ships_what_it_measured(recovered, compressed, world):
+    out, metrics = recovered
+    loss = metrics["bits_per_byte"]
+    assert loss["quantized_and_adapter"] < loss["quantized"] and metrics["kl_adapted"] < metrics["kl_quantized"]
+    assert metrics["training_tokens"] == {"pretraining": 2048, "post-training": 512}
+    package, before = open_package(out), open_package(compressed[0])
+    assert package.adapters.names() == ["recovery"] and before.adapters.names() == []
+    assert package.adapters.card("recovery")["metrics"]["regained"] == metrics["regained"]
+    assert (package.folder / "header.json").read_bytes() == (before.folder / "header.json").read_bytes()
+    assert metrics["package_bits_per_weight"] > sizes(before)["package_bits_per_weight"]
+
+
+def test_recovery_with_kl_from_zero(compressed, world, make_context):
+    config = RECOVER.model_copy(update={"loss": "kl", "start": "zero", "tokens": 1024})
+    inputs = {"package": compressed[0], "model": world / "model", "shards": world / "shards"}
+    metrics = recovery(config, make_context("kl"), **inputs)
+    loss = metrics["bits_per_byte"]
+    assert metrics["kl_adapted"] < metrics["kl_quantized"] and loss["base"] == loss["base_and_adapter"]
+    assert loss["quantized_and_start"] == loss["quantized"]
+
+
+def test_the_residual_adapter_is_the_best_low_rank_fit(compressed, world):
+    base, quantized = load_model(world / "model"), open_package(compressed[0]).model()
+    moments = {name: torch.rand(linear.in_features).double() + 0.1 for name, linear in base.linears().items()}
+    name = "model.layers.0.mlp.gate_proj"
+    residual = (base.linears()[name].weight - quantized.linears()[name].weight).detach().double()
+    state = residual_adapter(base, quantized, moments, 4, 8.0)
+    fit = 8.0 / 4 * state[f"{name}.lora_b"].double() @ state[f"{name}.lora_a"].double()
+    root = moments[name].sqrt()
+    left = torch.linalg.svdvals(residual * root)[4:].square().sum()
+    torch.testing.assert_close(((residual - fit) * root).square().sum(), left, rtol=1e-3, atol=0)
+    # a rank as large as the layer restores the unquantized model
+    load_adapter(quantized, residual_adapter(base, quantized, moments, 64, 64.0), 64.0)
+    quantized.model.embed_tokens.weight.data = base.model.embed_tokens.weight.data
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(quantized(tokens), base(tokens), atol=1e-3, rtol=1e-3)
+
+
+def test_regained_share():
+    assert regained([3.0, 5.0], [2.5, 4.0], [2.0, 4.0], 0)["regained"] == pytest.approx(1.5 / 2)
+    low, high = regained([3.0, 5.0], [2.5, 4.0], [2.0, 4.0], 0)["regained_interval"]
+    assert low <= 0.75 <= high
+    assert regained([1.0], [0.9], [1.1], 0)["regained"] is None
+
+
+def test_task_adapter_starts_from_recovery_and_is_switched_by_name(recovered, world, make_context):
+    context = make_context("task")
+    metrics = task_adapter(TASK, context, package=recovered[0], examples=world / "examples")
+    package = open_package(context.out)
+    assert package.adapters.names() == ["recovery", "summaries"]
+    assert package.adapters.card("summaries")["parent"] == "recovery"
+    losses = metrics["validation_loss"]
+    assert str(metrics["kept_step"]) == min(losses, key=losses.get) and losses[str(metrics["kept_step"])] < losses["0"]
+    assert metrics["rouge_n"] == 4 == len((context.out / "answers.jsonl").read_text().splitlines())
+    engine = TorchEngine.load(context.out)
+    prompt = load(package.folder).render_chat([{"role": "user", "content": "the cat sees"}])
+    logits = {name: engine.use(name)(torch.tensor([prompt])).detach() for name in (None, "recovery", "summaries", None)}
+    assert len({round(float(value.sum()), 3) for value in logits.values()}) == 3
+    again = make_context("task-again")
+    assert task_adapter(TASK, again, package=recovered[0], examples=world / "examples") == metrics
+    assert digests(again.out) == digests(context.out)
+
+
+def test_no_source_is_in_two_parts():
+    examples = [{"id": str(i), "source": f"s{i % 10}"} for i in range(50)]
+    parts = split(examples, 0.1, 0)
+    sources = [{e["source"] for e in part} for part in parts.values()]
+    assert [len(s) for s in sources] == [8, 1, 1] and len(set.union(*sources)) == 10
+    assert sum(map(len, parts.values())) == 50
+    with pytest.raises(ValueError, match="too few"):
+        split(examples[:2], 0.1, 0)
+
+
+def test_first_sentence():
+    turn = [{"role": "user", "content": "Summarise:\n\nFirst. Second one."}]
+    assert lead_1({"messages": turn}) == "First."
+    assert lead_1({"messages": turn, "text": "Given! Other."}) == "Given!"
+    assert lead_1({"messages": [{"role": "user", "content": "Just this line\nand more"}]}) == "Just this line"
+
+
+def test_bad_examples_name_the_line(recovered, tmp_path, make_context):
+    (tmp_path / "train.jsonl").write_text('{"messages": [], "answer": ""}\n{"messages": 1}\n')
+    with pytest.raises(ValueError, match=r"train\.jsonl:2"):
+        task_adapter(TASK, make_context("bad"), package=recovered[0], examples=tmp_path)
+    assert np.isfinite(recovered[1]["kl_adapted"])

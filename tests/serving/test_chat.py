@@ -1,0 +1,115 @@
+import io
+import shutil
+
+import pytest
+
+from openafm.adapters.store import Adapter
+from openafm.compression.embedding import quantize_embedding
+from openafm.compression.package import write_package
+from openafm.compression.palettize import palettize
+from openafm.compression.recovery import residual_adapter
+from openafm.engine import Package, TorchEngine
+from openafm.model import ModelConfig, Transformer
+from openafm.model.checkpoint import save_model
+from openafm.model.muparam import initialise
+from openafm.serving.chat import BEST_FIRST, HELP, Conversation, chat, latest_model
+from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
+
+SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a finished teacher, a finished package and an unfinished SFT."""
+    root = tmp_path_factory.mktemp("run")
+    (root / "tokenizer").mkdir()
+    text = "some words to learn from, a few of them twice"
+    write_tokenizer(root / "tokenizer", train_sentencepiece([text] * 4, 300))
+    model = initialise(Transformer(SHAPE), 0).eval().requires_grad_(False)
+    for step in ("teacher", "sft"):
+        save_model(model, root / step, root / "tokenizer")
+    (root / "teacher" / "manifest.json").write_text("{}")
+    projections = {n: palettize(linear.weight.numpy(), 2) for n, linear in model.linears().items()}
+    rest = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "norm" in name}
+    embedding = quantize_embedding(model.model.embed_tokens.weight.numpy())
+    write_package(root / "recovery" / "model.afm", SHAPE, projections, embedding, rest, root / "tokenizer")
+    package = Package(root / "recovery" / "model.afm")
+    moments = {n: linear.weight.new_ones(linear.in_features).double() for n, linear in model.linears().items()}
+    package.adapters.save("recovery", Adapter(residual_adapter(model, package.model(), moments, 4, 4.0), 4, 4.0))
+    return root
+
+
+def talk(folder, *lines, **options):
+    out = io.StringIO()
+    chat(folder, lines=[line + "\n" for line in lines], out=out, max_tokens=6, **options)
+    return out.getvalue()
+
+
+def test_the_furthest_finished_step_is_taken(run, tmp_path):
+    assert latest_model(run) == run / "teacher"  # neither SFT nor recovery has a manifest
+    shutil.copytree(run, tmp_path / "run")
+    for step in ("sft", "recovery"):
+        (tmp_path / "run" / step / "manifest.json").write_text("{}")
+        assert latest_model(tmp_path / "run") == tmp_path / "run" / step
+    assert latest_model(run / "sft") == run / "sft"
+    with pytest.raises(ValueError, match="no finished model yet"):
+        latest_model(tmp_path)
+    assert len(set(BEST_FIRST)) == len(BEST_FIRST)
+
+
+def test_a_base_model_continues_text_and_says_so(run):
+    said = talk(run, "some words", "", "/quit", "never read")
+    assert "has not learned to chat" in said and said.count("\n") == 4
+
+
+def test_a_package_answers_with_an_adapter_and_commands_work(run):
+    said = talk(run / "recovery", "/help", "/adapter", "/adapter recovery", "/adapter x", "/what", adapter="recovery")
+    assert "(using recovery)" in said and said.count(HELP) == 2
+    assert "answering with no adapter" in said and "answering with recovery" in said and "no adapter x" in said
+    assert "unknown command /what" in said
+    with pytest.raises(ValueError, match="there are recovery"):
+        talk(run / "recovery", adapter="other")
+
+
+def test_the_conversation_is_remembered_until_reset(run):
+    conversation = Conversation(TorchEngine.load(run / "sft"), max_tokens=5)
+    conversation.command("/system Be brief.")
+    answer = "".join(conversation.answer("some words"))
+    assert conversation.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "some words"},
+        {"role": "assistant", "content": answer},
+    ]
+    conversation.command("/reset")
+    assert conversation.messages == [{"role": "system", "content": "Be brief."}]
+    conversation.command("/system")
+    assert conversation.messages == [] and conversation.command("/quit") is None
+
+
+def test_the_pieces_are_the_decoded_answer(run):
+    engine = TorchEngine.load(run / "sft")
+    conversation = Conversation(engine, max_tokens=40, temperature=1.5)
+    pieces = list(conversation.answer("a few of them"))
+    tokens = list(
+        engine.generate(
+            engine.tokenizer.render_chat([{"role": "user", "content": "a few of them"}]),
+            max_tokens=40, temperature=1.5, seed=1,
+        )
+    )  # fmt: skip
+    assert len(pieces) > 3 and "".join(pieces) == engine.tokenizer.decode(tokens)
+
+
+def test_control_c_stops_the_answer_and_not_the_program(run, monkeypatch):
+    original = TorchEngine.generate
+    calls = []
+
+    def interrupted(self, *args, **options):
+        calls.append(1)
+        for number, token in enumerate(original(self, *args, **options)):
+            if len(calls) == 1 and number == 2:
+                raise KeyboardInterrupt
+            yield token
+
+    monkeypatch.setattr(TorchEngine, "generate", interrupted)
+    said = talk(run / "sft", "some words", "again")
+    assert "[stopped]" in said and len(calls) == 2
