@@ -37,7 +37,7 @@ def test_every_window_once_an_epoch(token_shards):
 
 
 def test_missing_source_is_named(token_shards):
-    with pytest.raises(ValueError, match=r"poems.*lists these train sources: code, web"):
+    with pytest.raises(ValueError, match=r"no poems\.bin .*these sources: code, web"):
         TokenBatches(token_shards, {"poems": 1}, sequence_length=8, batch_tokens=8, tokens=80, seed=0)
 
 

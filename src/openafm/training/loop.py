@@ -44,8 +44,8 @@ def train(
     """Train `model` over all of `batches`; the curve, a record every `log_every` steps and at the end.
 
     `schedule` maps tokens seen to the factor of learning rate and decay. `before_step(step)` may move what a stage
-    anneals; `snapshot(step)` is called once each of `snapshots` steps is done, and again when a resumed run passes it
-    (it must be repeatable). Raises ValueError when the loss is no longer finite.
+    anneals; `snapshot(step)` is called when each of `snapshots` steps is done and has to write into `context.scratch`,
+    for a resumed run does not pass it again. Raises ValueError when the loss is no longer finite.
     """
     device = torch.device(context.hardware.device)
     model.to(device).train()

@@ -59,7 +59,7 @@ def _mean_at(log_normaliser: Tensor, logits: Tensor, targets: Tensor, count: Ten
 
 
 def divergence(logits: Tensor, reference: Tensor, targets: Tensor) -> LossOutput:
-    """Mean KL(reference || model) a position in nats, where `targets` counts; both logits `(batch, sequence, vocab)`."""
+    """Mean KL(reference || model) a position in nats, where `targets` counts; logits `(batch, sequence, vocab)`."""
     kept = targets != IGNORED
     log_p, log_q = F.log_softmax(reference[kept].float(), -1), F.log_softmax(logits[kept].float(), -1)
     loss = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
