@@ -1,0 +1,253 @@
+"""Step `clean`: language, garbage, licences, safety and personal data, a verdict for every document of every flow.
+
+AFM's web documents pass safety and profanity filters "using both heuristics and model-based classifiers", and personal
+data and adult content go (arXiv 2407.21075, section 3.1.1); here code, math, licensed and public texts pass them too.
+`judge` is a pure function of one document; a Daft program runs it in processes. The safety model is then learned from
+what the rules found (see `safety`) and judges the documents that are left.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+
+from openafm.data import documents as _documents
+from openafm.data import heuristics, pii, safety
+from openafm.data.documents import SCHEMA, Row, drop
+from openafm.data.frames import daft
+from openafm.data.language import LanguageModel
+from openafm.data.licences import judge_licence
+from openafm.data.parallel import workers
+from openafm.stage import Config, Context, Metrics
+
+STAGE = "clean"
+DROPPED_KINDS = ("card", "iban", "ssn")
+REDACTED_KINDS = ("email", "ip", "phone", "secret")
+_BATCH = 32
+_ROW = daft.DataType.from_arrow_type(pa.struct(list(SCHEMA)))
+
+
+class CleanConfig(Config):
+    """What a document must be to stay."""
+
+    languages: tuple[str, ...] = ("en",)
+    """Languages that web, licensed and public documents may be in (ISO 639 codes)."""
+    language_probability: float = 0.5
+    """The language model must be at least this sure."""
+    min_words: int = 25
+    """Shorter web and math documents are dropped."""
+    min_public_words: int = 8
+    """The same for public sets, whose documents are short by nature."""
+    most_pii: int = 10
+    """Documents with more personal data than this, and more than one finding in 50 words, are dropped."""
+    unsafe_probability: float = 0.9
+    """The safety model's mean probability over a document's three worst chunks that drops it."""
+    model_examples: int = 40
+    """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
+
+
+def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
+    """Apply what differs by flow: licence and code rules, or language and prose rules."""
+    if row["flow"] == "code":
+        for reason, evidence in (judge_licence(row["text"], row["licence"]), heuristics.judge_code(row["text"])):
+            if reason:
+                return drop(row, STAGE, reason, evidence)
+        return row
+    language, probability = model.detect(row["text"])
+    row = row | {"language": language}
+    foreign = language and (language not in config.languages or probability < config.language_probability)
+    if foreign and row["flow"] != "math":
+        return drop(row, STAGE, "language", f"{language} at {probability:.2f}")
+    least = config.min_public_words if row["flow"] == "public" else config.min_words
+    reason, evidence = heuristics.judge_prose(row["text"], least)
+    return drop(row, STAGE, reason, evidence) if reason else row
+
+
+def _judge_safety(row: Row, words: safety.Words) -> Row:
+    finding = safety.judge_words(f"{row['title']}\n{row['text']}", words, disguised=row["flow"] not in ("code", "math"))
+    if not finding.category:
+        return row
+    return drop(row, STAGE, f"safety.{finding.category}", f"weight {finding.weight:.1f}: {', '.join(finding.terms)}")
+
+
+def _judge_pii(row: Row, config: CleanConfig) -> Row:
+    """Drop documents with cards, IBANs, SSNs or very much personal data; replace the rest by placeholders."""
+    text = row["text"]
+    spans = pii.find(text)
+    title = pii.redact(row["title"], pii.find(row["title"]))
+    if not spans:
+        return row | {"title": title}
+    counts = Counter(span.kind for span in spans)
+    for kind in DROPPED_KINDS:
+        if counts[kind]:
+            first = next(span for span in spans if span.kind == kind)
+            return drop(row | {"title": title}, STAGE, f"pii.{kind}", f"{counts[kind]}, as {pii.masked(text, first)}")
+    summary = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+    if len(spans) > config.most_pii and len(spans) * 50 > len(text.split()):
+        return drop(row | {"title": title}, STAGE, "pii.much", summary)
+    return _documents.with_text(row | {"title": title, "evidence": f"redacted: {summary}"}, pii.redact(text, spans))
+
+
+def judge(row: Row, model: LanguageModel, words: safety.Words, config: CleanConfig) -> Row:
+    """Return the row with its verdict, and with its language and redacted text where it stays."""
+    row = _judge_kind(row, model, config)
+    row = _judge_safety(row, words) if row["verdict"] == "keep" else row
+    return _judge_pii(row, config) if row["verdict"] == "keep" else row
+
+
+class _Judge:
+    """Runs `judge` on batches in a process of its own."""
+
+    def __init__(self, language_model: str, words: str, config: str) -> None:
+        self.model = LanguageModel(Path(language_model))
+        self.words = safety.load_words(Path(words))
+        self.config = CleanConfig.model_validate_json(config)
+
+    @daft.method.batch(return_dtype=_ROW, batch_size=_BATCH)
+    def rows(self, row: daft.Series) -> list[Row]:
+        found = row.to_pylist()
+        return [r if r["verdict"] == "drop" else judge(r, self.model, self.words, self.config) for r in found]
+
+
+class _SafetyJudge:
+    """Scores batches with the learned safety model in a process of its own."""
+
+    def __init__(self, model: str, threshold: float) -> None:
+        self.model = safety.SafetyModel(Path(model))
+        self.threshold = threshold
+
+    @daft.method.batch(return_dtype=_ROW, batch_size=_BATCH)
+    def rows(self, row: daft.Series) -> list[Row]:
+        return [self.judge(fields) for fields in row.to_pylist()]
+
+    def judge(self, row: Row) -> Row:
+        if row["verdict"] == "drop":
+            return row
+        probability, worst = self.model.score(row["text"])
+        if probability < self.threshold:
+            return row
+        return drop(row, STAGE, "safety.model", f"probability {probability:.2f}: {worst}")
+
+
+def _run(frame: daft.DataFrame, judged: daft.Expression, context: Context, label: str, total: int) -> pa.Table:
+    frame = frame.select(judged.alias("row")).select(*(daft.col("row")[name].alias(name) for name in SCHEMA.names))
+    parts, done = [pa.Table.from_batches([], SCHEMA)], 0
+    for part in frame.to_arrow_iter():
+        done += len(part)
+        context.report(label, done, total)
+        parts.append(pa.Table.from_batches([part]).cast(SCHEMA))
+    return pa.concat_tables(parts).sort_by("id").combine_chunks()
+
+
+def _as_rows() -> daft.Expression:
+    return daft.functions.to_struct(*(daft.col(name) for name in SCHEMA.names))
+
+
+def _learn(table: pa.Table, words: safety.Words, config: CleanConfig, context: Context) -> tuple[Path | None, Metrics]:
+    """Train the safety model on what the rules found; None where that is too little."""
+    hit, clean = [], []
+    wanted = ("verdict", "reason", "flow", "text")
+    for verdict, reason, flow, text in zip(*(table[name].to_pylist() for name in wanted), strict=True):
+        if reason.startswith("safety."):
+            hit.append(text)
+        elif verdict == "keep" and flow not in ("code", "math"):
+            clean.append(text)
+    draw = random.Random(f"{context.seed}/safety")
+    labelled = safety.examples(hit, clean, words, draw)
+    positives = sum(bad for bad, _ in labelled)
+    if positives < config.model_examples or len(labelled) < 2 * positives:
+        return None, {"trained": False, "unsafe_chunks": positives, "safe_chunks": len(labelled) - positives}
+    path, agreement = safety.train(labelled, context.scratch, context.seed)
+    counts = {"trained": True, "unsafe_chunks": positives, "safe_chunks": len(labelled) - positives}
+    return path, counts | {"held_out_agreement_with_rules": asdict(agreement)}
+
+
+def _caught(kind: str, reason: str, evidence: str) -> bool:
+    """Tell whether a planted document of this kind met the filter that is for it."""
+    if kind in DROPPED_KINDS:
+        return reason.startswith("pii.")
+    if kind in REDACTED_KINDS:
+        return reason.startswith("pii.") or (evidence.startswith("redacted") and f"{kind} " in evidence)
+    return reason.startswith("safety.")
+
+
+def planted_recall(table: pa.Table) -> dict[str, Row]:
+    """Count planted documents by kind: caught by the right filter, gone for another reason, and missed."""
+    counts: dict[str, Counter[str]] = {}
+    columns = (table[name].to_pylist() for name in ("planted", "stage", "verdict", "reason", "evidence"))
+    for kind, stage, verdict, reason, evidence in zip(*columns, strict=True):
+        if kind in (*DROPPED_KINDS, *REDACTED_KINDS, *safety.CATEGORIES) and stage in ("", STAGE):
+            outcome = "caught" if _caught(kind, reason, evidence) else "gone" if verdict == "drop" else "missed"
+            counts.setdefault(kind, Counter())[outcome] += 1
+    return {
+        kind: {"planted": found.total(), **{name: found[name] for name in ("caught", "gone", "missed")}}
+        | {"recall": found["caught"] / found.total()}
+        for kind, found in sorted(counts.items())
+    }
+
+
+def _audit(before: pa.Table, table: pa.Table, limit: int = 20) -> Iterable[Row]:
+    """Yield up to `limit` real documents a reason that were dropped or redacted here, with context, for reading."""
+    texts = dict(zip(before["id"].to_pylist(), before["text"].to_pylist(), strict=True))
+    seen: Counter[str] = Counter()
+    for row in table.filter(pa.compute.is_null(table["planted"])).to_pylist():
+        if row["stage"] == STAGE and seen[row["reason"]] < limit:
+            seen[row["reason"]] += 1
+            yield {name: row[name] for name in ("id", "url", "flow", "reason", "evidence")} | {"text": row["text"][:200]}
+        elif row["verdict"] == "keep" and row["evidence"].startswith("redacted"):
+            text = texts[row["id"]]
+            for span in pii.find(text):
+                reason = f"redacted.{span.kind}"
+                if seen[reason] < limit:
+                    seen[reason] += 1
+                    around = text[max(0, span.start - 60) : span.start], text[span.end : span.end + 30]
+                    shown = f"{around[0]}[{pii.masked(text, span)}]{around[1]}"
+                    yield {"id": row["id"], "url": row["url"], "flow": row["flow"], "reason": reason, "evidence": shown}
+                    break
+
+
+def _real_hits(table: pa.Table) -> dict[str, int]:
+    """Count the real (not planted) documents that each reason dropped here, or in which a kind was redacted."""
+    hits: Counter[str] = Counter()
+    real = table.filter(pa.compute.is_null(table["planted"]))
+    for stage, verdict, reason, evidence in zip(
+        *(real[name].to_pylist() for name in ("stage", "verdict", "reason", "evidence")), strict=True
+    ):
+        if stage == STAGE:
+            hits[reason] += 1
+        elif verdict == "keep" and evidence.startswith("redacted: "):
+            hits.update(f"redacted.{part.split()[0]}" for part in evidence.removeprefix("redacted: ").split(", "))
+    return dict(sorted(hits.items()))
+
+
+def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Path) -> Metrics:
+    """Judge `documents`; `sources` brings models/lid.176.ftz and words/*.txt.
+
+    Writes documents.parquet, funnel.json and audit.jsonl: real documents that were dropped or redacted, for reading.
+    """
+    before = _documents.read(documents)
+    frame = daft.from_arrow(before)
+    judge_rows = daft.cls(_Judge, use_process=True, max_concurrency=workers())(
+        str(sources / "models" / "lid.176.ftz"), str(sources / "words"), config.model_dump_json()
+    )
+    table = _run(frame, judge_rows.rows(_as_rows()), context, "judge documents", len(before))
+    model, learned = _learn(table, safety.load_words(sources / "words"), config, context)
+    if model is not None:
+        frame = daft.from_arrow(table)
+        safe = daft.cls(_SafetyJudge, use_process=True, max_concurrency=workers())(str(model), config.unsafe_probability)
+        table = _run(frame, safe.rows(_as_rows()), context, "safety model", len(before))
+    funnel = _documents.write(table, context.out)
+    audit = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in _audit(before, table))
+    (context.out / "audit.jsonl").write_text(audit, "utf-8")
+    return {
+        "in": int(pa.compute.sum(pa.compute.equal(before["verdict"], "keep")).as_py() or 0),
+        "kept": {entry["flow"]: entry["documents"] for entry in funnel if entry["stage"] == ""},
+        "dropped": _documents.drops_by_reason(funnel, STAGE),
+        "planted_recall": planted_recall(table),
+        "real_hits": _real_hits(table),
+        "safety_model": learned,
+    }
