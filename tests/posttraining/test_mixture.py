@@ -110,8 +110,8 @@ def test_the_mixture_is_the_same_every_time(parts, context, same_files):
 
 
 def test_rewordings_share_a_problem_and_weights_are_checked():
-    check = {"kind": "number", "answer": "7"}
-    one, two = ({"lineage": f"{how}/addition/3+4", "check": check} for how in ("programmatic", "rephrased"))
-    assert problem(one) == problem(two) == "addition/3+4"
+    lineages = ("programmatic/addition/3+4", "writer-rephrase/math_rephrase/3+4")
+    one, two = ({"lineage": lineage, "origin": "synthetic"} for lineage in lineages)
+    assert problem(one) == problem(two) == "3+4"
     with pytest.raises(ValueError, match="above 0"):
         MixtureConfig(arms={"a": {"math": 0}})

@@ -40,11 +40,11 @@ def test_draws_repeat_and_differ_by_label(model, examples, context):
 def test_problems_fit_and_are_checked(model, examples):
     policy = Policy.load(model)
     rows = read_rows(examples / "train.jsonl")
-    found = policy.problems(rows, 1000, SamplingConfig(max_tokens=4), 0)
+    found = policy.problems(rows, 1000, SamplingConfig(max_tokens=4), "seed")
     assert 0 < len(found) < len(rows)
     assert all(len(policy.tokenizer.encode(row["answer"])) < 4 for row in found)
     with pytest.raises(ValueError, match=r"raise sampling\.max_tokens"):
-        policy.problems(rows, 10, SamplingConfig(max_tokens=0), 0)
+        policy.problems(rows, 10, SamplingConfig(max_tokens=0), "seed")
 
 
 def test_without_a_check_nothing_passes():

@@ -46,17 +46,26 @@ def rollouts(
     config: RolloutsConfig, context: Context, *, members: dict[str, Path], reward: Path, examples: Path
 ) -> Metrics:
     """Write `rollouts.jsonl`: one row a prompt and member with its scored answers."""
-    rows = draw(config, context, members, Scorer.load(reward, config.mix), read_rows(examples / "train.jsonl"))
+    rows = draw(
+        config, context, members, Scorer.load(reward, config.mix), read_rows(examples / "train.jsonl"), "rollouts"
+    )
     write_rows(context.out / "rollouts.jsonl", rows)
     return by_member(rows)
 
 
 def draw(
-    config: RolloutsConfig, context: Context, members: Mapping[str, Path], scorer: Scorer, examples: Sequence[Row]
+    config: RolloutsConfig,
+    context: Context,
+    members: Mapping[str, Path],
+    scorer: Scorer,
+    examples: Sequence[Row],
+    label: str,
 ) -> list[Row]:
     """Draw and score `samples` answers a problem; the members take turns, starting with another one each problem."""
     names = list(members)
-    problems = Policy.load(members[names[0]]).problems(examples, config.prompts, config.sampling, context.seed)
+    problems = Policy.load(members[names[0]]).problems(
+        examples, config.prompts, config.sampling, f"{context.seed}/{label}"
+    )
     rows: list[tuple[int, Row]] = []
     for number, name in enumerate(names):
         policy = Policy.load(members[name])
@@ -129,8 +138,15 @@ def committee(
     best = max(figures, key=lambda name: (figures[name]["passed"], figures[name]["reward"]))
     write_json(context.out / "committee.json", {"best": best, "members": table})
     save_model(Policy.load(members[best]).model, context.out, tokenizer=members[best])
-    train = read_rows(examples / "train.jsonl")
-    drawn = draw(config.next_round, context, {best: members[best]}, Scorer(scorer.judge, scorer.tokenizer, config.next_round.mix), train)  # fmt: skip  # noqa: E501
+    after = config.next_round
+    drawn = draw(
+        after,
+        context,
+        {best: members[best]},
+        Scorer(scorer.judge, scorer.tokenizer, after.mix),
+        read_rows(examples / "train.jsonl"),
+        "next round",
+    )
     write_rows(context.out / "rollouts.jsonl", drawn)
     return {"best": best, "members": table, "next_round": by_member(drawn)[best]}
 
@@ -140,7 +156,7 @@ def compare(
 ) -> Metrics:
     """Verified accuracy with its interval, by task too, and mean reward and answer length of one model."""
     policy = Policy.load(folder)
-    problems = policy.problems(rows, config.problems, config.sampling, context.seed)
+    problems = policy.problems(rows, config.problems, config.sampling, f"{context.seed}/committee")
     answers = policy.answer(problems, config.sampling, context, label)
     rewards = scorer.score(problems, answers)
     tasks: dict[str, list[bool]] = {}

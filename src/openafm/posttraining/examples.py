@@ -50,12 +50,12 @@ def question(example: Mapping[str, Any]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in example["messages"])
 
 
-def share(seed: int, text: str) -> float:
+def share(seed: int | str, text: str) -> float:
     """Map a text to [0, 1), always alike for the same seed: splits and subsets that do not depend on the order."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:7], "big") / 2**56
 
 
-def checked(examples: Iterable[Row], count: int, seed: int) -> list[Row]:
+def checked(examples: Iterable[Row], count: int, seed: int | str) -> list[Row]:
     """At most `count` of the examples that a program can check, a seeded subset spread evenly over the tasks."""
     by_task: dict[str, list[Row]] = {}
     for example in sorted(examples, key=lambda e: (share(seed, question(e)), e["id"])):

@@ -67,7 +67,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
     scorer = Scorer.load(reward, config.mix)
     sampling = SamplingConfig(max_tokens=config.max_tokens)
     train_rows = read_rows(examples / "train.jsonl")
-    problems = policy.problems(train_rows, len(train_rows), sampling, context.seed)
+    problems = policy.problems(train_rows, len(train_rows), sampling, f"{context.seed}/mdloo")
     optimizer = config.optimizer(policy.model)
     curve: list[Record] = []
     iterations: list[Row] = []

@@ -101,7 +101,8 @@ def fault(row: Row, config: MixtureConfig) -> str:
     # Sampled text that got stuck: fewer than one word in four is new. Short answers may well repeat themselves.
     if len(words) >= 20 and len(set(words)) < len(words) / 4:
         return "repetition"
-    if row.get("check") and not checks.passes(row, answer):
+    # People's summaries are no worse for words that the source does not have.
+    if row["origin"] == "synthetic" and row.get("check") and not checks.passes(row, answer):
         return "wrong_answer"
     return ""
 
@@ -147,12 +148,12 @@ def benchmarks(sources: Path) -> NgramIndex:
 
 
 def problem(row: Row) -> str:
-    """What an example asks, wording aside: its problem where it was made of one, else its question.
+    """What an example asks, wording aside: the key in a synthetic example's `lineage` HOW/TASK/KEY, else its question.
 
-    `lineage` of checked examples is HOW/PROBLEM, so that rewordings of one problem share a split.
+    So the rewordings of a problem, and the tasks made of it, share a split.
     """
-    _, _, made_of = row.get("lineage", "").partition("/")
-    return made_of if row.get("check") and made_of else question(row)
+    parts = row.get("lineage", "").split("/", 2)
+    return parts[2] if row["origin"] == "synthetic" and len(parts) == 3 else question(row)
 
 
 def split_of(row: Row, config: MixtureConfig, seed: int) -> str:

@@ -76,7 +76,7 @@ class Policy:
         """Tokens of the conversation, up to where the answer begins."""
         return self.tokenizer.render_chat(example["messages"], add_generation_prompt=True)
 
-    def problems(self, examples: Sequence[Row], count: int, sampling: SamplingConfig, seed: int) -> list[Row]:
+    def problems(self, examples: Sequence[Row], count: int, sampling: SamplingConfig, seed: str) -> list[Row]:
         """At most `count` examples with a check whose reference answer the policy could give within `max_tokens`.
 
         Raises ValueError where there is none.

@@ -42,7 +42,7 @@ def preferences(config: PreferencesConfig, context: Context, *, model: Path, exa
     metrics: dict[str, Any] = {"mapping": checks.mapping()}
     for split, count in (("train", config.prompts), ("heldout", config.heldout_prompts)):
         rows = read_rows(examples / f"{split}.jsonl")
-        problems = policy.problems(rows, count, config.sampling, context.seed)
+        problems = policy.problems(rows, count, config.sampling, f"{context.seed}/preferences")
         pairs = judged_pairs(policy, problems, config, context, split)
         if split == "train":
             swap_some(pairs, config.label_noise, random.Random(f"{context.seed}/noise"))
@@ -93,7 +93,7 @@ def judge(problem: Row, one: str, two: str) -> Row | None:
     }
 
 
-_PADDING = "Of course, I am very glad that you ask me this, and I hope that it helps: the answer is {} . Thank you!"
+_WORDY = ("The answer is {}.", "Of course! I am very glad that you ask me, and the answer is: {}")
 _FAULTS = ("Idiot, it is {}", "{} https://example.com", "{} Write to help@mail.example", "", "I do not know.")
 
 
@@ -101,7 +101,7 @@ def corruptions(answer: str, rng: random.Random) -> list[str]:
     """Two worse answers made of a good one: wordy, cut, wrong, harmful or empty."""
     words = answer.split()
     made = [
-        _PADDING.format(answer),
+        rng.choice(_WORDY).format(answer),
         " ".join(words[: len(words) // 2]) or answer[: len(answer) // 2],
         re.sub(r"\d", lambda digit: str((int(digit.group()) + rng.randint(1, 9)) % 10), answer),
         " ".join(rng.sample(words, len(words))),

@@ -38,9 +38,11 @@ TARGETS = (0.65, 0.75, 0.85, 0.95)
 class RewardConfig(OptimizerConfig):
     """How the reward model is trained."""
 
+    lr: float = 3e-3
+    """Constant learning rate: the heads start from nothing."""
     epochs: float = 2.0
     """Passes over the training pairs."""
-    pairs_per_batch: int = 16
+    pairs_per_batch: int = 8
     """Pairs a step."""
     grade_weight: float = 0.1
     """Weight lambda of the grades' cross-entropies."""

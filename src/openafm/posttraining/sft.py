@@ -130,7 +130,7 @@ def sft_arms(config: ArmsConfig, context: Context, *, model: Path, examples: Pat
         name = path.stem.removeprefix("train_")
         policy = Policy.load(model, config.dropout)
         _, facts = finetune(policy, read_rows(path), config, context, label=f"arm {name}")
-        problems = policy.problems(validation, config.problems, config.sampling, context.seed)
+        problems = policy.problems(validation, config.problems, config.sampling, f"{context.seed}/validation")
         answers = policy.answer(problems, config.sampling, context, "arms")
         table[name] = {**rate(sum(a.passed for a in answers), len(answers)), **facts}
     if not table:
@@ -160,7 +160,7 @@ def sft_best(config: BestConfig, context: Context, *, snapshots: Path, reward: P
     table: dict[str, Any] = {}
     for folder in sorted((snapshots / "snapshots").iterdir()):
         policy = Policy.load(folder)
-        problems = policy.problems(validation, config.problems, config.sampling, context.seed)
+        problems = policy.problems(validation, config.problems, config.sampling, f"{context.seed}/validation")
         repeated = [problem for problem in problems for _ in range(config.answers)]
         answers = policy.answer(repeated, config.sampling, context, "best of n")
         rewards = scorer.score(repeated, answers)
