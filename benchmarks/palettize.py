@@ -30,23 +30,24 @@ def main() -> None:
     weight = rng.standard_t(5, size=(o.rows, o.columns)).astype(np.float32) * 0.03
     columns = np.exp(rng.normal(size=o.columns))  # second moments of activations: a wide spread, as in real models
     makers = {
-        "openafm, weighted": (lambda: palettize(weight, o.bits, o.group, columns).dequantize(), columns),
-        "openafm": (lambda: palettize(weight, o.bits, o.group).dequantize(), None),
+        "openafm, weighted columns": (lambda: palettize(weight, o.bits, o.group, columns).dequantize(), columns),
         "coremltools PostTrainingPalettizer": (lambda: coremltools(weight, o.bits, o.group), None),
-        "kmeans1d, weighted": (lambda: exact(weight, o.bits, o.group, columns), columns),
+        "kmeans1d, weighted columns": (lambda: exact(weight, o.bits, o.group, columns), columns),
         "Lloyd from quantiles": (lambda: lloyd(weight, o.bits, o.group), None),
     }
+    unweighted = palettize(weight, o.bits, o.group).dequantize()
     rates = {name: (lambda make=make: weight.size / timed(make) / 1e6) for name, (make, _) in makers.items()}
     figures = alternate(rates, o.repeats)
     best = {
         weighted: error(weight, exact(weight, o.bits, o.group, columns if weighted else None), columns, weighted)
         for weighted in (False, True)
     }
-    excess = {}
+    excess = {"openafm": error(weight, unweighted, columns, False) / best[False] - 1}
     for name, (make, weights) in makers.items():
         weighted = weights is not None
         excess[name] = error(weight, make(), columns, weighted) / best[weighted] - 1
-        print(f"{name}: squared error {excess[name]:+.4%} over the optimum")
+    for name, share in excess.items():
+        print(f"{name}: squared error {share:+.4%} over the optimum")
     sort = weight.size / timed(lambda: np.argsort(weight.reshape(-1, o.group * o.columns), axis=1)) / 1e6
     show(
         "palettize", "million weights/s", figures, limit=sort, limit_is="sorting the weights",

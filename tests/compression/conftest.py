@@ -1,6 +1,7 @@
 """A tiny model with a tokenizer, token shards and chat examples, all real and made in a second."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from openafm.training.losses import next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
-WORDS = "the small red old fast cat dog bird tree house sees likes finds makes runs near under over and or".split()
+WORDS = "the small red old fast cat dog bird tree house sees likes finds makes runs near under".split()  # noqa: SIM905
 
 
 def sentences(rng, count):
@@ -63,11 +64,12 @@ def world(tmp_path_factory):
 
 def write_examples(folder, rng):
     folder.mkdir()
-    with (folder / "train.jsonl").open("w") as file:
+    with (folder / "examples.jsonl").open("w") as file:
         for number, text in enumerate(sentences(rng, 60)):
-            turn = {"role": "user", "content": f"Shorten:\n\n{text}"}
+            turn = {"role": "user", "content": f"Sum up: {text}"}
             row = {"id": f"e{number}", "source": f"p{number % 12}", "messages": [turn], "answer": text[:12]}
             file.write(json.dumps(row) + "\n")
+    shutil.copyfile(folder / "examples.jsonl", folder / "train_even.jsonl")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def brute_force(values, weights, k):
     best = np.inf
     for inner in combinations(range(1, len(values)), k - 1):
         cuts = [0, *inner, len(values)]
-        pieces = [run_error(values[a:b], weights[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [run_error(values[a:b], weights[a:b]) for a, b in pairwise(cuts)]
         best = min(best, sum(pieces))
     return best
 

@@ -166,10 +166,18 @@ def test_task_adapter_starts_from_recovery_and_is_switched_by_name(recovered, wo
     assert digests(again.out) == digests(context.out)
 
 
+def test_held_out_examples_of_the_data_are_the_test(recovered, world, tmp_path, make_context):
+    rows = (world / "examples" / "examples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "examples.jsonl").write_text("".join(rows[:50]))
+    (tmp_path / "heldout.jsonl").write_text("".join(rows[50:]))
+    metrics = task_adapter(TASK, make_context("held"), package=recovered[0], examples=tmp_path)
+    assert metrics["examples"]["test"] == 10 and metrics["examples"]["train"] > 40
+
+
 def test_no_source_is_in_two_parts():
-    examples = [{"id": str(i), "source": f"s{i % 10}"} for i in range(50)]
+    examples = [{"id": str(i), "lineage": f"{'writer/' * (i % 2)}synopses/s{i % 10}"} for i in range(50)]
     parts = split(examples, 0.1, 0)
-    sources = [{e["source"] for e in part} for part in parts.values()]
+    sources = [{e["lineage"][-2:] for e in part} for part in parts.values()]
     assert [len(s) for s in sources] == [8, 1, 1] and len(set.union(*sources)) == 10
     assert sum(map(len, parts.values())) == 50
     with pytest.raises(ValueError, match="too few"):
@@ -177,14 +185,14 @@ def test_no_source_is_in_two_parts():
 
 
 def test_first_sentence():
-    turn = [{"role": "user", "content": "Summarise:\n\nFirst. Second one."}]
+    turn = [{"role": "user", "content": "Sum up: First. Second one."}]
     assert lead_1({"messages": turn}) == "First."
-    assert lead_1({"messages": turn, "text": "Given! Other."}) == "Given!"
+    assert lead_1({"messages": turn, "check": {"source": "Given! Other."}}) == "Given!"
     assert lead_1({"messages": [{"role": "user", "content": "Just this line\nand more"}]}) == "Just this line"
 
 
 def test_bad_examples_name_the_line(recovered, tmp_path, make_context):
-    (tmp_path / "train.jsonl").write_text('{"messages": [], "answer": ""}\n{"messages": 1}\n')
-    with pytest.raises(ValueError, match=r"train\.jsonl:2"):
+    (tmp_path / "examples.jsonl").write_text('{"messages": [], "answer": ""}\n{"messages": 1}\n')
+    with pytest.raises(ValueError, match=r"examples\.jsonl:2"):
         task_adapter(TASK, make_context("bad"), package=recovered[0], examples=tmp_path)
     assert np.isfinite(recovered[1]["kl_adapted"])

@@ -49,8 +49,8 @@ class RecoveryConfig(Config):
     """Pretraining tokens."""
     example_tokens: int = 20_000
     """Tokens of post-training examples after them, where the step has that input."""
-    examples_file: str = "train.jsonl"
-    """Which file of the examples to train on."""
+    arm: str = ""
+    """Mixture arm of the examples (`train_ARM.jsonl`); empty takes `train.jsonl`, or the first arm without it."""
     sequence_length: int = 256
     batch_tokens: int = 1024
     lr: float = 2e-3
@@ -165,12 +165,20 @@ def _batches(config: RecoveryConfig, context: Context, shards: Path, examples: P
     if examples is not None and config.example_tokens:
         tokenizer = load_tokenizer(folder)
         pairs, left_out = tokenize_examples(
-            read_examples(examples / config.examples_file), tokenizer, config.sequence_length + 1
+            read_examples(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
         )
         context.note(examples_too_long=left_out)
         batches = ExampleBatches(pairs, tokens=config.example_tokens, pad_id=tokenizer.pad_id, **shape)
         phases.append(("post-training", batches))
     return [(label, batches, len(batches) * batches.rows * config.sequence_length) for label, batches in phases]
+
+
+def _training_file(examples: Path, arm: str) -> Path:
+    if arm:
+        return examples / f"train_{arm}.jsonl"
+    arms = sorted(examples.glob("train_*.jsonl"))
+    whole = examples / "train.jsonl"
+    return arms[0] if arms and not whole.exists() else whole
 
 
 def read_examples(path: Path) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ class TaskAdapterConfig(Config):
     checks: int = 5
     """How often the validation loss is taken; the best adapter is kept (early stopping)."""
     validation_share: float = 0.1
-    """Share of the sources kept for choosing the adapter, and as much again for the test."""
+    """Share of the sources kept for choosing the adapter; as much again for the test, without `heldout.jsonl`."""
     test_examples: int = 64
     """Most test examples that are answered and scored."""
     max_tokens: int = 32
@@ -63,13 +63,19 @@ class TaskAdapterConfig(Config):
 
 
 def task_adapter(config: TaskAdapterConfig, context: Context, *, package: Path, examples: Path) -> Metrics:
-    """Train the adapter on `examples`/train.jsonl; writes the package with the adapter, and the answers."""
+    """Train the adapter on `examples.jsonl` of the folder `examples`; writes the package with it, and its answers.
+
+    The test is `heldout.jsonl` where the folder has one (sources of its own), else it is split off.
+    """
     torch.set_num_threads(context.hardware.threads)
     if not ADAPTER_NAME.fullmatch(config.name):
         raise ValueError(f"adapter name {config.name!r}: use letters, digits, '.', '_' and '-'")
     source = open_package(package)
     tokenizer, model, parent = load_tokenizer(source.folder), source.model(), source.adapters.load(config.parent)
-    parts = split(read_examples(examples / "train.jsonl"), config.validation_share, context.seed)
+    parts = split(read_examples(examples / "examples.jsonl"), config.validation_share, context.seed)
+    if (examples / "heldout.jsonl").exists():
+        parts["train"] += parts["test"]
+        parts["test"] = read_examples(examples / "heldout.jsonl")
     load_adapter(model, parent.state, parent.alpha)
     test = parts["test"][: config.test_examples]
     before = _answers(model, tokenizer, test, config.max_tokens)
@@ -95,7 +101,7 @@ def task_adapter(config: TaskAdapterConfig, context: Context, *, package: Path, 
 def split(examples: Sequence[Example], share: float, seed: int) -> dict[str, list[Example]]:
     """Part examples into train, validation and test by their source: all of one source go to the same part.
 
-    The source is `source`, else the `lineage`, else the example's id. Raises ValueError where a part stays empty.
+    The source is `source`, else the last part of `lineage`, else the id. Raises ValueError for fewer than 3 sources.
     """
     sources = sorted({_source(example) for example in examples})
     order = sorted(sources, key=lambda name: hashlib.sha256(f"{seed}/split/{name}".encode()).digest())
@@ -110,7 +116,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> dict[str, lis
 
 
 def _source(example: Example) -> str:
-    return str(example.get("source") or example.get("lineage") or example.get("id"))
+    return str(example.get("source") or str(example.get("lineage", "")).rpartition("/")[2] or example.get("id"))
 
 
 def _snapshot(context: Context, step: int) -> Path:
@@ -191,8 +197,8 @@ def judge(test: Sequence[Example], before: Sequence[str], after: Sequence[str]) 
 def lead_1(example: Example) -> str:
     """Return the first sentence of the text to summarise: the baseline that is hard to beat on news.
 
-    The text is the example's `text`, else what follows the first blank line (the instruction's end) of its last turn.
+    The text is the `source` of the example's check, else its last turn without the instruction before the first colon.
     """
     turn = example["messages"][-1]["content"]
-    text = (example.get("text") or turn.partition("\n\n")[2] or turn).strip()
+    text = ((example.get("check") or {}).get("source") or turn.partition(":")[2] or turn).strip()
     return re.split(r"(?<=[.!?])\s|\n", text, maxsplit=1)[0]
