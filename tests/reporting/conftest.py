@@ -42,11 +42,19 @@ def _data(run):
         "email": {"planted": 30, "caught": 30, "recall": 1.0},
     }
     copies = {"near_copy": {"planted": 12, "found": 11}}
+    audited = {
+        "id": "a",
+        "url": "https://sqlite.docs.example/a",
+        "flow": "web",
+        "reason": "pii.card",
+        "evidence": HOSTILE,
+    }
+    _lines(run / "clean" / "audit.jsonl", [audited | {"text": ""}])
     flows = {flow: {"documents": 90, "characters": 400_000, "bytes_per_token": 2.9} for flow in FLOWS}
     return {
-        "fetch": {"pages": 2500, "missing": ["apt"]},
+        "fetch": {"pages": 2500, "tiers_missing": {"apt": "no apt-get here"}, "sources_missing": {}},
         "extract": {"documents": 2500},
-        "clean": {"planted": caught},
+        "clean": {"planted_recall": caught, "real_hits": {"pii.card": 2, "redacted.email": 31, "safety.adult": 1}},
         "dedup": {"planted": copies},
         "judge": {"judged": 120, "agreement_with_itself": 0.86},
         "quality": {"auc": 0.81},

@@ -59,7 +59,17 @@ def test_the_page_is_whole_and_shows_every_chapter(run):
     assert len(headings) == 21
     assert "Left out" not in html
     text = " ".join(checker.text)
-    for wanted in ("planned s", "SmolLM2-135M-Instruct", "Q4_1", "dpo (best)", "95.0", "77%", "cpu_count", "2.13.0"):
+    for wanted in (
+        "planned s",
+        "SmolLM2-135M-Instruct",
+        "Q4_1",
+        "dpo (best)",
+        "95.0",
+        "77%",
+        "cpu_count",
+        "2.13.0",
+        "no apt-get here",
+    ):
         assert wanted in text
 
 
@@ -92,16 +102,14 @@ def test_the_artifact_holds_no_times_and_is_the_same_for_other_times(run, tmp_pa
     assert ENTRY.encode() in pages[0] and TIMES.encode() in pages[0] and b"planned s" not in pages[0]
 
 
-@pytest.mark.parametrize(
-    "gone", [("distil",), ("fetch", "committee", "compress", "recovery"), ("evaluate_",), ("prune", "sft_mixture")]
-)
+@pytest.mark.parametrize("gone", [("distil", "compress", "committee", "fetch"), ("evaluate_",)])
 def test_what_has_not_run_is_named_and_the_rest_is_shown(run, gone):
     for folder in run.iterdir():
         if folder.is_dir() and folder.name.startswith(gone):
             shutil.rmtree(folder)
     html = write_report(run).read_text()
     checked(html)
-    if gone == ("distil",):
+    if "distil" in gone:
         assert "Left out: Distillation (distil not run)." in html
     if "compress" in gone:
         assert "Left out: Bits by layer (compress not run)." in html and 'id="committee-round"' not in html

@@ -137,14 +137,11 @@ def notes(artifacts: Artifacts) -> Iterator[Block]:
         "Tasks are short programmatic problems with held-out operands; that a model answers them says little of open "
         "conversation. Intervals tell the spread of windows and problems, not of training with another seed."
     )
-    tiers = artifacts.metrics("fetch").get("missing") or artifacts.metrics("fetch").get("missing_tiers")
-    yield Text(f"Sources that could not be fetched on this machine: {_listed(tiers)}.")
-
-
-def _listed(missing: object) -> str:
-    if not missing:
-        return "none is recorded"
-    return ", ".join(map(str, missing)) if isinstance(missing, list | dict) else str(missing)
+    if artifacts.has("fetch"):
+        fetched = artifacts.metrics("fetch")
+        missing = {**fetched.get("tiers_missing", {}), **fetched.get("sources_missing", {})}
+        listed = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        yield Text(f"Sources that could not be fetched on this machine: {listed or 'none'}.")
 
 
 FIRST = (Chapter("In short", (), in_short), Chapter("After each stage", (), stages))

@@ -61,28 +61,55 @@ def _place(stage: str, stages: list[str]) -> int:
 
 
 def recalls(artifacts: Artifacts) -> Iterator[Block]:
-    """What part of the planted dirt each step caught, beside what it did to real documents."""
+    """What part of the planted dirt each step caught, beside what the same filters did to real documents."""
     rows: Rows = []
     for step in DATA_STEPS:
-        found = artifacts.metrics(step).get("planted")
+        metrics = artifacts.metrics(step)
+        found = metrics.get("planted_recall", metrics.get("planted"))
         for kind, counts in found.items() if isinstance(found, dict) else ():
-            if isinstance(counts, dict) and counts.get("planted"):
+            if counts.get("planted"):
                 caught = int(counts["caught" if "caught" in counts else "found"])
                 share = rate(caught, counts["planted"])
                 interval = f"{100 * (share.low or 0):.0f}–{100 * (share.high or 0):.0f}"
                 recall = Cell(f"{100 * share.value:.1f}", interval)
-                rows.append([f"{step}: {kind}", number(counts["planted"]), number(caught), recall])
-    if rows:
-        yield Table(
-            "Recall: of the documents planted with each kind of dirt, those that the step dropped for that reason, "
-            "with Wilson's 95% intervals. Planted documents come from templates: easier than the web's own dirt.",
-            ["step and kind", "planted", "caught", "recall %"], rows,
-        )  # fmt: skip
+                hits = _real_hits(artifacts, step, kind)
+                gone = number(counts.get("gone"))
+                rows.append([f"{step}: {kind}", number(counts["planted"]), number(caught), gone, recall, number(hits)])
+    yield Table(
+        "Planted documents: those that the filter for their kind of dirt caught, those gone for another reason, and "
+        "recall with Wilson's 95% intervals. They come from templates, easier than the web's own dirt. Real documents: "
+        "how many the same filter dropped or redacted.",
+        ["step and kind", "planted", "caught", "gone otherwise", "recall %", "real documents hit"],
+        rows,
+    )
+    yield from audit(artifacts)
     yield from precision(artifacts)
 
 
+def _real_hits(artifacts: Artifacts, step: str, kind: str) -> int:
+    """Real documents that the filter for this kind dropped or redacted."""
+    kind = kind.removesuffix("_copy")
+    if hits := artifacts.metrics(step).get("real_hits"):
+        return sum(n for reason, n in hits.items() if kind in reason.split("."))
+    entries = artifacts.json(step, "funnel.json") or []
+    return sum(entry["real"] for entry in entries if entry["stage"] == step and kind in entry["reason"].split("."))
+
+
+def audit(artifacts: Artifacts) -> Iterator[Block]:
+    """A real document for each reason, so that a reader can judge the filters' precision."""
+    first: dict[str, dict[str, Any]] = {}
+    for entry in artifacts.lines("clean", "audit.jsonl"):
+        first.setdefault(entry["reason"], entry)
+    rows = [[reason, entry["url"], entry["evidence"]] for reason, entry in sorted(first.items())]
+    yield Table(
+        "Precision on real pages takes a reader: nobody has labelled them. The first real document of each reason of "
+        "step clean; `clean/audit.jsonl` in the run's folder has up to 20 of each.",
+        ["reason", "document", "evidence"], rows, 3,
+    )  # fmt: skip
+
+
 def precision(artifacts: Artifacts) -> Iterator[Block]:
-    """What share of the real documents each filter dropped: an upper limit of its false alarms."""
+    """What share of the real documents each filter dropped."""
     entries, stages = funnel_of(artifacts), stages_of(artifacts)
     judged = sum(entry["real"] for entry in entries)
     rows = []
@@ -90,11 +117,8 @@ def precision(artifacts: Artifacts) -> Iterator[Block]:
         dropped = sum(entry["real"] for entry in entries if entry["stage"] == stage)
         rows.append([stage, number(judged), number(dropped), percent(dropped / judged if judged else None)])
         judged -= dropped
-    yield Table(
-        "Real documents that each filter read and dropped. Nobody has labelled these, so this is no precision: "
-        "documentation holds little dirt, so what safety, PII and adult filters drop here may well be false alarms.",
-        ["filter", "real documents read", "dropped", "share"], rows,
-    )  # fmt: skip
+    caption = "Real documents that each step read and dropped, for whatever reason."
+    yield Table(caption, ["step", "real documents read", "dropped", "share"], rows)
 
 
 def quality(artifacts: Artifacts) -> Iterator[Block]:
@@ -123,7 +147,7 @@ def tokenizer(artifacts: Artifacts) -> Iterator[Block]:
 
 CHAPTERS = (
     Chapter("Data funnel", ("extract",), funnel),
-    Chapter("What the filters catch", ("clean",), recalls),
+    Chapter("What the filters catch", ("extract",), recalls),
     Chapter("Quality by a model", ("quality",), quality),
     Chapter("Tokenizer", ("tokenizer",), tokenizer),
 )
