@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -172,6 +173,34 @@ def test_held_out_examples_of_the_data_are_the_test(recovered, world, tmp_path, 
     (tmp_path / "heldout.jsonl").write_text("".join(rows[50:]))
     metrics = task_adapter(TASK, make_context("held"), package=recovered[0], examples=tmp_path)
     assert metrics["examples"]["test"] == 10 and metrics["examples"]["train"] > 40
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def killing(context, label, step):
+    def report(running, done, _total):
+        if running.startswith(label) and done == step:
+            raise Killed
+
+    return replace(context, report=report)
+
+
+def test_killed_stages_go_on_to_the_same_bytes(recovered, compressed, world, make_context):
+    inputs = {"package": compressed[0], "model": world / "model", "shards": world / "shards"}
+    context = make_context("recovery")
+    with pytest.raises(Killed):
+        recovery(RECOVER, killing(context, "control-pretraining", 3), **inputs, examples=world / "examples")
+    assert recovery(RECOVER, context, **inputs, examples=world / "examples") == recovered[1]
+    assert digests(context.out) == digests(recovered[0])
+    inputs = {"package": recovered[0], "examples": world / "examples"}
+    whole, broken = make_context("whole"), make_context("broken")
+    task_adapter(TASK, whole, **inputs)
+    with pytest.raises(Killed):
+        task_adapter(TASK, killing(broken, "task", 3), **inputs)
+    task_adapter(TASK, broken, **inputs)
+    assert digests(broken.out) == digests(whole.out)
 
 
 def test_no_source_is_in_two_parts():

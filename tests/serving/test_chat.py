@@ -67,6 +67,7 @@ def test_a_package_answers_with_an_adapter_and_commands_work(run):
     assert "(using recovery)" in said and said.count(HELP) == 2
     assert "answering with no adapter" in said and "answering with recovery" in said and "no adapter x" in said
     assert "unknown command /what" in said
+    assert "(using recovery)" in talk(run / "recovery")
     with pytest.raises(ValueError, match="there are recovery"):
         talk(run / "recovery", adapter="other")
 

@@ -20,6 +20,7 @@ BEST_FIRST = (
 """Steps whose output can be talked to, the furthest along the recipe first."""
 TALKS = frozenset(BEST_FIRST[: BEST_FIRST.index("sft") + 1])
 """Steps whose model has been trained to answer; the others continue text."""
+RECOVERY = "recovery"
 HELP = """/adapter NAME  answer with this adapter (none: without)
 /system TEXT   set the system message and start anew
 /reset         forget the conversation
@@ -122,16 +123,19 @@ def chat(
     lines: Iterable[str] | None = None,
     out: TextIO | None = None,
 ) -> None:
-    """Chat with the best model in `folder`, reading `lines` (standard input when None) and writing to `out`."""
+    """Chat with the best model in `folder`, reading `lines` (standard input when None) and writing to `out`.
+
+    Without `adapter`, a package answers with its recovery adapter, if it has one.
+    """
     out = out or sys.stdout
     found = latest_model(folder)
     engine = TorchEngine.load(found)
     talks = found.name not in set(BEST_FIRST) - TALKS
-    conversation = Conversation(engine, talks, max_tokens=max_tokens, temperature=temperature)
-    if adapter is not None:
-        if adapter not in engine.adapters():
-            raise ValueError(f"no adapter {adapter!r} in {found}: there are {', '.join(engine.adapters()) or 'none'}")
-        conversation.adapter = adapter
+    if adapter is None and RECOVERY in engine.adapters():
+        adapter = RECOVERY  # the compressed model as it is meant to be used
+    if adapter is not None and adapter not in engine.adapters():
+        raise ValueError(f"no adapter {adapter!r} in {found}: there are {', '.join(engine.adapters()) or 'none'}")
+    conversation = Conversation(engine, talks, adapter, max_tokens, temperature)
     print(_greeting(found, conversation), file=out, flush=True)
     if lines is None:
         lines = _typed() if sys.stdin.isatty() else sys.stdin
