@@ -7,13 +7,14 @@ takes a step away. `--set` values are merged last and are named by their own tex
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 Keys = tuple[str, ...]
+SHIPPED = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
+"""The recipes that came with the program: of an installed package, or of the checkout that an editable one points to."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,7 +66,7 @@ def merged(under: Any, over: Any) -> Any:
 
 
 def find(name: str, beside: Path | None = None) -> Path:
-    """The recipe file called `name`: a path, or a bare name looked up beside, in ./recipes, in the package.
+    """The recipe file called `name`: a path, or a bare name looked up in `beside`, ./recipes and what is shipped.
 
     Raises ValueError with the known names when there is none.
     """
@@ -75,7 +76,7 @@ def find(name: str, beside: Path | None = None) -> Path:
             if candidate.is_file():
                 return candidate
         raise ValueError(f"{name}: no such recipe file")
-    folders = [folder for folder in (beside, Path("recipes"), _packaged()) if folder is not None]
+    folders = [folder for folder in (beside, Path("recipes"), *SHIPPED) if folder is not None]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -86,16 +87,6 @@ def find(name: str, beside: Path | None = None) -> Path:
 def recipes(folder: Path) -> list[Path]:
     """The recipe files in a folder of recipes (its `sources` are catalogues, not recipes)."""
     return sorted([*folder.glob("*.yaml"), *folder.glob("ablations/*.yaml")])
-
-
-def _packaged() -> Path | None:
-    """The recipes installed with the package."""
-    try:
-        folder = resources.files("openafm.recipes")
-    except ModuleNotFoundError:  # run from a source tree that is not installed
-        return None
-    nano = folder.joinpath("nano.yaml")  # a file of it: a namespace package's folder is no single path
-    return Path(str(nano)).parent
 
 
 def read(name: str, overrides: Sequence[str] = (), _after: tuple[Path, ...] = ()) -> Source:
