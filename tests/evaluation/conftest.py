@@ -55,7 +55,7 @@ def world(tmp_path_factory):
     (root / "shards" / "index.json").write_text(json.dumps(index))
     shape = ModelConfig(
         vocab_size=tokenizer.vocab_size, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32,
-        rope_base=500.0, max_length=256,
+        rope_base=500.0, max_length=512,
     )  # fmt: skip
     save_model(initialise(Transformer(shape), 0), root / "model", root / "tokenizer")
     (root / "examples").mkdir()

@@ -50,7 +50,7 @@ class EvaluateConfig(Config):
     """Context, in tokens, of loss by position and needle retrieval; 0 leaves both out."""
     long_windows: int = 8
     """Windows for loss by position, from the flow with the most held-out text."""
-    needle_questions: int = 16
+    needle_questions: int = 8
     """Needle questions at each depth."""
     needle_depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Where the needle lies: 0 the start of the context, 1 its end."""

@@ -1,21 +1,24 @@
 """Needle retrieval by depth: does a model find a fact said far back? (stage `evaluate`, after context lengthening).
 
-A sentence with a random code is put into held-out text; at the end the same sentence begins again, and the model ranks
-the true code against the codes of three other sentences nobody said. A guess is right one time in four: a small model
-that cannot spell the code out yet can still be seen to attend to it.
+Facts of one form (`openafm.synthesis.long_qa`) are hidden in held-out text, the one asked for at a given depth, the
+others spread evenly. The model ranks the codes of all of them as the answer's continuation, so that it must tell the
+facts apart, and one guess in four is right: a small model that cannot spell a code yet can be seen to attend to it.
 """
 
 import random
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from openafm.evaluation.intervals import Estimate, rate
-from openafm.model import Transformer
-from openafm.sampling.sampler import continuation_logprobs
+from openafm.model import Cache, Transformer
+from openafm.synthesis.long_qa import draw_facts, place
 from openafm.tokenizer import Tokenizer
+from openafm.training.alignment import sequence_log_probs
+from openafm.training.losses import IGNORED
 
-COLOURS = ("red", "green", "blue", "white", "black", "brown", "yellow", "grey")
-OPTIONS = 4
+FACTS = 4
 
 
 def retrieval(
@@ -28,31 +31,39 @@ def retrieval(
     questions: int,
     seed: int,
 ) -> dict[float, Estimate]:
-    """Share of codes ranked first at each depth (0 the start, 1 just before the question), `questions` at each."""
+    """Share of codes ranked first at each depth (0 the start of the text, 1 its end), `questions` at each.
+
+    Raises ValueError when `length` tokens hold no text between the facts, or `haystack` holds fewer than that.
+    """
     found = {}
     for depth in depths:
         rng = random.Random(f"{seed}/needle/{depth}")
         asked = [_question(tokenizer, haystack, length, depth, rng) for _ in range(questions)]
-        pairs = [(prompt, option) for prompt, options in asked for option in options]
-        scores = np.array(continuation_logprobs(model, pairs, batch=8)).reshape(questions, OPTIONS)
-        found[depth] = rate(int((scores.argmax(1) == 0).sum()), questions)
+        right = sum(int(_scores(model, prompt, options).argmax()) == 0 for prompt, options in asked)
+        found[depth] = rate(right, questions)
     return found
 
 
 def _question(
     tokenizer: Tokenizer, haystack: np.ndarray, length: int, depth: float, rng: random.Random
 ) -> tuple[list[int], list[list[int]]]:
-    """A prompt of at most `length` tokens, code included, and the codes, the true one first."""
-    colour = rng.choice(COLOURS)
-    codes = [" " + code for code in rng.sample([f"{n:03d}" for n in range(1000)], OPTIONS)]
-    start = f"The code of the {colour} door is"
-    needle = tokenizer.encode(f"\n{start}{codes[0]}.\n")
-    ending = tokenizer.encode(f"\n{start}")
-    options = [tokenizer.encode(code) for code in codes]
-    room = length - len(needle) - len(ending) - max(map(len, options))
-    if room < 1:
-        raise ValueError(f"long_length {length} is too short for the question alone: give {length - room + 1} or more")
-    at = rng.randrange(max(1, len(haystack) - room))
-    hay = haystack[at : at + room].tolist()
-    cut = round(depth * len(hay))
-    return hay[:cut] + needle + hay[cut:] + ending, options
+    """A prompt and the codes that may continue it, the true one first; together they have at most `length` tokens."""
+    facts = draw_facts(FACTS, rng)
+    at = rng.randrange(max(1, len(haystack) - length))
+    sample = place(haystack[at : at + length].tolist(), facts, depth, length, tokenizer)
+    ending = tokenizer.encode(f" {facts[0].code}.")
+    prompt = sample.tokens[: -len(ending) - 1]  # the end mark comes last
+    return prompt, [tokenizer.encode(f" {fact.code}") for fact in facts]
+
+
+@torch.inference_mode()
+def _scores(model: Transformer, prompt: list[int], options: list[list[int]]) -> Tensor:
+    """log p(option | prompt), `(options,)`: the prompt is read once, and all options go on from its cache."""
+    longest, weight = max(map(len, options)), model.model.embed_tokens.weight
+    cache = Cache(model.config, 1, len(prompt) + longest, weight.dtype, weight.device)
+    first = model.logits(model.hidden(torch.tensor([prompt], device=weight.device), cache)[:, -1:])
+    cache.select(torch.zeros(len(options), dtype=torch.int64, device=weight.device))
+    targets = torch.tensor([option + [IGNORED] * (longest - len(option)) for option in options], device=weight.device)
+    rest = model(targets[:, :-1].clamp(min=0), cache) if longest > 1 else first[:, :0].expand(len(options), -1, -1)
+    logits = torch.cat([first.expand(len(options), -1, -1), rest], 1)
+    return sequence_log_probs(logits, targets)

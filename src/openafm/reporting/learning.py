@@ -138,8 +138,8 @@ def long_context(artifacts: Artifacts) -> Iterator[Block]:
         ("loss_at/", "Loss by distance from the start of the context, with 95% intervals over windows. Beyond the "
          "length a model was trained at, loss rises unless the RoPE base was raised and the model trained on.",
          "tokens from the start of the window", "nats a token", None),
-        ("needle/", "Share of needle questions whose true code is ranked first among four (chance: 25%), by where the "
-         "needle lies (0 the start of the context, 1 its end), with Wilson's 95% intervals.",
+        ("needle/", "Share of questions whose true code is ranked first among the four in the text (chance: 25%), by "
+         "where the fact lies (0 the start of the context, 1 its end), with Wilson's 95% intervals.",
          "depth of the needle", "right, %", 25.0),
     ):  # fmt: skip
         found = {row.model: line for row in rows if (line := _line(row, prefix))}
