@@ -1,5 +1,6 @@
-"""The catalogue of a recipe's raw input: which packages, which of their files, under which licence (recipes/sources)."""
+"""The catalogue of a recipe's raw input: which packages, which of their files, which licence (recipes/sources)."""
 
+import contextlib
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -97,8 +98,6 @@ def _find(name: str) -> Path:
 def _recipe_folders() -> list[Path]:
     """Installed recipes, then those of a checkout."""
     folders = [Path(__file__).parents[3] / "recipes"]
-    try:
+    with contextlib.suppress(ModuleNotFoundError):  # in a checkout, for the package is only made by installing
         folders.insert(0, Path(str(resources.files("openafm.recipes"))))
-    except ModuleNotFoundError:
-        pass  # a checkout: the package is only made by installing
     return [folder for folder in folders if folder.is_dir()]

@@ -24,9 +24,9 @@ def robots_txt(rules: Sequence[str]) -> bytes:
 
 
 def choose_rules(urls: Sequence[str]) -> list[str]:
-    """Path prefixes for a host that names none: a folder with at most 15% of its pages, else one page of it."""
+    """Path prefixes for a host that names none: the largest folder with at most 15% of its pages, else one page of it."""
     paths = sorted(urlsplit(url).path for url in urls)
-    folders = Counter(path[: path.rindex("/") + 1] for path in paths)
+    folders = Counter(path[: end + 1] for path in paths for end, char in enumerate(path) if char == "/")
     small = [(-count, folder) for folder, count in folders.items() if folder != "/" and count <= 0.15 * len(paths)]
     if small:
         return [min(small)[1]]

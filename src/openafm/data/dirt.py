@@ -1,13 +1,13 @@
 """Dirty pages and documents, seeded and marked, planted among the real ones: what filters are measured on.
 
-Documentation is clean, so recall of the filters on it says nothing. Every kind of dirt is planted in all five flows among
-sentences of real text, on web pages inside the furniture of forums, blogs, shops, news and question sites, so that
+Documentation is clean, so recall of the filters on it says nothing. Every kind of dirt is planted in all five flows
+among sentences of real text, on web pages inside the furniture of forums, blogs, shops, news and question sites, so that
 extraction matters. Marks go to `planted.jsonl` and to columns beside the verdicts; no filter reads them.
 
-Sentences and word lists here were written for the generator alone: no filter, word list or classifier of the project uses
-them, and nothing here imports one, else recall would measure a list against itself. Adult and unsafe texts name their
-subject as such sites do and say nothing more. Numbers are random with right check digits: Luhn (ISO/IEC 7812-1) for cards, mod 97
-(ISO 13616) for IBANs; they belong to nobody but by chance. Part of the step `fetch`.
+Sentences and word lists here were written for the generator alone: no filter, word list or classifier of the project
+uses them, and nothing here imports one, else recall would measure a list against itself. Adult and unsafe texts name
+their subject as such sites do and say nothing more. Numbers are random with right check digits: Luhn (ISO/IEC 7812-1)
+for cards, mod 97 (ISO 13616) for IBANs; they belong to nobody but by chance. Part of the step `fetch`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 
 import lxml.html
 
-from openafm.data.readers import Document, Page, environment
+from openafm.data.readers import UTF8, Document, Page, environment
 from openafm.stage import Config
 
 Benchmarks = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -99,9 +99,6 @@ def _plant_web(
         done.marks.append(mark)
 
 
-UTF8 = "text/html; charset=utf-8"
-
-
 def _plant_flow(
     kind: str, base: Sequence[Document], benchmarks: Benchmarks, count: int, rng: random.Random, done: Planted
 ) -> None:
@@ -169,7 +166,7 @@ def _edited(text: str, rng: random.Random) -> str:
     parts = re.split(r"(\s+)", text)
     words = [i for i, part in enumerate(parts) if part and not part.isspace()]
     wanted, run = int(len(words) * rng.uniform(0.05, 0.10)), 12
-    starts = rng.sample(range(0, max(1, len(words) // run)), k=min(max(1, wanted // run), max(1, len(words) // run)))
+    starts = rng.sample(range(max(1, len(words) // run)), k=min(max(1, wanted // run), max(1, len(words) // run)))
     pool = [parts[i] for i in words]
     for start in sorted(starts):
         for i in words[start * run : start * run + min(run, wanted)]:
@@ -297,9 +294,9 @@ MAKE: dict[str, Callable[[random.Random], str]] = {
     "email": email, "phone": phone, "ip": ip, "card": card, "iban": iban, "ssn": ssn, "secret": secret,
 }  # fmt: skip
 
-FIRST = "Marta Devon Ines Oskar Priya Tomas Leila Ruben Hanna Kofi Yuki Clara Mateo Nadia Felix Zola".split()
-LAST = "Vandermeer Okafor Lindqvist Marchetti Sorensen Abelard Kowalczyk Tanaka Whitcombe Duarte Ferreira Novak".split()
-PROVIDERS = "postwagon quickletter mailorchard bluepigeon inboxharbor letterforge".split()
+FIRST = ("Marta", "Devon", "Ines", "Oskar", "Priya", "Tomas", "Leila", "Ruben", "Hanna", "Kofi", "Yuki", "Clara")
+LAST = ("Vandermeer", "Okafor", "Lindqvist", "Marchetti", "Sorensen", "Abelard", "Kowalczyk", "Tanaka", "Whitcombe")
+PROVIDERS = ("postwagon", "quickletter", "mailorchard", "bluepigeon", "inboxharbor", "letterforge")
 
 SENTENCES: dict[str, list[str]] = {
     "email": [

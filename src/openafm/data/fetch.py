@@ -1,7 +1,7 @@
 """The raw input of a recipe: packages into WARC files, documents, pairs, benchmarks and models.
 
-`openafm fetch NAME` fills the cache (`fetch_catalogue`); the step `fetch` writes from it the artifact where a crawl of the
-web would end, with dirty pages planted among the real ones (`openafm.data.dirt`), because documentation holds few.
+`openafm fetch NAME` fills the cache (`fetch_catalogue`); the step `fetch` writes from it the artifact where a crawl of
+the web would end, with dirty pages planted among the real ones (`openafm.data.dirt`), for documentation holds few.
 """
 
 import dataclasses
@@ -75,7 +75,9 @@ def fetch_catalogue(
     catalogue, root = load(name)
     cache = cache or packages.default_cache()
     wanted = sorted({source.archive for source in catalogue.sources if source.tier in set(tiers)})
-    reasons = {tier: packages.missing_tool(tier) for tier in sorted({package.tier for package in wanted})}
+    reasons: dict[str, str | None] = {
+        tier: packages.missing_tool(tier) for tier in sorted({package.tier for package in wanted})
+    }
     tiers_missing = {tier: reason for tier, reason in reasons.items() if reason}
     usable = [package for package in wanted if package.tier not in tiers_missing]
     if any(package.tier == "apt" and not packages.in_cache(package, cache) for package in usable):
@@ -86,7 +88,7 @@ def fetch_catalogue(
 
 
 def fetch(config: FetchConfig, context: Context) -> Metrics:
-    """Write the Sources artifact: warc/, four flows, planted.jsonl, benchmarks/, human/, models/, words/, licences.json."""
+    """Write the Sources artifact: warc/, four flows, planted marks, benchmarks/, human/, models/, words/, licences."""
     started = time.monotonic()
     cache = Path(config.cache).expanduser() if config.cache else None
     fetched = fetch_catalogue(config.catalogue, cache, context.report, config.tiers)
@@ -118,27 +120,38 @@ class _Rows:
 
 
 def _read(fetched: Fetched, config: FetchConfig, context: Context) -> _Rows:
+    """Every source's rows; an archive is read once for all its sources."""
     rows = _Rows()
-    sources = [source for source in fetched.catalogue.sources if source.archive in fetched.archives]
-    for source in context.track(sources, "reading packages"):
-        archive = fetched.archives[source.archive]
-        if source.flow in ("model", "words"):
-            _copy(source, archive, context.out, fetched.cache)
-            continue
-        files = packages.members(archive, source.files, source.exclude) if source.files else []
-        if source.form in WEB_FORMS:
-            found = readers.pages(source, files)
-            rows.pages += [page for page in found if len(page.html) <= config.page_bytes]
-            rows.too_long += sum(len(page.html) > config.page_bytes for page in found)
-        elif source.flow == "human":
-            rows.human[source.target] += readers.pairs(source, files)
-        elif source.flow == "benchmark":
-            rows.benchmarks[source.target] += readers.benchmark(source, files)
-        else:
-            rows.documents += readers.documents(source, files)
+    by_archive: dict[Package, list[Source]] = defaultdict(list)
+    for source in fetched.catalogue.sources:
+        if source.archive in fetched.archives:
+            by_archive[source.archive].append(source)
+    for package, sources in context.track(by_archive.items(), "reading packages", len(by_archive)):
+        archive = fetched.archives[package]
+        texts = [source for source in sources if source.flow not in ("model", "words")]
+        globs = sorted({glob for source in texts for glob in source.files})
+        files = packages.members(archive, globs) if globs else []
+        for source in sources:
+            if source.flow in ("model", "words"):
+                _copy(source, archive, context.out, fetched.cache)
+            else:
+                _add(rows, source, packages.matching(files, source.files, source.exclude), config.page_bytes)
     rows.pages = _limit_hosts(rows.pages, config.pages_per_host)
     rows.documents = _limit_code(_unique(rows.documents), config.bytes_per_language)
     return rows
+
+
+def _add(rows: _Rows, source: Source, files: readers.Members, page_bytes: int) -> None:
+    if source.form in WEB_FORMS:
+        found = readers.pages(source, files)
+        rows.pages += [page for page in found if len(page.html) <= page_bytes]
+        rows.too_long += sum(len(page.html) > page_bytes for page in found)
+    elif source.flow == "human":
+        rows.human[source.target] += readers.pairs(source, files)
+    elif source.flow == "benchmark":
+        rows.benchmarks[source.target] += readers.benchmark(source, files)
+    else:
+        rows.documents += readers.documents(source, files)
 
 
 def _copy(source: Source, archive: Archive, out: Path, cache: Path) -> None:
@@ -147,7 +160,7 @@ def _copy(source: Source, archive: Archive, out: Path, cache: Path) -> None:
     if source.form == "file":
         packages.extract(archive, source.files[0], target)
     elif source.form == "files":
-        for name, data in packages.members(archive, source.files, source.exclude):
+        for name, data in packages.matching(packages.members(archive, source.files), source.files, source.exclude):
             path = target / readers.shorten(name, source)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

@@ -1,9 +1,9 @@
 """Pinned packages from registries, in a cache: the raw input of `openafm fetch` and of the step `fetch`.
 
 Three tiers, each through its own client: `pypi` (pip), `npm` (npm pack), `apt` (apt-get download); `folder` is for
-files beside the recipe and `python` for what this interpreter can import. Archives are only ever read, never installed, and no code of theirs runs: pip takes wheels alone,
-because resolving a source distribution executes it. A download appears in the cache under its final name when its digest
-is right, so a killed fetch goes on with what is missing.
+files beside the recipe and `python` for what this interpreter can import. Archives are only ever read, never installed,
+and no code of theirs runs: pip takes wheels alone, because resolving a source distribution executes it. A download
+appears in the cache under its final name when its digest is right, so a killed fetch goes on with what is missing.
 """
 
 import fnmatch
@@ -59,7 +59,7 @@ class Archive:
     """What this call fetched; 0 when the cache had it."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """This machine or its registries cannot give a tier or package; the message says why and what to do."""
 
 
@@ -87,8 +87,8 @@ def missing_tool(tier: Tier) -> str | None:
 def ensure(package: Package, cache: Path, root: Path | None = None) -> Archive:
     """The archive of `package`, downloaded into `cache` unless it is there with the right digest.
 
-    `root` holds the directories of tier `folder`. Raises Unavailable when the registry has no such package for this
-    machine, ValueError when a download fails or its digest is not the pinned one.
+    `root` holds the directories of tier `folder`. Raises UnavailableError when the registry has no such package
+    here, ValueError when a download fails or its digest is not the pinned one.
     """
     if package.tier == "folder":
         return _folder(package, root)
@@ -113,7 +113,7 @@ def ensure_all(
     def fetch(package: Package) -> Archive | None:
         try:
             return ensure(package, cache, root)
-        except Unavailable as reason:
+        except UnavailableError as reason:
             reasons[str(package)] = str(reason)
             return None
 
@@ -190,7 +190,7 @@ def _installed(package: Package) -> Archive:
         version = "none"
     if package.version not in ("", version):
         pinned = f"{package.name}=={package.version}"
-        raise Unavailable(f"{pinned} is not installed (found {version}): pip install {pinned}")
+        raise UnavailableError(f"{pinned} is not installed (found {version}): pip install {pinned}")
     return Archive(package, Path(), version, "")
 
 
@@ -200,7 +200,7 @@ def _call(command: list[str], folder: Path, package: Package) -> str:
         return done.stdout
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
     if any("Unable to locate package" in line for line in lines):
-        raise Unavailable(f"apt knows no package {package.name}: this system's release does not carry it")
+        raise UnavailableError(f"apt knows no package {package.name}: this system's release does not carry it")
     raise ValueError(
         f"{package}: {command[0]} failed: {' / '.join(lines[-3:])}. Check the network and run again (what is fetched "
         f"stays), or leave the tier out with --set fetch.tiers"
@@ -257,7 +257,7 @@ def _translation(options: list[str], folder: Path, package: Package) -> Path:
     command = ["apt-get", *options, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"]
     lists = sorted(_call(command, folder, package).split())
     if not lists:
-        raise Unavailable("apt's lists carry no English descriptions on this system")
+        raise UnavailableError("apt's lists carry no English descriptions on this system")
     texts = [_call(["/usr/lib/apt/apt-helper", "cat-file", path], folder, package) for path in lists]
     path = folder / f"{TRANSLATION}.gz"
     path.write_bytes(gzip.compress("\n".join(texts).encode(), mtime=0))
@@ -267,20 +267,25 @@ def _translation(options: list[str], folder: Path, package: Package) -> Path:
 _DOWNLOAD: dict[str, Callable[[Package, Path, Path], Path]] = {"pypi": _pypi, "npm": _npm, "apt": _apt}
 
 
-def members(archive: Archive, globs: Sequence[str], exclude: Sequence[str] = ()) -> list[tuple[str, bytes]]:
-    """Files of an archive whose names match (`*` crosses folders), sorted by name, `.gz` members opened.
+def members(archive: Archive, globs: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Files of an archive whose names match a glob (`*` crosses folders), sorted by name; `.gz` members are opened.
 
     Links are left out. Raises ValueError for a member whose path leaves the archive.
     """
-
-    def wanted(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, glob) for glob in globs) and not any(
-            fnmatch.fnmatchcase(name, glob) for glob in exclude
-        )
-
-    found = {name: file.read() for name, file in _walk(archive, wanted)}
-    opened = {n.removesuffix(".gz"): gzip.decompress(b) if n.endswith(".gz") else b for n, b in found.items()}
+    found = {name: file.read() for name, file in _walk(archive, lambda name: _matches(name, globs))}
+    opened = {name: gzip.decompress(data) if name.endswith(".gz") else data for name, data in found.items()}
     return sorted(opened.items())
+
+
+def matching(
+    files: Sequence[tuple[str, bytes]], globs: Sequence[str], exclude: Sequence[str]
+) -> list[tuple[str, bytes]]:
+    """Those of `files` that one of several sources of an archive takes."""
+    return [file for file in files if _matches(file[0], globs) and not _matches(file[0], exclude)]
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def extract(archive: Archive, glob: str, target: Path) -> None:

@@ -1,11 +1,14 @@
 """How the files of a package become web pages, documents and pairs, one function a form of the catalogue."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib
 import json
 import pydoc
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from resiliparse.extract.html2text import extract_plain_text
 from openafm.data.catalogue import Source
 
 Members = Sequence[tuple[str, bytes]]
+UTF8 = "text/html; charset=utf-8"
 LONG_TEXT = 24_000
 """Characters at which a long text is cut into documents: several times the longest training sequence."""
 
@@ -124,7 +128,7 @@ def _content_type(data: bytes) -> str:
         data.decode("utf-8")
     except UnicodeDecodeError:
         return "text/html"
-    return "text/html; charset=utf-8"
+    return UTF8
 
 
 def _markdown(source: Source, files: Members) -> Iterator[Page]:
@@ -138,22 +142,29 @@ def _markdown(source: Source, files: Members) -> Iterator[Page]:
             title=title, site=source.package, links=links, here=link, licence=source.licence,
             body=MarkdownIt("commonmark").enable("table").render(text),
         )  # fmt: skip
-        yield Page(url_of(source, link), html.encode(), "text/html; charset=utf-8", source.package, source.licence)
+        yield Page(url_of(source, link), html.encode(), UTF8, source.package, source.licence)
 
 
 def _pydoc(source: Source, files: Members) -> Iterator[Page]:
-    """This interpreter's own documentation; object addresses, paths and dates of the machine are taken out."""
-    for name in source.names:
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue  # modules come and go between Python versions
-        body = pydoc.html.document(module, name)
-        body = re.sub(r"file:[^\"']*|(?<=[>;])/[^<]*\.(py|so)\b", "", re.sub(r" at 0x[0-9a-fA-F]+", "", body))
-        html = pydoc.html.page(f"{name} module", body)
-        yield Page(
-            url_of(source, f"{name}.html"), html.encode(), "text/html; charset=utf-8", source.package, source.licence
-        )
+    """This interpreter's own documentation, rendered by a fresh one, for what is imported here would show in it."""
+    command = [sys.executable, "-s", "-S", "-c", RENDER_MODULES, *source.names]
+    done = subprocess.run(command, env={"PYTHONHASHSEED": "0"}, capture_output=True, check=True)
+    for name, body in json.loads(done.stdout).items():
+        body = re.sub(r"(&nbsp;| )at\1?0x[0-9a-fA-F]+|file:[^\"']*|(?<=[>;])/[^<]*\.(py|so)\b", "", body)
+        html = pydoc.html.page(f"{name} module", body).encode()
+        yield Page(url_of(source, f"{name}.html"), html, UTF8, source.package, source.licence)
+
+
+RENDER_MODULES = """
+import importlib, json, pydoc, sys
+pages = {}
+for name in sys.argv[1:]:
+    try:
+        pages[name] = pydoc.html.document(importlib.import_module(name), name)
+    except ImportError:
+        pass  # modules come and go between Python versions
+print(json.dumps(pages))
+"""
 
 
 # ---------------------------------------------------------------- documents
@@ -213,11 +224,12 @@ def _quips(source: Source, files: Members) -> Iterator[Document]:
 
 
 def _jsonl(source: Source, files: Members) -> Iterator[Document]:
-    """Documents already in our form, with a name, a title and their text."""
+    """Documents already in our form: name, text, and what they know of title, code_language, source and licence."""
     for _, data in files:
         for line in data.decode().splitlines():
             row = json.loads(line)
-            yield _document(source, row["name"], row["text"], row.get("title", ""), row.get("code_language", ""))
+            document = _document(source, row["name"], row["text"], row.get("title", ""), row.get("code_language", ""))
+            yield dataclasses.replace(document, **{key: row[key] for key in ("source", "licence") if key in row})
 
 
 # ---------------------------------------------------------------- generated problems
@@ -259,10 +271,14 @@ def _item(row: dict[str, Any], number: int, benchmark_name: str) -> dict[str, An
     text = question if isinstance(question, str) else "\n".join(turn["content"] for part in question for turn in part)
     solution = row.get("canonical_solution", "")
     kept = {key: value for key, value in row.items() if key not in ("id", "text")}
-    return {"id": f"{benchmark_name}/{name.split('/', 1)[-1] if solution else name}", "text": text + solution, **kept}
+    name = name.split("/", 1)[-1] if solution else name.removeprefix(f"{benchmark_name}/")
+    return {"id": f"{benchmark_name}/{name}", "text": text + solution, **kept}
 
 
 # ---------------------------------------------------------------- human summaries
+
+
+DESCRIPTION = re.compile(r"^Package: (\S+)\n(?:.*\n)*?Description-en: (.+)\n((?: .*\n?)+)", re.MULTILINE)
 
 
 @functools.lru_cache(maxsize=1)
@@ -270,9 +286,7 @@ def _descriptions(data: bytes) -> tuple[tuple[str, str, str], ...]:
     """(package, synopsis, long description) of apt's English descriptions, one a package, sorted."""
     found: dict[str, tuple[str, str, str]] = {}
     for stanza in data.decode("utf-8", errors="replace").split("\n\n"):
-        match = re.search(
-            r"^Package: (\S+)\n(?:.*\n)*?Description-en: (.+)\n((?: .*\n?)+)", stanza + "\n", re.MULTILINE
-        )
+        match = DESCRIPTION.search(stanza + "\n")
         if match and match[1] not in found:
             lines = [line[1:] for line in match[3].splitlines()]
             found[match[1]] = (match[1], match[2].strip(), "\n".join("" if line == "." else line for line in lines))

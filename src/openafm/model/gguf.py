@@ -1,4 +1,4 @@
-"""GGUF into a model folder: quantized Llama weights become bfloat16 under Hugging Face names, the tokenizer comes along.
+"""GGUF into a model folder: quantized Llama weights become bfloat16 under Hugging Face names; the tokenizer follows.
 
 Used by the step `fetch` for the model that stands in for a server-side one. Rounding that the quantization did stays:
 the folder holds the model as its 4-bit file computes it.
