@@ -11,6 +11,7 @@ from openafm.posttraining.policy import Policy, SamplingConfig, token_log_probs
 from openafm.posttraining.rejection import RejectionConfig, rejection
 from openafm.posttraining.reward import RewardModel
 from openafm.posttraining.sft import BestConfig, SftConfig, sft, sft_best
+from openafm.stage import Hardware
 
 SAMPLING = SamplingConfig(max_tokens=6)
 
@@ -78,9 +79,8 @@ def test_direct_moves_from_the_worst_to_the_best_answer(model, drawn, context, l
 
     def gaps(folder):
         model = load_model(folder)
-        chosen, rejected = (
-            token_log_probs(model, [(p["prompt"], p[s]) for p in pairs]) for s in ("chosen", "rejected")
-        )
+        sides = [[(pair["prompt"], pair[side]) for pair in pairs] for side in ("chosen", "rejected")]
+        chosen, rejected = (token_log_probs(model, side, Hardware()) for side in sides)
         return torch.tensor([sum(a) - sum(b) for a, b in zip(chosen, rejected, strict=True)])
 
     assert (gaps(one.out) > gaps(model)).all()

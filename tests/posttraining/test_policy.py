@@ -4,6 +4,7 @@ import torch
 
 from openafm.posttraining.examples import read_rows
 from openafm.posttraining.policy import Policy, SamplingConfig, passes, rate, token_log_probs
+from openafm.stage import Hardware
 
 
 def test_trainer_and_sampler_agree_on_the_samplers_tokens(model, examples, context):
@@ -11,7 +12,7 @@ def test_trainer_and_sampler_agree_on_the_samplers_tokens(model, examples, conte
     problems = read_rows(examples / "train.jsonl")[:40]
     answers = policy.answer(problems, SamplingConfig(max_tokens=12), context(), "answers")
     pairs = [(policy.prompt(p), a.tokens) for p, a in zip(problems, answers, strict=True)]
-    trainers = token_log_probs(policy.model, pairs)
+    trainers = token_log_probs(policy.model, pairs, Hardware())
     for answer, own in zip(answers, trainers, strict=True):
         np.testing.assert_allclose(answer.logprobs, own, atol=1e-4)
 
@@ -24,7 +25,7 @@ def test_token_log_probs_one_sequence_at_a_time(model):
         logits = policy.model(torch.tensor([prompt + answer]))[0].double()
         table = logits - logits.exp().sum(-1, keepdim=True).log()
         expected.append([table[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)])
-    for found, wanted in zip(token_log_probs(policy.model, pairs), expected, strict=True):
+    for found, wanted in zip(token_log_probs(policy.model, pairs, Hardware()), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from openafm.model.checkpoint import save_model
 from openafm.posttraining.committee import by_prompt
 from openafm.posttraining.examples import Row, RowBatches, answer_row, read_rows
 from openafm.posttraining.policy import OptimizerConfig, Policy, token_log_probs
-from openafm.stage import Context, Metrics
+from openafm.stage import Context, Hardware, Metrics
 from openafm.training.alignment import dpo, ipo, sequence_log_probs
 from openafm.training.batches import Batch
 from openafm.training.loop import train, write_curve
@@ -46,7 +46,7 @@ def direct(config: DirectConfig, context: Context, *, model: Path, rollouts: Pat
     if not pairs:
         raise ValueError(f"{rollouts}: no two answers differ by {config.least_gap} in reward; lower least_gap")
     batches = RowBatches(
-        with_reference(policy.model, pairs),
+        with_reference(policy.model, pairs, context.hardware),
         rows_per_batch=config.pairs_per_batch,
         steps=config.steps,
         seed=context.seed,
@@ -70,11 +70,11 @@ def best_and_worst(rollouts: list[Row], least_gap: float) -> list[Row]:
     ]
 
 
-def with_reference(model: Transformer, pairs: list[Row]) -> list[Row]:
+def with_reference(model: Transformer, pairs: list[Row], hardware: Hardware) -> list[Row]:
     """Rows of training data that carry the reference's log-probabilities of both answers."""
     rows: list[Row] = [{} for _ in pairs]
     for side in ("chosen", "rejected"):
-        log_probs = token_log_probs(model, [(pair["prompt"], pair[side]) for pair in pairs])
+        log_probs = token_log_probs(model, [(pair["prompt"], pair[side]) for pair in pairs], hardware)
         for row, pair, values in zip(rows, pairs, log_probs, strict=True):
             row |= answer_row(pair["prompt"], pair[side], f"_{side}") | {f"reference_{side}": sum(values)}
     return rows

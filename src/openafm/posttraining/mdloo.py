@@ -16,7 +16,7 @@ from openafm.model.checkpoint import load_model, save_model
 from openafm.posttraining.examples import Row, RowBatches, answer_row, read_rows, write_rows
 from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, SamplingConfig, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
-from openafm.stage import Context, Metrics
+from openafm.stage import Context, Hardware, Metrics
 from openafm.training.alignment import (
     kl_penalised_reward,
     leave_one_out_advantage,
@@ -44,13 +44,13 @@ class MdlooConfig(OptimizerConfig):
     """Answers K to each."""
     steps: int = 5
     """SGD steps an iteration."""
-    answers_per_batch: int = 128
+    answers_per_batch: int = 64
     """Answers a step."""
     beta: float = 0.05
     """Weight of the KL penalty to the SFT model, in reward a nat."""
     gamma: float = 1.0
     """Weight of the mirror-descent term KL(pi_theta || pi_k)."""
-    lr: float = 3e-4
+    lr: float = 1e-3
     """Constant learning rate."""
     max_tokens: int = 24
     """Longest answer; answers are drawn at temperature 1, or they would not be pi_k's."""
@@ -80,14 +80,14 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
             _write_whole(answers, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
         answered = read_rows(answers)
         pairs = [(policy.prompt(row["problem"]), row["tokens"]) for row in answered]
-        rows, facts = experience(policy, reference, scorer, answered, pairs, config)
+        rows, facts = experience(policy, reference, scorer, answered, pairs, config, context.hardware)
         batches = RowBatches(rows, rows_per_batch=config.answers_per_batch, steps=config.steps, seed=context.seed + k)
         records = train(
             policy.model, batches, lambda model, batch: mdloo_step(model, batch, config.gamma), optimizer, constant(),
             context, label=f"iteration {k + 1}", log_every=1,
         )  # fmt: skip
         curve += [{"iteration": k, **record} for record in records]
-        iterations.append({"iteration": k, **facts, **moved(policy, pairs, rows)})
+        iterations.append({"iteration": k, **facts, **moved(policy, pairs, rows, context.hardware)})
     save_model(policy.model, context.out, tokenizer=model)
     write_curve(curve, context.out)
     write_rows(context.out / "iterations.jsonl", iterations)
@@ -114,6 +114,7 @@ def experience(
     answered: Sequence[Row],
     pairs: Sequence[Pair],
     config: MdlooConfig,
+    hardware: Hardware,
 ) -> tuple[list[Row], Row]:
     """Return pi_k's answers as rows of training data with their advantages, and what they were like.
 
@@ -122,9 +123,11 @@ def experience(
     """
     problems = [row["problem"] for row in answered]
     answers = [Answer(row["text"], row["tokens"], row["logprobs"], row["passed"]) for row in answered]
-    own = token_log_probs(policy.model, pairs)
+    own = token_log_probs(policy.model, pairs, hardware)
     log_probs = torch.tensor([sum(values) for values in own], dtype=torch.float64)
-    reference_log_probs = torch.tensor([sum(v) for v in token_log_probs(reference, pairs)], dtype=torch.float64)
+    reference_log_probs = torch.tensor(
+        [sum(v) for v in token_log_probs(reference, pairs, hardware)], dtype=torch.float64
+    )
     rewards = torch.tensor(scorer.score(problems, answers), dtype=torch.float64)
     penalised = kl_penalised_reward(rewards, log_probs, reference_log_probs, config.beta)
     advantages = leave_one_out_advantage(penalised.view(-1, config.samples)).flatten()
@@ -154,9 +157,9 @@ def mdloo_step(model: Transformer, batch: Batch, gamma: float) -> LossOutput:
     return LossOutput(loss, len(ratio), {"ratio": float(ratio.mean())})
 
 
-def moved(policy: Policy, pairs: Sequence[Pair], rows: Sequence[Row]) -> Row:
+def moved(policy: Policy, pairs: Sequence[Pair], rows: Sequence[Row], hardware: Hardware) -> Row:
     """How far an iteration's steps have moved the policy: KL(pi_theta || pi_k) and the ratios on pi_k's answers."""
-    new = torch.tensor([sum(values) for values in token_log_probs(policy.model, pairs)], dtype=torch.float64)
+    new = torch.tensor([sum(values) for values in token_log_probs(policy.model, pairs, hardware)], dtype=torch.float64)
     old = torch.tensor([row["old_log_probs"] for row in rows], dtype=torch.float64)
     ratio = (new - old).exp()
     return {

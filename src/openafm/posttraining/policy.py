@@ -15,7 +15,7 @@ from openafm.model.muparam import parameter_groups
 from openafm.posttraining.examples import Row, answer_row, checked, collate
 from openafm.sampling.sampler import stop_tokens
 from openafm.scoring import checks, intervals
-from openafm.stage import Config, Context
+from openafm.stage import Config, Context, Hardware
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 from openafm.training.losses import IGNORED
@@ -129,16 +129,23 @@ def passes(example: Row, text: str) -> bool:
 
 
 @torch.no_grad()
-def token_log_probs(model: Transformer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-    """Return log pi of each token of each answer, in nats, for pairs of prompt and answer tokens (dropout off)."""
-    model.eval()
-    device = next(model.parameters()).device
+def token_log_probs(
+    model: Transformer, pairs: Sequence[tuple[list[int], list[int]]], hardware: Hardware
+) -> list[list[float]]:
+    """Return log pi of each token of each answer, in nats, for pairs of prompt and answer tokens.
+
+    Dropout is off, and the precision is the training loop's, so that a ratio to them starts at 1.
+    """
+    model.to(hardware.device).eval()
+    autocast = torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bfloat16")
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]) + len(pairs[i][1]), i))
     found: list[list[float]] = [[] for _ in pairs]
     for start in range(0, len(order), SAMPLE_BATCH):
         rows = order[start : start + SAMPLE_BATCH]
-        batch = {name: x.to(device) for name, x in collate([answer_row(*pairs[i]) for i in rows]).items()}
-        log_probs = torch.log_softmax(model(batch["inputs"]).float(), -1)
+        batch = {name: x.to(hardware.device) for name, x in collate([answer_row(*pairs[i]) for i in rows]).items()}
+        with autocast:
+            logits = model(batch["inputs"])
+        log_probs = torch.log_softmax(logits.float(), -1)
         picked = log_probs.gather(-1, batch["targets"].clamp(min=0).unsqueeze(-1)).squeeze(-1)
         for i, values, targets in zip(rows, picked, batch["targets"], strict=True):
             found[i] = values[targets != IGNORED].tolist()

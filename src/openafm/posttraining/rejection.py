@@ -18,7 +18,7 @@ from openafm.training.loop import write_curve
 class RejectionConfig(FinetuneConfig):
     """Fine-tuning on the best answers."""
 
-    tokens: int = 40_000
+    tokens: int = 81_920
     """Training tokens, prompts and padding included."""
     lr: float = 3e-4
     """Constant learning rate: the model has learned the tasks' form already."""

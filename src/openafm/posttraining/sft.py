@@ -15,7 +15,7 @@ from openafm.model.checkpoint import save_model
 from openafm.posttraining.examples import Row, read_rows, write_json
 from openafm.posttraining.policy import OptimizerConfig, Policy, SamplingConfig, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
-from openafm.stage import Config, Context, Metrics
+from openafm.stage import Config, Context, Hardware, Metrics
 from openafm.training.batches import Batch, ExampleBatches, tokenize_examples
 from openafm.training.loop import Record, train, write_curve
 from openafm.training.losses import LossOutput, next_token
@@ -108,14 +108,14 @@ def sft(config: SftConfig, context: Context, *, model: Path, examples: Path, arm
     if kept.exists():
         shutil.copytree(kept, context.out / "snapshots")
     write_curve(records, context.out)
-    return {**facts, "arm": chosen or "all", "answer_loss": held_out_loss(policy, examples, config)}
+    return {**facts, "arm": chosen or "all", "answer_loss": held_out_loss(policy, examples, config, context.hardware)}
 
 
-def held_out_loss(policy: Policy, examples: Path, config: FinetuneConfig) -> float | None:
+def held_out_loss(policy: Policy, examples: Path, config: FinetuneConfig, hardware: Hardware) -> float | None:
     """Mean nats a token of the held-out examples' reference answers (the first 256 of them that fit)."""
     rows = read_rows(examples / "heldout.jsonl")[:256]
     pairs, _ = tokenize_examples(rows, policy.tokenizer, config.sequence_length + 1)
-    nats = [-value for answer in token_log_probs(policy.model, pairs) for value in answer]
+    nats = [-value for answer in token_log_probs(policy.model, pairs, hardware) for value in answer]
     return round(sum(nats) / len(nats), 5) if nats else None
 
 
