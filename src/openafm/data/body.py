@@ -5,12 +5,24 @@ ancestors. Boilerpipe (Kohlschuetter et al., WSDM 2010) looks at the flow of tex
 of its neighbours. Each fails where the other is strong, so a block is kept by the sum of both.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 from openafm.data.blocks import Block, Box
 
 MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
+
+
+_FURNITURE = re.compile(
+    r"advertisements?|sponsored(?: content| post)?|share(?: this.*| on.*)?|print|tweet|e-?mail|subscribe.*|sign (?:up|in).*|log ?in"
+    r"|(?:read|see|view|learn|show) (?:more|all).*|reply|quote|report|like|edit|copy|comments?|(?:posts|joined|likes|views"
+    r"|replies|location|reputation): ?[\w ,.]+|previous.*|next.*|back to top.*|skip to.*|add to (?:cart|basket|wishlist)"
+    r"|table of contents|loading.*|©.*",
+    re.I,
+)
+"""Short texts that pages are furnished with everywhere."""
 
 
 @dataclass(slots=True)
@@ -98,9 +110,11 @@ def main_box(found: list[Unit], boxes: list[Box], weights: list[float]) -> list[
     return inside
 
 
-def _score(found: list[Unit], at: int, inside: bool, weight: float) -> float:
-    """Add up the signals for one unit; above 0 it is body text."""
+def _score(found: list[Unit], at: int, inside: bool, weight: float, repeats: int) -> float:
+    """Add up the signals for one unit; above 0 it is body text. `repeats` counts the page's units with its text."""
     unit = found[at]
+    if unit.words <= 5 and (repeats >= 3 or _FURNITURE.fullmatch(unit.blocks[0].text)):
+        return -1.0
     previous = found[at - 1] if at else None
     following = found[at + 1] if at + 1 < len(found) else None
     score = (1.0 if is_content(previous, unit, following) else -1.0) + (1.0 if inside else -1.2) + weight
@@ -133,7 +147,11 @@ def select_body(blocks: list[Block], boxes: list[Box]) -> list[Block]:
     found = units(blocks)
     weights = box_weights(found, boxes)
     inside = main_box(found, boxes, weights)
-    keep = [_score(found, at, inside[unit.box], weights[unit.box]) > 0 for at, unit in enumerate(found)]
+    repeats = Counter(unit.blocks[0].text for unit in found if unit.words <= 5 and unit.blocks[0].kind == "p")
+    keep = [
+        _score(found, at, inside[unit.box], weights[unit.box], repeats[unit.blocks[0].text]) > 0
+        for at, unit in enumerate(found)
+    ]
     plain = [weights[unit.box] > -2 and unit.link_density < 0.5 for unit in found]
     size = sum(unit.characters for unit, kept in zip(found, keep, strict=True) if kept)
     if size < 0.15 * sum(unit.characters for unit, kept in zip(found, plain, strict=True) if kept):

@@ -27,6 +27,8 @@ from openafm.stage import Config, Context, Metrics
 STAGE = "clean"
 DROPPED_KINDS = ("card", "iban", "ssn")
 REDACTED_KINDS = ("email", "ip", "phone", "secret")
+NOT_PROSE = ("code", "math")
+"""Flows without leet and beyond the safety model, which learns from prose; the rules judge them too."""
 _BATCH = 32
 _ROW = daft.DataType.from_arrow_type(pa.struct(list(SCHEMA)))
 
@@ -39,9 +41,9 @@ class CleanConfig(Config):
     language_probability: float = 0.5
     """The language model must be at least this sure."""
     min_words: int = 25
-    """Shorter web and math documents are dropped."""
+    """Shorter web and licensed documents are dropped."""
     min_public_words: int = 8
-    """The same for public sets, whose documents are short by nature."""
+    """The same for public sets and math, whose documents are short by nature."""
     most_pii: int = 10
     """Documents with more personal data than this, and more than one finding in 50 words, are dropped."""
     unsafe_probability: float = 0.9
@@ -62,13 +64,16 @@ def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
     foreign = language and (language not in config.languages or probability < config.language_probability)
     if foreign and row["flow"] != "math":
         return drop(row, STAGE, "language", f"{language} at {probability:.2f}")
+    if row["flow"] == "math":  # answers are short, steps repeat and numbers are no words
+        size = len(row["text"].split())
+        return drop(row, STAGE, "too-short", f"{size} words") if size < config.min_public_words else row
     least = config.min_public_words if row["flow"] == "public" else config.min_words
     reason, evidence = heuristics.judge_prose(row["text"], least)
     return drop(row, STAGE, reason, evidence) if reason else row
 
 
 def _judge_safety(row: Row, words: safety.Words) -> Row:
-    finding = safety.judge_words(f"{row['title']}\n{row['text']}", words, disguised=row["flow"] not in ("code", "math"))
+    finding = safety.judge_words(f"{row['title']}\n{row['text']}", words, disguised=row["flow"] not in NOT_PROSE)
     if not finding.category:
         return row
     return drop(row, STAGE, f"safety.{finding.category}", f"weight {finding.weight:.1f}: {', '.join(finding.terms)}")
@@ -94,9 +99,9 @@ def _judge_pii(row: Row, config: CleanConfig) -> Row:
 
 def judge(row: Row, model: LanguageModel, words: safety.Words, config: CleanConfig) -> Row:
     """Return the row with its verdict, and with its language and redacted text where it stays."""
-    row = _judge_kind(row, model, config)
-    row = _judge_safety(row, words) if row["verdict"] == "keep" else row
-    return _judge_pii(row, config) if row["verdict"] == "keep" else row
+    row = _judge_safety(row, words)
+    row = _judge_pii(row, config) if row["verdict"] == "keep" else row
+    return _judge_kind(row, model, config) if row["verdict"] == "keep" else row
 
 
 class _Judge:
@@ -125,7 +130,7 @@ class _SafetyJudge:
         return [self.judge(fields) for fields in row.to_pylist()]
 
     def judge(self, row: Row) -> Row:
-        if row["verdict"] == "drop":
+        if row["verdict"] == "drop" or row["flow"] in NOT_PROSE:
             return row
         probability, worst = self.model.score(row["text"])
         if probability < self.threshold:
@@ -154,7 +159,7 @@ def _learn(table: pa.Table, words: safety.Words, config: CleanConfig, context: C
     for verdict, reason, flow, text in zip(*(table[name].to_pylist() for name in wanted), strict=True):
         if reason.startswith("safety."):
             hit.append(text)
-        elif verdict == "keep" and flow not in ("code", "math"):
+        elif verdict == "keep" and flow not in NOT_PROSE:
             clean.append(text)
     draw = random.Random(f"{context.seed}/safety")
     labelled = safety.examples(hit, clean, words, draw)

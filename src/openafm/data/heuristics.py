@@ -18,10 +18,11 @@ MAX_WORDS = 200_000
 
 def _repetition(text: str, words: list[str]) -> str:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    repeated = len(lines) - len(set(lines))
-    if len(lines) >= 8 and repeated > 0.4 * len(lines):
-        return f"{repeated} of {len(lines)} lines are repeated"
-    for size, share in ((2, 0.20), (3, 0.18), (4, 0.16)):
+    repeated, characters = Counter(lines), sum(map(len, lines))
+    twice = sum(len(line) * (count - 1) for line, count in repeated.items())
+    if len(lines) >= 8 and twice > 0.3 * characters:
+        return f"{twice} of {characters} characters are in repeated lines"
+    for size, share in ((2, 0.20), (4, 0.16)):
         grams = Counter(zip(*(words[start:] for start in range(size)), strict=False))
         if len(words) < 50 or not grams:
             break

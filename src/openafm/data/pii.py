@@ -55,7 +55,7 @@ _CALLING_CODES = frozenset(
     " 674 675 676 677 678 679 680 681 682 683 685 686 687 688 689 690 691 692 800 808 850 852 853 855 856 870 878 880 881"
     " 882 883 886 888 960 961 962 963 964 965 966 967 968 970 971 972 973 974 975 976 977 979 992 993 994 995 996 998".split()
 )
-_INTERNATIONAL = re.compile(r"(?<![\w+.=*/^-])(?:\+|00(?=[1-9]\d[ ./-]))\d{1,3}(?:[ ./-]?\(?\d{1,5}\)?){1,6}(?![\w%]|\.\d)")
+_INTERNATIONAL = re.compile(r"(?<![\w+.=*/^)\]-])(?:\+|00(?=[1-9]\d[ ./-]))\d{1,3}(?:[ ./-]?\(?\d{1,5}\)?){1,6}(?![\w%]|\.\d)")
 _AMERICAN = re.compile(
     r"(?<![\w.+$#/-])(?:1[-. ])?(?:\(([2-9]\d\d)\) ?|([2-9]\d\d)([-. ]))([2-9]\d\d)([-. ])(\d{4})(?![\w/]|[-.]\d)"
 )
@@ -177,7 +177,9 @@ def _ssns(text: str) -> Iterator[Span]:
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-fA-F]{3}:[0-9a-fA-F:]{4,35}(?![\w:])")
 _IP_WORDS = re.compile(r"(?:\bips?\b|address|host|server|client|dns|ping|from|connect\w*|logged|login|resolv\w*)[^\n]{0,24}$", re.I)
-_VERSION_WORDS = re.compile(r"(?:\bv|version|release|build|section|revision|firmware|chapter|\boid|==|>=|<=|~=)[^\n]{0,12}$", re.I)
+_VERSION_WORDS = re.compile(
+    r"(?:\bv|version|release|build|section|revision|firmware|chapter|\boid|==|>=|<=|~=)[^\n]{0,12}$|(?:^|\n)#{1,6} $", re.I
+)
 
 
 def _global(address: str) -> bool:
@@ -192,8 +194,8 @@ def _addresses(text: str) -> Iterator[Span]:
     for match in _IPV4.finditer(text):
         if not _global(match[0]) or _beside(text, match.start(), _VERSION_WORDS, 24):
             continue
-        if max(int(part) for part in match[0].split(".")) >= 40 or _beside(text, match.start(), _IP_WORDS):
-            yield Span(match.start(), match.end(), "ip")  # four small numbers by themselves are a version or section
+        if sorted(map(int, match[0].split(".")))[-2] >= 20 or _beside(text, match.start(), _IP_WORDS):
+            yield Span(match.start(), match.end(), "ip")  # small numbers by themselves are a version or a section
     for match in _IPV6.finditer(text):
         if match[0].count(":") >= 3 and _global(match[0]):
             yield Span(match.start(), match.end(), "ip")
@@ -215,11 +217,11 @@ _SECRET_SIGNS = (
 _ASSIGNED_SIGNS = ("passw", "pwd", "secret", "key", "token")
 _ASSIGNED = re.compile(
     r"(?:passw(?:or)?d|pwd|secret(?:_?(?:access_?)?key)?|(?:api|access|auth|private)[_-]?key|(?:access|auth|api|bearer)[_-]?token"
-    r"|client_?secret|\btoken)[\"']?\s{0,4}(?:=>|:=|[:=])\s{0,4}[\"']?([^\s\"'`<>(){},;$]{8,120})",
+    r"|client_?secret|\btoken)[\"']?\s{0,4}(?:=>|:=|[:=])\s{0,4}[\"']?([^\s\"'`<>(){},;$]{8,120})(?![(\w])",
     re.I,
 )
 _URL_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{1,60}:([^\s/@\"'<>]{6,60})@(?!example\.)")
-_PLACEHOLDER = re.compile(r"x{4,}|\*{3,}|\.{3}|example|your|change|password|passwd|secret|dummy|sample|test|placeholder|foo|none|null", re.I)
+_PLACEHOLDER = re.compile(r"x{4,}|\*{3,}|\.{3}|example|your|change|password|passwd|secret|dummy|sample|test|placeholder|foo|none|null|token|\bmy", re.I)
 
 
 def entropy(text: str) -> float:
@@ -229,7 +231,7 @@ def entropy(text: str) -> float:
 
 def _random_looking(value: str) -> bool:
     mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
-    return mixed and entropy(value) >= 2.8 and not _PLACEHOLDER.search(value) and not re.search(r"[.\[][a-z_]+[\[.(]", value)
+    return mixed and entropy(value) >= 3.0 and not _PLACEHOLDER.search(value) and not re.search(r"[.\[][a-z_]+[\[.(]", value)
 
 
 def _secrets(text: str) -> Iterator[Span]:

@@ -31,7 +31,10 @@ _HARMLESS = frozenset(
 """Words of foreign lists that technical and plain prose uses; found by counting hits on documentation."""
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
-_DISGUISED = re.compile(r"(?<![\w/.:@-])(?=\w*[a-z])[a-z0-9@$!*+|]{3,24}(?![\w@])")
+_DISGUISED = re.compile(r"(?<![\w/.:@-])[a-z]*[0-9@$!*+|][a-z0-9@$!*+|]*(?![\w@])")
+_DRAWN_OUT = re.compile(r"(?<!\w)[a-z]*?([a-z])\1\1[a-z]*(?!\w)")
+_TRIPLE = re.compile(r"([a-z])\1\1")
+_TRIPLE_RUN = re.compile(r"([a-z])\1{2,}")
 _SPACED = re.compile(r"(?<![a-z])(?:[a-z][ .*_-]){3,12}[a-z](?![a-z])")
 _LEET = str.maketrans("013457@$!|+", "oieastasiit")
 _LOOKALIKES = str.maketrans("аеорсухікмтвԁѕ", "aeopcyxikmtbds")
@@ -44,6 +47,7 @@ class Words:
 
     single: dict[str, tuple[str, float]]
     phrases: dict[str, tuple[tuple[tuple[str, ...], str, float], ...]]
+    by_length: dict[int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def load_words(folder: Path | None = None) -> Words:
         parts = tuple(_WORD.findall(term))
         if len(parts) > 1:
             phrases.setdefault(parts[0], []).append((parts, category, weight))
-    return Words(single, {first: tuple(found) for first, found in phrases.items()})
+    by_length = {size: tuple(sorted(term for term in single if len(term) == size)) for size in range(2, 25)}
+    return Words(single, {first: tuple(found) for first, found in phrases.items()}, by_length)
 
 
 def fold(text: str) -> str:
@@ -89,22 +94,19 @@ def fold(text: str) -> str:
 
 def _undisguised(folded: str, words: Words) -> Iterable[str]:
     """Yield the terms behind leet (`sh1t`), stars (`f*ck`), drawn-out (`fuuuck`) and spaced-out (`f u c k`) spellings."""
-    for match in _DISGUISED.finditer(folded):
-        token = match[0].strip("!|+*")
-        if token.isalpha():
-            drawn, token = token, re.sub(r"(.)\1{2,}", r"\1", token)
-            if drawn == token:
-                continue  # an ordinary word
-        elif "*" in token:
+    for token in {match[0].strip("!|+*") for match in _DISGUISED.finditer(folded)}:
+        letters = sum(map(str.isalpha, token))
+        if not 4 <= len(token) <= 24 or letters < 2 or letters == len(token):
+            continue
+        if "*" in token:
             pattern = re.compile(re.escape(token).replace(r"\*", "[a-z]"))
-            if sum(map(str.isalpha, token)) >= 2:
-                yield from (term for term in words.single if len(term) == len(token) and pattern.fullmatch(term))
-            continue
-        elif sum(map(str.isalpha, token)) < 2 or token.isdigit():
-            continue
-        token = token.translate(_LEET)
-        if token in words.single and len(token) >= 4:
-            yield token
+            yield from sorted(term for term in words.by_length.get(len(token), ()) if pattern.fullmatch(term))
+        elif (plain := token.translate(_LEET)) in words.single:
+            yield plain
+    drawn = _DRAWN_OUT.finditer(folded) if _TRIPLE.search(folded) else ()
+    for match in drawn:
+        if (plain := _TRIPLE_RUN.sub(r"\1", match[0])) in words.single:
+            yield plain
     for match in _SPACED.finditer(folded):
         joined = re.sub("[^a-z]", "", match[0])
         if joined in words.single:
@@ -120,7 +122,7 @@ def _count(text: str, words: Words, disguised: bool) -> Counter[str]:
             if tuple(tokens[at : at + len(parts)]) == parts:
                 hits[" ".join(parts)] += 1
     if disguised:
-        hits.update(list(_undisguised(folded, words))[:1000])
+        hits.update(sorted(_undisguised(folded, words))[:1000])
     return hits
 
 
@@ -128,7 +130,7 @@ def judge_words(text: str, words: Words, disguised: bool = True) -> Finding:
     """Weigh the text's rude, explicit and unsafe words; a category counts from two hits at one in 200 words.
 
     A text of few words needs one hit in 60. `disguised=False` reads words as they stand: code and formulas are full of
-    what looks like leet. One term counts three times at most.
+    what looks like leet, and one odd name in them means nothing. One term counts three times at most.
     """
     hits = _count(text, words, disguised)
     if not hits:
@@ -142,6 +144,7 @@ def judge_words(text: str, words: Words, disguised: bool = True) -> Finding:
     category, weight = max(weights.items(), key=lambda item: (item[1], item[0]))
     size = text.count(" ") + text.count("\n") + 1
     heavy = (weight >= 2 and weight * 200 >= size) or (weight >= 0.8 and weight * 60 >= size)
+    heavy = heavy and (disguised or len(categories[category]) > 1)
     return Finding(category if heavy else "", weight, tuple(categories[category][:5]))
 
 
