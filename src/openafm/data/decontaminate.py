@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import daft
 import numpy as np
 
 from openafm.data.documents import drops_by_reason, recall
-from openafm.data.frames import Drop, kept, write_verdicts
+from openafm.data.frames import Drop, daft, kept, write_verdicts
 from openafm.stage import Config, Context, Metrics
 
 _NOT_ALNUM = re.compile(r"[\W_]+")

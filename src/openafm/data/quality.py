@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import daft
 import fasttext
 import numpy as np
 import torch
 import xxhash
 
 from openafm.data.documents import Row, drops_by_reason, rows
-from openafm.data.frames import Drop, kept, write_verdicts
+from openafm.data.frames import Drop, daft, kept, write_verdicts
 from openafm.sampling.sampler import TorchSampler
 from openafm.scoring.intervals import bootstrap, wilson
 from openafm.scoring.judges import ask

@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import daft
 import numpy as np
+import pyarrow as pa
+import xxhash
 
-from openafm.data.frames import kept
+from openafm.data.frames import daft, kept
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load
 
@@ -21,16 +22,18 @@ class ShardsConfig(Config):
     """What is held out."""
 
     heldout_share: float = 0.03
-    """Share of each flow's documents that is never trained on, chosen by the documents' ids."""
+    """Share of each flow's documents that is never trained on, chosen by a hash of their ids."""
 
 
 def held_out(ids: list[str], share: float) -> set[str]:
-    """The ids (hexadecimal digests) in the lowest `share` of all digests, at least one of two or more.
+    """The ids whose hash is in the lowest `share` of all hashes, at least one of two or more.
 
-    A document's place does not depend on the other documents, so a larger crawl holds out a superset.
+    A document's place does not depend on the other documents, so a larger crawl holds out a superset. The id is hashed
+    anew: it is a digest itself, and what came before may have chosen by it.
     """
-    chosen = {i for i in ids if int(i, 16) < share * 16 ** len(i)}
-    return chosen or ({min(ids)} if len(ids) > 1 and share > 0 else set())
+    hashed = {i: xxhash.xxh3_64_intdigest(f"heldout/{i}".encode()) for i in ids}
+    chosen = {i for i in ids if hashed[i] < share * 2**64}
+    return chosen or ({min(ids, key=lambda i: hashed[i])} if len(ids) > 1 and share > 0 else set())
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -59,8 +62,10 @@ def _encoded(documents: Path, flow: str, tokenizer: Path) -> list[tuple[str, np.
     model = load(tokenizer)
 
     @daft.func.batch(return_dtype=daft.DataType.list(daft.DataType.uint32()))
-    def encode(texts: daft.Series) -> list[list[int]]:
-        return [[*model.encode(text), model.eos_id] for text in texts.to_pylist()]
+    def encode(texts: daft.Series) -> pa.Array:
+        tokens = [np.array([*model.encode(text), model.eos_id], np.uint32) for text in texts.to_pylist()]
+        ends = np.cumsum([0, *map(len, tokens)])
+        return pa.LargeListArray.from_arrays(ends, np.concatenate(tokens) if tokens else pa.array([], pa.uint32()))
 
     frame = kept(documents, "id", "flow", "text", "bytes").where(daft.col("flow") == daft.lit(flow))
     frame = frame.with_column("tokens", encode(daft.col("text"))).select("id", "tokens", "bytes")
