@@ -7,13 +7,11 @@ from openafm.model.checkpoint import load_model
 from openafm.posttraining.committee import CommitteeConfig, RolloutsConfig, by_prompt, committee, rollouts
 from openafm.posttraining.direct import DirectConfig, best_and_worst, direct
 from openafm.posttraining.examples import read_rows, write_rows
-from openafm.posttraining.policy import Policy, SamplingConfig, token_log_probs
+from openafm.posttraining.policy import Policy, token_log_probs
 from openafm.posttraining.rejection import RejectionConfig, rejection
 from openafm.posttraining.reward import RewardModel
 from openafm.posttraining.sft import BestConfig, SftConfig, sft, sft_best
 from openafm.stage import Hardware
-
-SAMPLING = SamplingConfig(max_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def drawn(model, tmp_path_factory):
 
 
 def test_members_take_turns_and_every_prompt_gets_its_samples(model, examples, reward, context, same_files):
-    config = RolloutsConfig(prompts=9, samples=4, sampling=SAMPLING)
+    config = RolloutsConfig(prompts=9, samples=4, max_tokens=6)
     members = {"sft": model, "rejection": model, "dpo": model}
     one, two = context("one"), context("two")
     metrics = rollouts(config, one, members=members, reward=reward, examples=examples)
@@ -108,7 +106,7 @@ def test_the_committee_picks_the_best_and_samples_on_from_it(model, drawn, examp
     sft(config, taught, model=model, examples=examples)
     best = context("best")
     chosen = sft_best(
-        BestConfig(problems=8, answers=2, sampling=SAMPLING),
+        BestConfig(problems=8, answers=2, max_tokens=6),
         best,
         snapshots=taught.out,
         reward=reward,
@@ -119,7 +117,7 @@ def test_the_committee_picks_the_best_and_samples_on_from_it(model, drawn, examp
     assert rewards[chosen["checkpoint"]] == max(rewards.values())
 
     step = context("committee")
-    config = CommitteeConfig(problems=16, next_round=RolloutsConfig(prompts=4, samples=2, sampling=SAMPLING))
+    config = CommitteeConfig(problems=16, next_round=RolloutsConfig(prompts=4, samples=2, max_tokens=6))
     members = {"sft": model, "taught": taught.out, "again": taught.out}
     metrics = committee(config, step, members=members, reward=reward, examples=examples, control=taught.out)
     table = json.loads((step.out / "committee.json").read_text())["members"]

@@ -3,14 +3,14 @@ import pytest
 import torch
 
 from openafm.posttraining.examples import read_rows
-from openafm.posttraining.policy import Policy, SamplingConfig, passes, rate, token_log_probs
+from openafm.posttraining.policy import Policy, passes, rate, token_log_probs
 from openafm.stage import Hardware
 
 
 def test_trainer_and_sampler_agree_on_the_samplers_tokens(model, examples, context):
     policy = Policy.load(model)
     problems = read_rows(examples / "train.jsonl")[:40]
-    answers = policy.answer(problems, SamplingConfig(max_tokens=12), context(), "answers")
+    answers = policy.answer(problems, 12, context(), "answers")
     pairs = [(policy.prompt(p), a.tokens) for p, a in zip(problems, answers, strict=True)]
     trainers = token_log_probs(policy.model, pairs, Hardware())
     for answer, own in zip(answers, trainers, strict=True):
@@ -32,8 +32,7 @@ def test_token_log_probs_one_sequence_at_a_time(model):
 def test_draws_repeat_and_differ_by_label(model, examples, context):
     policy = Policy.load(model)
     problems = read_rows(examples / "train.jsonl")[:8]
-    sampling = SamplingConfig(max_tokens=6)
-    one, two, other = (policy.answer(problems, sampling, context(name), label) for name, label in ("ab", "cb", "dx"))
+    one, two, other = (policy.answer(problems, 6, context(name), label) for name, label in ("ab", "cb", "dx"))
     assert one == two
     assert one != other
 
@@ -41,11 +40,11 @@ def test_draws_repeat_and_differ_by_label(model, examples, context):
 def test_problems_fit_and_are_checked(model, examples):
     policy = Policy.load(model)
     rows = read_rows(examples / "train.jsonl")
-    found = policy.problems(rows, 1000, SamplingConfig(max_tokens=4), "seed")
+    found = policy.problems(rows, 1000, 4, "seed")
     assert 0 < len(found) < len(rows)
     assert all(len(policy.tokenizer.encode(row["answer"])) < 4 for row in found)
-    with pytest.raises(ValueError, match=r"raise sampling\.max_tokens"):
-        policy.problems(rows, 10, SamplingConfig(max_tokens=0), "seed")
+    with pytest.raises(ValueError, match=r"raise max_tokens"):
+        policy.problems(rows, 10, 0, "seed")
 
 
 def test_without_a_check_nothing_passes():

@@ -2,13 +2,10 @@ import random
 from collections import Counter
 
 from openafm.posttraining.examples import question, read_rows
-from openafm.posttraining.policy import SamplingConfig
 from openafm.posttraining.preferences import PreferencesConfig, corruptions, judge, preferences, swap_some
 from openafm.scoring import checks
 
-CONFIG = PreferencesConfig(
-    prompts=60, heldout_prompts=12, answers=2, label_noise=0.2, sampling=SamplingConfig(max_tokens=8)
-)
+CONFIG = PreferencesConfig(prompts=60, heldout_prompts=12, answers=2, label_noise=0.2, max_tokens=8)
 
 
 def test_pairs_are_judged_split_by_prompt_and_noisy_in_training_only(model, examples, context, same_files):

@@ -5,7 +5,7 @@ import torch
 
 from openafm.model.checkpoint import load_model
 from openafm.posttraining.examples import read_rows, write_json
-from openafm.posttraining.policy import Policy, SamplingConfig
+from openafm.posttraining.policy import Policy
 from openafm.posttraining.sft import ArmsConfig, FinetuneConfig, SftConfig, finetune, sft, sft_arms
 
 CONFIG = SftConfig(tokens=4096, batch_tokens=512, sequence_length=64, lr=0.01, snapshots=2)
@@ -44,7 +44,7 @@ def test_only_answers_are_learned(model, context):
     _, facts = finetune(policy, [example], config, context())
     assert facts["steps"] == 20
     assert facts["loss"] < 0.1
-    answer = policy.answer([{**example, "check": None}], SamplingConfig(temperature=0.0), context("x"), "x")
+    answer = policy.answer([{**example, "check": None}], 24, context("x"), "x", temperature=0.0)
     assert answer[0].text == "7"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from openafm.model.checkpoint import save_model
 from openafm.posttraining.examples import Row, read_rows, write_json, write_rows
-from openafm.posttraining.policy import Answer, Policy, SamplingConfig, rate
+from openafm.posttraining.policy import Answer, Policy, rate
 from openafm.posttraining.reward import MixConfig, Scorer
 from openafm.stage import Config, Context, Metrics
 
@@ -23,8 +23,8 @@ class RolloutsConfig(Config):
     """Training problems."""
     samples: int = 8
     """Answers to each, spread evenly over the members."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How they are drawn."""
+    max_tokens: int = 24
+    """Longest answer, in tokens; problems whose reference answer is longer are left out."""
     mix: MixConfig = MixConfig()
     """How they are rewarded."""
 
@@ -34,8 +34,8 @@ class CommitteeConfig(Config):
 
     problems: int = 256
     """Validation problems that decide, and as many held-out ones that are reported."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
-    """How they are answered."""
+    max_tokens: int = 24
+    """Longest answer, in tokens; problems whose reference answer is longer are left out."""
     mix: MixConfig = MixConfig()
     """How answers are rewarded, where members are right equally often."""
     next_round: RolloutsConfig = RolloutsConfig()
@@ -64,14 +64,14 @@ def draw(
     """Draw and score `samples` answers a problem; the members take turns, starting with another one each problem."""
     names = list(members)
     problems = Policy.load(members[names[0]]).problems(
-        examples, config.prompts, config.sampling, f"{context.seed}/{label}"
+        examples, config.prompts, config.max_tokens, f"{context.seed}/{label}"
     )
     rows: list[tuple[int, Row]] = []
     for number, name in enumerate(names):
         policy = Policy.load(members[name])
         turns = [sum((p + j) % len(names) == number for j in range(config.samples)) for p in range(len(problems))]
         repeated = [problem for problem, count in zip(problems, turns, strict=True) for _ in range(count)]
-        answers = policy.answer(repeated, config.sampling, context, f"rollouts {name}")
+        answers = policy.answer(repeated, config.max_tokens, context, f"rollouts {name}")
         rewards = scorer.score(repeated, answers)
         at = 0
         for index, (problem, count) in enumerate(zip(problems, turns, strict=True)):
@@ -156,8 +156,8 @@ def compare(
 ) -> Metrics:
     """Verified accuracy with its interval, by task too, and mean reward and answer length of one model."""
     policy = Policy.load(folder)
-    problems = policy.problems(rows, config.problems, config.sampling, f"{context.seed}/committee")
-    answers = policy.answer(problems, config.sampling, context, label)
+    problems = policy.problems(rows, config.problems, config.max_tokens, f"{context.seed}/committee")
+    answers = policy.answer(problems, config.max_tokens, context, label, temperature=0.0)
     rewards = scorer.score(problems, answers)
     tasks: dict[str, list[bool]] = {}
     for problem, answer in zip(problems, answers, strict=True):

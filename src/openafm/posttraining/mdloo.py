@@ -14,7 +14,7 @@ from pydantic import Field
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.posttraining.examples import Row, RowBatches, answer_row, read_rows, write_rows
-from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, SamplingConfig, rate, token_log_probs
+from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
 from openafm.stage import Context, Hardware, Metrics
 from openafm.training.alignment import (
@@ -53,7 +53,7 @@ class MdlooConfig(OptimizerConfig):
     lr: float = 1e-3
     """Constant learning rate."""
     max_tokens: int = 24
-    """Longest answer; answers are drawn at temperature 1, or they would not be pi_k's."""
+    """Longest answer, in tokens; problems whose reference answer is longer are left out."""
     mix: MixConfig = MixConfig()
     """How answers are rewarded."""
 
@@ -65,9 +65,8 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
     """
     policy, reference = Policy.load(model), load_model(model)
     scorer = Scorer.load(reward, config.mix)
-    sampling = SamplingConfig(max_tokens=config.max_tokens)
     train_rows = read_rows(examples / "train.jsonl")
-    problems = policy.problems(train_rows, len(train_rows), sampling, f"{context.seed}/mdloo")
+    problems = policy.problems(train_rows, len(train_rows), config.max_tokens, f"{context.seed}/mdloo")
     optimizer = config.optimizer(policy.model)
     curve: list[Record] = []
     iterations: list[Row] = []
@@ -76,7 +75,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
         if not answers.exists():
             drawn = random.Random(f"{context.seed}/prompts/{k}").sample(problems, min(config.prompts, len(problems)))
             repeated = [problem for problem in drawn for _ in range(config.samples)]
-            made = policy.answer(repeated, sampling, context, f"iteration {k + 1} answers")
+            made = policy.answer(repeated, config.max_tokens, context, f"iteration {k + 1} answers")
             _write_whole(answers, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
         answered = read_rows(answers)
         pairs = [(policy.prompt(row["problem"]), row["tokens"]) for row in answered]

@@ -40,15 +40,6 @@ class OptimizerConfig(Config):
         return RMSPropMomentum(parameter_groups(model, self.base_width), self.lr, self.weight_decay)
 
 
-class SamplingConfig(Config):
-    """How answers are drawn."""
-
-    max_tokens: int = 24
-    """Longest answer, in tokens."""
-    temperature: float = 1.0
-    """1 draws from the policy itself; 0 is greedy."""
-
-
 @dataclass(frozen=True)
 class Answer:
     """One answer: `tokens` and `logprobs` end with the stop token where the model ended it itself."""
@@ -76,29 +67,32 @@ class Policy:
         """Tokens of the conversation, up to where the answer begins."""
         return self.tokenizer.render_chat(example["messages"], add_generation_prompt=True)
 
-    def problems(self, examples: Sequence[Row], count: int, sampling: SamplingConfig, seed: str) -> list[Row]:
+    def problems(self, examples: Sequence[Row], count: int, max_tokens: int, seed: str) -> list[Row]:
         """At most `count` examples with a check whose reference answer the policy could give within `max_tokens`.
 
         Raises ValueError where there is none.
         """
-        room = self.model.config.max_length - sampling.max_tokens
+        room = self.model.config.max_length - max_tokens
         fitting = (
             example
             for example in examples
-            if len(self.tokenizer.encode(example["answer"])) < sampling.max_tokens and len(self.prompt(example)) <= room
+            if len(self.tokenizer.encode(example["answer"])) < max_tokens and len(self.prompt(example)) <= room
         )
         found = checked(fitting, count, seed)
         if not found:
             raise ValueError(
-                f"none of {len(examples)} examples has a check and an answer within {sampling.max_tokens} tokens: "
-                "raise sampling.max_tokens, or give the mixture more checked examples"
+                f"none of {len(examples)} examples has a check and an answer within {max_tokens} tokens: "
+                "raise max_tokens, or give the mixture more checked examples"
             )
         return found
 
-    def answer(self, examples: Sequence[Row], sampling: SamplingConfig, context: Context, label: str) -> list[Answer]:
+    def answer(
+        self, examples: Sequence[Row], max_tokens: int, context: Context, label: str, temperature: float = 1.0
+    ) -> list[Answer]:
         """One answer for each example (repeat an example for several), checked by its own program.
 
-        Draws depend on `context.seed`, `label` and the examples, and on nothing else.
+        Temperature 1 draws from the policy itself, 0 is greedy. Draws depend on `context.seed`, `label` and the
+        examples, and on nothing else.
         """
         self.model.to(context.hardware.device).eval()
         answers: list[Answer] = []
@@ -108,8 +102,8 @@ class Policy:
             made = generate(
                 self.model,
                 [self.prompt(example) for example in part],
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
+                max_tokens=max_tokens,
+                temperature=temperature,
                 stop_ids=stop_tokens(self.tokenizer),
                 seed=random.Random(f"{context.seed}/{label}/{start}").getrandbits(48),
                 batch=SAMPLE_BATCH,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openafm.posttraining.examples import Row, read_rows, write_json, write_rows
-from openafm.posttraining.policy import Policy, SamplingConfig
+from openafm.posttraining.policy import Policy
 from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
 
@@ -32,8 +32,8 @@ class PreferencesConfig(Config):
     """Most pairs kept of one prompt."""
     label_noise: float = 0.05
     """Share of training pairs whose two answers are swapped, as people would; held-out pairs carry no noise."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How the model answers."""
+    max_tokens: int = 24
+    """Longest answer, in tokens; problems whose reference answer is longer are left out."""
 
 
 def preferences(config: PreferencesConfig, context: Context, *, model: Path, examples: Path) -> Metrics:
@@ -42,7 +42,7 @@ def preferences(config: PreferencesConfig, context: Context, *, model: Path, exa
     metrics: dict[str, Any] = {"mapping": checks.mapping()}
     for split, count in (("train", config.prompts), ("heldout", config.heldout_prompts)):
         rows = read_rows(examples / f"{split}.jsonl")
-        problems = policy.problems(rows, count, config.sampling, f"{context.seed}/preferences")
+        problems = policy.problems(rows, count, config.max_tokens, f"{context.seed}/preferences")
         pairs = judged_pairs(policy, problems, config, context, split)
         if split == "train":
             swap_some(pairs, config.label_noise, random.Random(f"{context.seed}/noise"))
@@ -57,7 +57,7 @@ def judged_pairs(
 ) -> list[Row]:
     """Answer, grade and pair; over all prompts, the rarer strengths are taken first."""
     repeated = [problem for problem in problems for _ in range(config.answers)]
-    sampled = policy.answer(repeated, config.sampling, context, f"answers {split}")
+    sampled = policy.answer(repeated, config.max_tokens, context, f"answers {split}")
     used: Counter[int] = Counter()
     pairs: list[Row] = []
     for index, problem in enumerate(problems):

@@ -13,7 +13,7 @@ from typing import Any
 from openafm.model import Transformer
 from openafm.model.checkpoint import save_model
 from openafm.posttraining.examples import Row, read_rows, write_json
-from openafm.posttraining.policy import OptimizerConfig, Policy, SamplingConfig, rate, token_log_probs
+from openafm.posttraining.policy import OptimizerConfig, Policy, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
 from openafm.stage import Config, Context, Hardware, Metrics
 from openafm.training.batches import Batch, ExampleBatches, tokenize_examples
@@ -51,8 +51,8 @@ class ArmsConfig(FinetuneConfig):
     """Training tokens of each arm."""
     problems: int = 160
     """Validation problems that each arm answers."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
-    """How they are answered."""
+    max_tokens: int = 24
+    """Longest answer, in tokens; problems whose reference answer is longer are left out."""
 
 
 def token_loss(model: Transformer, batch: Batch) -> LossOutput:
@@ -130,8 +130,8 @@ def sft_arms(config: ArmsConfig, context: Context, *, model: Path, examples: Pat
         name = path.stem.removeprefix("train_")
         policy = Policy.load(model, config.dropout)
         _, facts = finetune(policy, read_rows(path), config, context, label=f"arm {name}")
-        problems = policy.problems(validation, config.problems, config.sampling, f"{context.seed}/validation")
-        answers = policy.answer(problems, config.sampling, context, "arms")
+        problems = policy.problems(validation, config.problems, config.max_tokens, f"{context.seed}/validation")
+        answers = policy.answer(problems, config.max_tokens, context, "arms", temperature=0.0)
         table[name] = {**rate(sum(a.passed for a in answers), len(answers)), **facts}
     if not table:
         raise ValueError(f"{examples} holds no train_ARM.jsonl: give sft_mixture at least one arm")
@@ -147,22 +147,20 @@ class BestConfig(Config):
     """Validation problems."""
     answers: int = 4
     """Answers to each: N of best-of-N."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How they are drawn."""
-    mix: MixConfig = MixConfig(verified_weight=0.0)
-    """The reward model alone decides, as AFM's does."""
+    max_tokens: int = 24
+    """Longest answer, in tokens; problems whose reference answer is longer are left out."""
 
 
 def sft_best(config: BestConfig, context: Context, *, snapshots: Path, reward: Path, examples: Path) -> Metrics:
     """Copy the checkpoint of the SFT run `snapshots` with the best mean reward of best-of-N; ties go to the first."""
-    scorer = Scorer.load(reward, config.mix)
+    scorer = Scorer.load(reward, MixConfig(verified_weight=0.0))  # the reward model alone decides, as AFM's does
     validation = read_rows(examples / "validation.jsonl")
     table: dict[str, Any] = {}
     for folder in sorted((snapshots / "snapshots").iterdir()):
         policy = Policy.load(folder)
-        problems = policy.problems(validation, config.problems, config.sampling, f"{context.seed}/validation")
+        problems = policy.problems(validation, config.problems, config.max_tokens, f"{context.seed}/validation")
         repeated = [problem for problem in problems for _ in range(config.answers)]
-        answers = policy.answer(repeated, config.sampling, context, "best of n")
+        answers = policy.answer(repeated, config.max_tokens, context, "best of n")
         rewards = scorer.score(repeated, answers)
         picks = [
             max(range(i, i + config.answers), key=rewards.__getitem__) for i in range(0, len(rewards), config.answers)
