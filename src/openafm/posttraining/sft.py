@@ -156,7 +156,10 @@ def sft_best(config: BestConfig, context: Context, *, snapshots: Path, reward: P
     scorer = Scorer.load(reward, MixConfig(verified_weight=0.0))  # the reward model alone decides, as AFM's does
     validation = read_rows(examples / "validation.jsonl")
     table: dict[str, Any] = {}
-    for folder in sorted((snapshots / "snapshots").iterdir()):
+    folders = sorted((snapshots / "snapshots").glob("*"))
+    if not folders:
+        raise ValueError(f"{snapshots} holds no checkpoints: set `snapshots` of its step to at least 1")
+    for folder in folders:
         policy = Policy.load(folder)
         problems = policy.problems(validation, config.problems, config.max_tokens, f"{context.seed}/validation")
         repeated = [problem for problem in problems for _ in range(config.answers)]
