@@ -50,9 +50,9 @@ class EvaluateConfig(Config):
     """Context, in tokens, of loss by position and needle retrieval; 0 leaves both out."""
     long_windows: int = 8
     """Windows for loss by position, from the flow with the most held-out text."""
-    needle_questions: int = 8
+    needle_questions: int = 12
     """Needle questions at each depth."""
-    needle_depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    needle_depths: tuple[float, ...] = (0.1, 0.5, 0.9)
     """Where the needle lies: 0 the start of the context, 1 its end."""
     sample_prompts: tuple[str, ...] = ("The function returns",)
     """Texts the model continues, for reading."""
