@@ -53,7 +53,7 @@ def test_run_status_and_run_again(verb):
     assert first.exit_code == 0 and "size 3" in first.output and "openafm status runs/toy" in first.output
     (state,) = json.loads(verb("status", "toy", "--json").output)
     assert (state["step"], state["state"], state["bytes"]) == ("first", "current", 3)
-    assert "all 1 steps are current" in verb("run", "toy", "--set", "first.size=3").output
+    assert "nothing to do: 1 step current" in verb("run", "toy", "--set", "first.size=3").output
     assert "config size: 3 -> 1" in verb("run", "toy").output
     assert "asked for by --from" in verb("run", "toy", "--from", "first").output
     assert "current" in verb("status", "runs/toy").output

@@ -39,6 +39,11 @@ def _plain_errors() -> Iterator[None]:
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+    except ImportError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}; `openafm doctor` says what is missing", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 

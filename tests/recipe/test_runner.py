@@ -58,6 +58,8 @@ def scale(config: ScaleConfig, context: Context, *, numbers: Path, extra: Path |
         raise ValueError("numbers.json:3: a bad number; remove it")
     if config.fail == "nospace":
         raise OSError(28, "No space left on device")
+    if config.fail == "nan":
+        return {"loss": float("nan")}
     if config.fail == "interrupt":
         raise KeyboardInterrupt
     found = json.loads((numbers / "deep" / "numbers.json").read_text())
@@ -248,6 +250,7 @@ def test_a_corrupt_artifact_is_named_and_made_again(toys, tmp_path):
     ("fail", "message"),
     [
         ("value", r"step triple: numbers.json:3: a bad number; remove it .*Finished steps are kept"),
+        ("nan", r"step triple: its metrics or notes are not plain JSON .*nan"),
         ("nospace", r"step triple: the disk of .* is full .*make room, then the same command goes on"),
     ],
 )

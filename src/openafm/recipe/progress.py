@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 QUIET_SECONDS = 10.0
 """Between two lines when there is no terminal."""
@@ -21,8 +21,9 @@ class Display:
         self.name, self.started, self.printed = "", time.monotonic(), time.monotonic()
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TaskProgressColumn(),
+            TimeElapsedColumn(),
             TextColumn("{task.fields[text]}"),
         )
         self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -59,7 +60,7 @@ class Display:
         completed = self.done + share * self.planned.get(self.name, 0.0)
         self.bars.update(self.part, completed=done, total=total, text=label)
         self.bars.update(self.whole, completed=completed, text=self._times(seconds))
-        if not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
+        if label and not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
             self.printed = time.monotonic()
             counted = f" {done:g}/{total:g}" if total else ""
             self.console.print(

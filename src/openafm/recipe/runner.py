@@ -202,7 +202,7 @@ def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, force
     started = time.time()
     _reset_peak_memory()
     metrics = step.signature.function(step.config, context, **_paths(folder, step)) or {}
-    json.dumps(metrics, allow_nan=False)
+    _check_plain(metrics, context.notes)
     manifest = artifacts.seal(
         out,
         replace(
@@ -216,6 +216,15 @@ def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, force
     )
     artifacts.publish(folder, step.name)
     return manifest
+
+
+def _check_plain(*found: dict[str, Any]) -> None:
+    """Metrics and notes go into the manifest: finite numbers, texts, lists and mappings of them."""
+    for values in found:
+        try:
+            json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"its metrics or notes are not plain JSON ({error}): {values}") from None
 
 
 def _paths(folder: Path, step: Step) -> dict[str, Any]:

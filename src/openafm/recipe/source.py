@@ -14,7 +14,7 @@ import yaml
 
 Keys = tuple[str, ...]
 SHIPPED = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
-"""The recipes that came with the program: of an installed package, or of the checkout that an editable one points to."""
+"""The recipes that came with the program: of an installed package, or of the checkout it runs from."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -66,7 +66,10 @@ def blank_manifest(step: Step, recipe: Recipe, hardware: Hardware, inputs: Mappi
 def _outside(step: Step) -> dict[str, dict[str, str]]:
     """What a step reads from outside the run: the files that its config's method `files()` names, if it has one."""
     paths: list[Path] = getattr(step.config, "files", list)()
-    return {path.name: {"step": "", "digest": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths}
+    digests: dict[str, hashlib._Hash] = {}
+    for path in sorted(paths):  # files of one name in several folders count together
+        digests.setdefault(path.name, hashlib.sha256()).update(hashlib.sha256(path.read_bytes()).digest())
+    return {name: {"step": "", "digest": digest.hexdigest()} for name, digest in digests.items()}
 
 
 def input_digests(run: Path, step: Step) -> dict[str, str]:

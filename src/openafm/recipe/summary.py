@@ -1,5 +1,6 @@
 """What a run ends with: the table of evaluated stages, the report, and the commands to try next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,14 +15,18 @@ def finish(run: Path, recipe: Recipe, before: list[State], seconds: float, conso
     executed = [state.step for state in before if state.state != "current"]
     planned = sum(step.seconds for step in executed)
     if executed:
-        console.print(f"{len(executed)} steps in {clock(seconds)} (planned {clock(planned)})", highlight=False)
+        console.print(f"{_steps(executed)} in {clock(seconds)} (planned {clock(planned)})", highlight=False)
     else:
-        console.print(f"all {len(before)} steps are current", highlight=False)
+        console.print(f"nothing to do: {_steps(before)} current", highlight=False)
     _print_table(run, recipe, console)
     if executed or not (run / "report.html").exists():
         _write_report(run)
     for command, purpose in _next_commands(run, recipe).items():
         console.print(f"  {command:<44} {purpose}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _steps(found: Sequence[object]) -> str:
+    return f"{len(found)} step{'s' * (len(found) != 1)}"
 
 
 def _write_report(run: Path) -> None:
