@@ -24,7 +24,7 @@ def robots_txt(rules: Sequence[str]) -> bytes:
 
 
 def choose_rules(urls: Sequence[str]) -> list[str]:
-    """Path prefixes for a host that names none: the largest folder with at most 15% of its pages, else one page of it."""
+    """Path prefixes for a host that names none: its largest folder with at most 15% of the pages, else one page."""
     paths = sorted(urlsplit(url).path for url in urls)
     folders = Counter(path[: end + 1] for path in paths for end, char in enumerate(path) if char == "/")
     small = [(-count, folder) for folder, count in folders.items() if folder != "/" and count <= 0.15 * len(paths)]

@@ -1,8 +1,8 @@
 """Dirty pages and documents, seeded and marked, planted among the real ones: what filters are measured on.
 
 Documentation is clean, so recall of the filters on it says nothing. Every kind of dirt is planted in all five flows
-among sentences of real text, on web pages inside the furniture of forums, blogs, shops, news and question sites, so that
-extraction matters. Marks go to `planted.jsonl` and to columns beside the verdicts; no filter reads them.
+among sentences of real text, on web pages inside the furniture of forums, blogs, shops, news and question sites, for
+extraction to matter. Marks go to `planted.jsonl` and to columns beside the verdicts; no filter reads them.
 
 Sentences and word lists here were written for the generator alone: no filter, word list or classifier of the project
 uses them, and nothing here imports one, else recall would measure a list against itself. Adult and unsafe texts name

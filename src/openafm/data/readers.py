@@ -315,8 +315,9 @@ def _synopses(source: Source, files: Members) -> Iterator[dict[str, str]]:
 
 def _release_notes(source: Source, files: Members) -> Iterator[dict[str, str]]:
     """Sections of release notes, as the announcements they are mailed as: the body, and its heading as the subject."""
+    parser = lxml.html.HTMLParser(encoding="utf-8")
     for name, data in files:
-        for section in lxml.html.fromstring(data).iter("section", "div"):
+        for section in lxml.html.document_fromstring(data, parser=parser).iter("section", "div"):
             heading = section.find("h3")
             body = [" ".join(p.text_content().split()) for p in section.findall("p")]
             if heading is None or section.get("id") is None or not 150 <= sum(map(len, body)) <= 1_500:
