@@ -13,11 +13,13 @@ from openafm.adapters.lora import load_adapter
 from openafm.compression.compress import CompressConfig, compress
 from openafm.compression.package import sizes, verify_package
 from openafm.compression.recovery import RecoveryConfig, recovery, regained, residual_adapter
-from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, split, task_adapter
+from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, mean_loss, split, task_adapter
 from openafm.engine import TorchEngine, open_package
 from openafm.model.checkpoint import load_model
 from openafm.stage import Context
 from openafm.tokenizer import load
+from openafm.training.batches import ExampleBatches
+from openafm.training.losses import next_token
 
 SMALL = {"calibration_tokens": 512, "heldout_tokens": 512}
 COMPRESS = CompressConfig(target_bits=4.0, length=32, sensitivity_tokens=256, **SMALL)
@@ -211,6 +213,15 @@ def test_no_source_is_in_two_parts():
     assert sum(map(len, parts.values())) == 50
     with pytest.raises(ValueError, match="too few"):
         split(examples[:2], 0.1, 0)
+
+
+def test_mean_loss_is_the_training_loss_of_the_answers(world):
+    model = load_model(world / "model").eval()
+    pairs = [([2, 5, 9], [11, 12]), ([2, 40], [41, 42, 43, 44])]
+    whole = [ExampleBatches([p], sequence_length=16, batch_tokens=16, tokens=16, seed=0, pad_id=0)[0] for p in pairs]
+    losses = [next_token(model(b["inputs"]), b["targets"]) for b in whole]
+    expected = sum(float(o.loss.detach()) * len(p[1]) for o, p in zip(losses, pairs, strict=True)) / 6
+    assert mean_loss(model, pairs) == pytest.approx(expected, rel=1e-5)
 
 
 def test_first_sentence():

@@ -53,7 +53,7 @@ class RecoveryConfig(Config):
     """Mixture arm of the examples (`train_ARM.jsonl`); empty takes `train.jsonl`, or the first arm without it."""
     sequence_length: int = 256
     batch_tokens: int = 1024
-    lr: float = 2e-3
+    lr: float = 4e-3
     floor: float = 0.05
     warmup: float = 0.1
     calibration_tokens: int = 16_384
@@ -68,7 +68,7 @@ def recovery(
     torch.set_num_threads(context.hardware.threads)
     source = open_package(package)
     base, quantized = load_model(model).requires_grad_(False), source.model().requires_grad_(False)
-    data = _batches(config, context, shards, examples, source.folder)
+    data, too_long = _batches(config, context, shards, examples, source.folder)
     windows = read_windows(shards, "heldout", config.sequence_length, config.heldout_tokens)
     before = compare(quantized, base, windows)
     _start(config, context, base, quantized, shards)
@@ -93,6 +93,7 @@ def recovery(
         "heldout_tokens": windows.predicted,
         "heldout_windows": len(before.kl),
         "training_tokens": {label: size for label, _, size in data},
+        "examples_too_long": too_long,
         "bits_per_byte": {name: round(float(np.mean(values)) * to_bits, 5) for name, values in losses.items()},
         "kl_quantized": round(float(np.mean(before.kl)), 6),
         "kl_adapted": round(float(np.mean(after.kl)), 6),
@@ -151,7 +152,9 @@ Data = list[tuple[str, Batches, int]]
 """Label, batches, tokens of each phase."""
 
 
-def _batches(config: RecoveryConfig, context: Context, shards: Path, examples: Path | None, folder: Path) -> Data:
+def _batches(
+    config: RecoveryConfig, context: Context, shards: Path, examples: Path | None, folder: Path
+) -> tuple[Data, int]:
     index = json.loads((shards / "index.json").read_text())["splits"]["train"]
     mixture = config.mixture or {
         name: entry["tokens"] for name, entry in index.items() if entry["tokens"] > config.sequence_length
@@ -162,15 +165,16 @@ def _batches(config: RecoveryConfig, context: Context, shards: Path, examples: P
         "seed": context.seed,
     }
     phases: list[tuple[str, Any]] = [("pretraining", TokenBatches(shards, mixture, tokens=config.tokens, **shape))]
+    left_out = 0
     if examples is not None and config.example_tokens:
         tokenizer = load_tokenizer(folder)
         pairs, left_out = tokenize_examples(
             read_examples(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
         )
-        context.note(examples_too_long=left_out)
         batches = ExampleBatches(pairs, tokens=config.example_tokens, pad_id=tokenizer.pad_id, **shape)
         phases.append(("post-training", batches))
-    return [(label, batches, len(batches) * batches.rows * config.sequence_length) for label, batches in phases]
+    data = [(label, batches, len(batches) * batches.rows * config.sequence_length) for label, batches in phases]
+    return data, left_out
 
 
 def _training_file(examples: Path, arm: str) -> Path:

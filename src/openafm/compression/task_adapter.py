@@ -7,12 +7,13 @@ validation examples; ROUGE-L is measured on test examples. No source (package, l
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from openafm.adapters.lora import adapter_state, load_adapter
 from openafm.adapters.store import NAME as ADAPTER_NAME
@@ -36,6 +37,8 @@ from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
 Example = dict[str, Any]
+Pairs = list[tuple[list[int], list[int]]]
+"""Prompt and answer tokens of examples."""
 
 
 class TaskAdapterConfig(Config):
@@ -48,8 +51,8 @@ class TaskAdapterConfig(Config):
     tokens: int = 50_000
     """Tokens to train on, prompts counted."""
     sequence_length: int = 256
-    batch_tokens: int = 1024
-    lr: float = 2e-3
+    batch_tokens: int = 512
+    lr: float = 6e-3
     floor: float = 0.05
     warmup: float = 0.1
     checks: int = 5
@@ -79,12 +82,14 @@ def task_adapter(config: TaskAdapterConfig, context: Context, *, package: Path, 
     load_adapter(model, parent.state, parent.alpha)
     test = parts["test"][: config.test_examples]
     before = _answers(model, tokenizer, test, config.max_tokens)
-    losses, best = _fit(model, tokenizer, parts, parent.alpha, config, context)
+    tokens, too_long = _tokenized(tokenizer, parts, config.sequence_length)
+    losses, best = _fit(model, tokens, tokenizer.pad_id, parent.alpha, config, context)
     state = load_file(_snapshot(context, best))
     load_adapter(model, state, parent.alpha)
     after = _answers(model, tokenizer, test, config.max_tokens)
     metrics = {
         "examples": {part: len(rows) for part, rows in parts.items()},
+        "too_long": too_long,
         "validation_loss": {str(step): round(loss, 5) for step, loss in sorted(losses.items())},
         "kept_step": best,
         **judge(test, before, after),
@@ -119,29 +124,34 @@ def _source(example: Example) -> str:
     return str(example.get("source") or str(example.get("lineage", "")).rpartition("/")[2] or example.get("id"))
 
 
+def _tokenized(
+    tokenizer: Tokenizer, parts: Mapping[str, list[Example]], longest: int
+) -> tuple[dict[str, Pairs], dict[str, int]]:
+    """Tokenize what is trained and chosen on, and count what does not fit."""
+    tokens: dict[str, Pairs] = {}
+    left_out = {}
+    for part in ("train", "validation"):
+        tokens[part], left_out[part] = tokenize_examples(parts[part], tokenizer, longest + 1)
+        if not tokens[part]:
+            raise ValueError(f"no {part} example fits in {longest} tokens: raise sequence_length")
+    return tokens, left_out
+
+
 def _snapshot(context: Context, step: int) -> Path:
     return context.scratch / f"adapter-{step}.safetensors"
 
 
 def _fit(
     model: Transformer,
-    tokenizer: Tokenizer,
-    parts: dict[str, list[Example]],
+    tokens: Mapping[str, Pairs],
+    pad_id: int,
     alpha: float,
     config: TaskAdapterConfig,
     context: Context,
 ) -> tuple[dict[int, float], int]:
     """Train, keep snapshots in scratch; validation losses by step (0 is the parent), and the best step."""
-    tokens: dict[str, list[tuple[list[int], list[int]]]] = {}
-    for part in ("train", "validation"):
-        tokens[part], left_out = tokenize_examples(parts[part], tokenizer, config.sequence_length + 1)
-        context.note(**{f"{part}_too_long": left_out})
-        if not tokens[part]:
-            raise ValueError(f"no {part} example fits in {config.sequence_length} tokens: raise sequence_length")
-    shape = {"sequence_length": config.sequence_length, "batch_tokens": config.batch_tokens, "pad_id": tokenizer.pad_id}
+    shape = {"sequence_length": config.sequence_length, "batch_tokens": config.batch_tokens, "pad_id": pad_id}
     batches = ExampleBatches(tokens["train"], tokens=config.tokens, seed=context.seed, **shape)
-    held = sum(len(prompt) + len(answer) for prompt, answer in tokens["validation"])
-    validation = ExampleBatches(tokens["validation"], tokens=min(held, config.tokens), seed=0, **shape)
     steps = sorted({len(batches) * (i + 1) // config.checks for i in range(config.checks)} | {len(batches)})
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
@@ -159,14 +169,20 @@ def _fit(
     losses = {}
     for step in [0, *steps]:
         load_adapter(model, load_file(_snapshot(context, step)), alpha)
-        losses[step] = _mean_loss(model, validation)
+        losses[step] = mean_loss(model, tokens["validation"])
     return losses, min(losses, key=lambda step: (losses[step], step))
 
 
 @torch.no_grad()
-def _mean_loss(model: Transformer, batches: ExampleBatches) -> float:
-    outputs = [next_token(model(b["inputs"]), b["targets"]) for b in (batches[i] for i in range(len(batches)))]
-    return sum(float(o.loss) * o.weight for o in outputs) / max(1.0, sum(o.weight for o in outputs))
+def mean_loss(model: Transformer, pairs: Pairs) -> float:
+    """Return the mean loss, in nats a token, of the answers of (prompt, answer) token pairs."""
+    nats = [
+        F.cross_entropy(
+            model(torch.tensor([prompt + answer[:-1]]))[0, -len(answer) :], torch.tensor(answer), reduction="sum"
+        )
+        for prompt, answer in pairs
+    ]
+    return float(sum(nats)) / sum(len(answer) for _, answer in pairs)
 
 
 def _answers(model: Transformer, tokenizer: Tokenizer, test: Sequence[Example], max_tokens: int) -> list[str]:
