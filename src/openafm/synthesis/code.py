@@ -55,7 +55,7 @@ class CodeConfig(Config):
     """Programmatic examples of each task of `openafm.synthesis.tasks.CODE`."""
     threshold: float = 0.75
     """Share of its tests that a kept solution must pass."""
-    written: int = 6
+    written: int = 4
     """Problems that the writer model makes up; 0 leaves the model out."""
     solutions: int = 3
     """Solutions the writer samples for each of them."""
@@ -128,13 +128,16 @@ def seeds(config: CodeConfig, rng: random.Random) -> list[Exercise]:
         tests = [f"assert f({given!r}) == {wanted!r}" for given, wanted in row["tests"]]
         inputs = _inputs([given for given, _ in row["tests"]], config.outputs, rng)
         programs = [f"f = lambda x: {solution}" for solution in row["solutions"]]
-        found.append(Exercise(topic, row["problem"], tests, programs, inputs, "programmatic"))
+        found.append(
+            Exercise(topic, f"Write f(x) that returns {row['problem']}.", tests, programs, inputs, "programmatic")
+        )
     return found
 
 
 def _inputs(like: list[Any], count: int, rng: random.Random) -> list[Any]:
     """Distinct values of the kind the tests use: a number of their size, a short word, a list of digits."""
-    highest, found = max((abs(v) for v in like if isinstance(v, int)), default=0), []
+    highest = max((abs(v) for v in like if isinstance(v, int)), default=0)
+    found: list[Any] = []
     for _ in range(4 * count):
         if isinstance(like[0], str):
             value: Any = rng.choice([w for listed in tasks.words().values() for w in listed])
@@ -150,9 +153,10 @@ def _inputs(like: list[Any], count: int, rng: random.Random) -> list[Any]:
 def _written(config: CodeConfig, writer: Writer, rng: random.Random) -> list[Exercise]:
     """Problems, tests and solutions by the writer model; tests are written without sight of a solution."""
     chosen = rng.sample(topics(), config.written)
-    problems = [line(t[0]) for t in writer.write("code_problem", [{"topic": c} for c in chosen], max_tokens=32)]
+    begun = writer.write("code_problem", [{"topic": topic} for topic in chosen], max_tokens=24)
+    problems = [f"Write f(x) that returns {line(texts[0])}" for texts in begun]
     rows = [{"problem": problem} for problem in problems]
-    solved = writer.write("code_solution", rows, n=config.solutions, max_tokens=48)
+    solved = writer.write("code_solution", rows, n=config.solutions, max_tokens=32)
     tested = writer.write("code_tests", rows, max_tokens=48)
     return [
         Exercise(topic, problem, asserts(tests[0]), [program(text) for text in solutions], [], "writer")
@@ -161,18 +165,18 @@ def _written(config: CodeConfig, writer: Writer, rng: random.Random) -> list[Exe
 
 
 def asserts(text: str) -> list[str]:
-    """The assert lines on f that a model wrote, each once."""
-    return list(dict.fromkeys(re.findall(r"^assert f\(.+$", text, re.M)))[:8]
+    """The assert lines on f that a model wrote before its next exercise, each once."""
+    return list(dict.fromkeys(re.findall(r"^assert f\(.+\) == .+$", text.partition("#")[0], re.M)))[:8]
 
 
 def program(text: str) -> str:
-    """The program in a model's answer: its first code block, or the body that continues `def f(x):`."""
-    block = re.search(r"```(?:python)?\n(.*?)(?:```|$)", text, re.S)
-    code = block.group(1) if block else text.split("```")[0]
-    if "def f(" in code:
-        return code
-    body = [row if row.startswith((" ", "\t")) else f"    {row}" for row in code.splitlines() if row.strip()]
-    return "\n".join(["def f(x):", *body])
+    """The function whose body a model wrote after `def f(x):`: the lines up to the first that is not indented."""
+    body = []
+    for row in text.rstrip().splitlines():
+        if row.strip() and not row.startswith((" ", "\t")):
+            break
+        body.append(row.rstrip())
+    return "\n".join(["def f(x):", *body]).rstrip()
 
 
 def _keep(
@@ -184,7 +188,7 @@ def _keep(
     )
     for rank, index in enumerate(order):
         code, verdict = exercise.programs[index], verdicts[index]
-        problem = Problem(f"Write f(x) in Python: {exercise.text}.", code, exercise.topic)
+        problem = Problem(exercise.text, code, exercise.topic)
         row = tasks.example("code_solution", problem, lineage=f"{exercise.source}-solution")
         row |= {"id": f"{row['id']}-{index}", "topic": exercise.topic, "tests": exercise.tests, "passed": verdict.share}
         reason = _reason(config, exercise, verdict, rank)

@@ -53,13 +53,13 @@ def summary_example(row: dict[str, Any], kind: str, words: int, answer_words: in
     source, answer = shorten(row["text"], words), " ".join(row["summary"].split())
     wanted = {"synopses": "Sum up", "mails": "Subject line for"}[kind]
     return {
-        "id": f"{kind}-{row['id']}",
+        "id": row["id"],
         "task": "summary",
         "messages": [{"role": "user", "content": f"{wanted}: {source}"}],
         "answer": answer,
         "check": {"kind": "summary", "source": source, "max_words": answer_words},
         "origin": "human",
-        "lineage": f"{kind}/{row['source']}",
+        "lineage": f"{kind}/{row['source']}/{row['id']}",
     }
 
 
@@ -101,9 +101,14 @@ def imported(path: Path) -> Iterator[Example]:
             )
         digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
         yield {
-            "id": f"imported-{digest}", "task": "imported", "messages": messages[:-1], "answer": messages[-1]["content"],
-            "check": None, "origin": "human", "lineage": f"imported/{path.stem}",
-        }  # fmt: skip
+            "id": f"imported-{digest}",
+            "task": "imported",
+            "messages": messages[:-1],
+            "answer": messages[-1]["content"],
+            "check": None,
+            "origin": "human",
+            "lineage": f"imported/{path.stem}",
+        }
 
 
 def _reason(example: Example, config: HumanConfig) -> str | None:
@@ -124,12 +129,12 @@ def summarised(sources: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def is_held_out(row: dict[str, Any]) -> bool:
-    """Whether a row is kept for evaluating summaries: decided by its source, so that no package is on both sides."""
-    return split("summary", row["source"]) == "heldout"
+    """Whether a row is kept for evaluating summaries: decided by the page or package, so that none is on both sides."""
+    return split("summary", row["id"].split("#")[0]) == "heldout"
 
 
 def human_data(config: HumanConfig, context: Context, *, sources: Path) -> Metrics:
-    """Take what people wrote: `examples.jsonl` and `rejected.jsonl`; sources held out for summaries stay out."""
+    """Take what people wrote: `examples.jsonl` and `rejected.jsonl`; pages held out for summaries stay out."""
     collected = Collected()
     for kind in SUMMARISED:
         rows = [row for row in summarised(sources, kind) if not is_held_out(row)]

@@ -9,6 +9,8 @@ rewrite keeps it, else by majority.
 import random
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
 from pathlib import Path
 
 from openafm.scoring import answers
@@ -26,7 +28,7 @@ class MathConfig(Config):
     """Programmatic examples of each task of `openafm.synthesis.tasks.MATH`."""
     seeds: int = 200
     """Seed problems that are rephrased, reversed and evolved by rule, four examples each."""
-    written: int = 8
+    written: int = 4
     """Seed problems that the writer model rewrites, each in four ways; 0 leaves the model out."""
     solutions: int = 3
     """Solutions the writer samples for each problem it wrote."""
@@ -108,7 +110,7 @@ def deepen(seed: Seed, rng: random.Random) -> tuple[str, str]:
 def widen(seed: Seed, rng: random.Random) -> tuple[str, str]:
     """The same sum in another setting."""
     topic, who = rng.choice(TOPICS), rng.choice(["Tom", "Ann", "Max", "Eva"])
-    verb = rng.choice(["gets", "buys", "finds"] if seed.sign == "+" else ["loses", "sells", "gives"])
+    verb = rng.choice(["gets", "buys", "finds"] if seed.sign == "+" else ["loses", "sells", "gives away"])
     return f"{who} has {seed.a} {topic}, {verb} {seed.b}. How many now?", seed.expression
 
 
@@ -138,39 +140,62 @@ def _by_writer(config: MathConfig, seeds: list[Seed], collected: Collected, writ
         found = writer.write(name, rows, max_tokens=32, temperature=0.7)
         problems = [line(texts[0]) if texts else "" for texts in found]
         solved = writer.write(
-            "solve", [{"question": p} for p in problems], n=config.solutions, max_tokens=10, temperature=0.7
+            "solve", [{"question": p} for p in problems], n=config.solutions, max_tokens=12, temperature=0.5
         )
         for seed, prompt, solutions in zip(seeds, problems, solved, strict=True):
-            known = {"rephrase": seed.answer, "reverse": None}.get(name)
-            row, reason = judge_written(name, seed, prompt, solutions, known, config.max_words)
+            row, reason = judge_written(name, seed, prompt, solutions, config.max_words)
             collected.judge(row, reason, " | ".join(line(s) for s in solutions))
 
 
 def judge_written(
-    name: str, seed: Seed, prompt: str, solutions: list[str], known: int | None, max_words: int
+    name: str, seed: Seed, prompt: str, solutions: list[str], max_words: int
 ) -> tuple[Example, str | None]:
     """Make an example of a written problem, and say why it is rejected (None when kept).
 
-    With a `known` answer one right solution proves that the problem still asks for it; without, more than half of
-    the solutions must agree, and none of the sampled answers is otherwise trusted.
+    Rephrased and reversed problems have a known answer, and one right solution shows that they still ask for it;
+    of evolved ones more than half of the solutions must agree, on a value that the problem's numbers can give.
     """
-    values = [found[0] for text in solutions if (found := answers.numbers(line(text)))]
+    shown = answers.numbers(prompt)
+    known = {"rephrase": seed.answer, "reverse": hidden(seed, shown)}.get(name)
+    values = [found[-1] for text in solutions if (found := answers.numbers(line(text)))]
     common, votes = Counter(values).most_common(1)[0] if values else (None, 0)
     answer = known if known is not None else common
     problem = Problem(prompt, str(answer), seed.key, {"kind": "number", "answer": str(answer)})
     row = tasks.example(f"math_{name}", problem, lineage=f"writer-{name}")
-    numbers = {int(value) for value in answers.numbers(prompt) if value.denominator == 1}
-    if not prompt or len(prompt.split()) > max_words or "?" not in prompt:
-        return row, "no_question" if "?" not in prompt else "too_long"
-    if not {seed.a, seed.b} <= numbers and name in ("rephrase", "deeper"):
+    if not prompt.endswith("?"):
+        return row, "no_question"
+    if len(prompt.split()) > max_words:
+        return row, "too_long"
+    if name in ("rephrase", "deeper") and not {seed.a, seed.b} <= set(shown):
         return row, "numbers_lost"
-    if name == "rephrase" and numbers != {seed.a, seed.b}:
+    if name == "reverse" and known is None:
+        return row, "not_reversed"
+    if name == "rephrase" and len(shown) > 2:
         return row, "numbers_added"
-    if known is not None and known not in values:
-        return row, "answer_check"
-    if known is None and votes * 2 <= len(solutions):
+    if known is not None:
+        return row, None if known in values else "answer_check"
+    if common is None or votes * 2 <= len(solutions):
         return row, "no_majority"
-    return row, None
+    return row, None if len(shown) > 1 and reachable(shown, common) else "unreachable"
+
+
+def hidden(seed: Seed, shown: list[Fraction]) -> int | None:
+    """The operand that a reversed problem asks for: it shows the result and the other one; None where it does not."""
+    for known, asked in ((seed.b, seed.a), (seed.a, seed.b)):
+        if sorted(shown) == sorted([Fraction(known), Fraction(seed.answer)]):
+            return asked
+    return None
+
+
+def reachable(shown: list[Fraction], value: Fraction) -> bool:
+    """Whether a value is a sum, with any signs, or the product of all the numbers a problem shows.
+
+    Small models agree on wrong answers; what no step of arithmetic gives is one.
+    """
+    sums = {shown[0]}
+    for number in shown[1:6]:
+        sums = {total + sign * number for total in sums for sign in (1, -1)}
+    return value in sums or -value in sums or value == prod(shown)
 
 
 def _from_gym(config: MathConfig, seed: int) -> list[Example]:

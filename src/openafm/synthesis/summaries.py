@@ -22,19 +22,19 @@ class SummariesConfig(Config):
     train: int = 1200
     """Most training examples."""
     heldout: int = 100
-    """Most held-out examples, of sources that no training example is from."""
+    """Most held-out examples, of pages and packages that no training example is from."""
     max_text_words: int = 48
     """Longest text in words."""
     max_words: int = 14
     """Longest summary in words."""
     min_words: int = 2
     """Shortest summary in words."""
-    written: int = 8
+    written: int = 6
     """Summaries that the writer model adds; 0 leaves the model out."""
 
 
 def _reason(config: SummariesConfig, example: Example) -> str | None:
-    """Why a summary is not fit to learn from, or None. Half its words must be the text's, or it tells something else."""
+    """Why a summary is not fit to learn from, or None: half its words must be the text's."""
     answer, source = example["answer"], example["check"]["source"]
     words = len(answer.split())
     if words < config.min_words:

@@ -307,7 +307,8 @@ def draw(task: str, n: int, seed: int | str, wanted: str) -> list[Example]:
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
-    rng, found, tries = random.Random(f"{seed}/{task}/{wanted}"), {}, 0
+    rng, tries = random.Random(f"{seed}/{task}/{wanted}"), 0
+    found: dict[str, Example] = {}
     while len(found) < n and tries < 100 * n + 1000:
         problem, tries = TASKS[task](rng), tries + 1
         if problem.prompt not in found and split(task, problem.key) == wanted:

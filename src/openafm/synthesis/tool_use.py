@@ -5,6 +5,7 @@ intent-detection data, where no tool at hand is needed, against over-triggering.
 """
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example
 from openafm.synthesis.writer import Writer, line
 
+CUES = {
+    "add": "add plus sum together total",
+    "subtract": "subtract take minus less difference",
+    "multiply": "multiply times product",
+    "larger": "larger bigger greater more",
+    "upper": "capital capitals upper uppercase",
+    "reverse": "reverse reversed backward backwards",
+    "length": "letters length long characters",
+    "day_after": "day weekday after",
+    "to_minutes": "minutes",
+    "to_meters": "meters",
+}
+"""Words of which a request for the tool must have one: a request that merely names the arguments asks for anything."""
+
 
 class ToolConfig(Config):
     """How much tool use to make."""
@@ -23,7 +38,7 @@ class ToolConfig(Config):
     """Programmatic examples of each tool task: single tool, several tools, no tool needed."""
     per_instruction_task: int = 300
     """Programmatic examples of each instruction task: letters, spelling, copying, naming."""
-    written: int = 24
+    written: int = 12
     """Requests that the writer model words; 0 leaves the model out."""
     max_words: int = 16
     """Longest request kept of the writer's, in words."""
@@ -53,7 +68,7 @@ def _written(config: ToolConfig, context: Context, writer: Writer, collected: Co
     for seed in seeds:
         wanted = seed["check"]["call"]
         values = ", ".join(f"{name} = {value}" for name, value in wanted["arguments"].items())
-        rows.append({"name": wanted["name"], "purpose": toolcalls.TOOLS[wanted["name"]].purpose, "arguments": values})
+        rows.append({"name": wanted["name"], "arguments": values})
     rng = random.Random(f"{context.seed}/tool_data")
     for seed, texts in zip(seeds, writer.write("tool_request", rows, max_tokens=24), strict=True):
         request, wanted = line(texts[0]), seed["check"]["call"]
@@ -72,10 +87,10 @@ def _worded(
     row = tasks.example("several_tools", problem, lineage="writer-request")
     if not request or len(request.split()) > max_words:
         return row, "too_long" if request else "empty"
-    said = request.casefold().replace(",", " ").replace("?", " ").replace(".", " ").split()
-    if not all(str(value).casefold() in [w.strip("'\"!") for w in said] for value in wanted["arguments"].values()):
+    said = set(re.findall(r"\w+", request.casefold()))
+    if not {str(value).casefold() for value in wanted["arguments"].values()} <= said:
         return row, "argument_missing"
-    return row, reject(row)
+    return row, reject(row) if said & set(CUES[wanted["name"]].split()) else "intent_missing"
 
 
 def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics:

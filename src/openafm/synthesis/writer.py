@@ -57,10 +57,13 @@ class Writer:
     def write(
         self, template: str, rows: Sequence[dict[str, Any]], *, n: int = 1, max_tokens: int, temperature: float = 0.7
     ) -> list[list[str]]:
-        """Return `n` texts for each row of template values, as sampled, without surrounding white space."""
+        """Return `n` continuations of the template for each row of its values.
+
+        Templates are text to continue after a few examples, not chats: small models follow examples better than orders.
+        """
         if self.sampler is None or not rows:
             return [[] for _ in rows]
-        prompts = [[{"role": "user", "content": render(template, **row)}] for row in rows]
+        prompts = [render(template, **row) for row in rows]
         seed = int.from_bytes(hashlib.sha256(f"{self.context.seed}/{template}".encode()).digest()[:4], "big")
         request = json.dumps([prompts, n, max_tokens, temperature, seed])
         kept = self.context.scratch / f"written-{hashlib.sha256(request.encode()).hexdigest()[:16]}.json"
@@ -68,7 +71,7 @@ class Writer:
             self.context.report(f"writing: {template}", 0, None)
             found = self.sampler.sample(prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
             beside = kept.with_suffix(".part")
-            beside.write_text(json.dumps([[[c.text.strip(), len(c.logprobs)] for c in row] for row in found]))
+            beside.write_text(json.dumps([[[c.text, len(c.logprobs)] for c in row] for row in found]))
             beside.replace(kept)
         written = json.loads(kept.read_text())
         self.tokens += sum(tokens for row in written for _, tokens in row)
@@ -76,9 +79,5 @@ class Writer:
 
 
 def line(text: str) -> str:
-    """The first line a model wrote, without quotes or a label such as "Question:" before it."""
-    first = next((part.strip() for part in text.splitlines() if part.strip()), "")
-    label, colon, rest = first.partition(": ")
-    if colon and label.isalpha() and rest:
-        first = rest
-    return first.strip("\"'` ")
+    """The first line a model wrote, without quotes: what follows is its next example."""
+    return text.strip().partition("\n")[0].strip("\"'` ")

@@ -1,0 +1,58 @@
+"""Sources with a writer of a few thousand random weights, human rows, and documents: real objects, tiny."""
+
+import json
+
+import pytest
+
+from openafm.data import documents as table
+from openafm.model import ModelConfig, Transformer
+from openafm.model.checkpoint import save_model
+from openafm.model.muparam import initialise
+from openafm.stage import Context
+from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
+
+PROSE = "The quick fox runs over the old bridge while people read long books about rivers and hills. "
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, train_sentencepiece([PROSE * 30, "The code of the red cup is 1234. Question Answer"], 320))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory, tokenizer_folder):
+    folder = tmp_path_factory.mktemp("sources")
+    config = ModelConfig(
+        vocab_size=320, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=16, rope_base=500.0,
+        max_length=1024,
+    )  # fmt: skip
+    save_model(initialise(Transformer(config), 0), folder / "models" / "writer", tokenizer_folder)
+    (folder / "human").mkdir()
+    rows = [
+        {"id": f"pkg/{i}", "source": "apt", "text": f"Tool {i} sorts files. It is fast.\nIt has {i} modes.",
+         "summary": f"tool {i} that sorts files" if i % 5 else "unrelated wooden elephant"}
+        for i in range(60)
+    ]  # fmt: skip
+    (folder / "human" / "synopses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    table.write([table.document(f"https://x.example/{i}", "web", f"{i} " + PROSE * 12) for i in range(40)], folder)
+    return folder
+
+
+@pytest.fixture
+def context(tmp_path):
+    """Make contexts; equal scratch names resume."""
+
+    def make(name: str, scratch: str = "scratch", seed: int = 0) -> Context:
+        for folder in (tmp_path / name, tmp_path / scratch):
+            folder.mkdir(exist_ok=True)
+        return Context(out=tmp_path / name, scratch=tmp_path / scratch, seed=seed)
+
+    return make
