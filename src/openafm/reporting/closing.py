@@ -42,7 +42,7 @@ def in_short(artifacts: Artifacts) -> Iterator[Block]:
         rows.append(["Best member of the committee", str(best)])
     if (share := artifacts.metrics("recovery").get("regained")) is not None:
         rows.append(["Loss of quantization that the adapter regains", percent(share, 0)])
-    yield Table("", ["what", "result"], rows)
+    yield Table("", ["what", "result"], rows, 2)
 
 
 def stages(artifacts: Artifacts) -> Iterator[Block]:
