@@ -50,7 +50,7 @@ class MdlooConfig(OptimizerConfig):
     """Weight of the KL penalty to the SFT model, in reward a nat."""
     gamma: float = 1.0
     """Weight of the mirror-descent term KL(pi_theta || pi_k)."""
-    lr: float = 1e-3
+    lr: float = 5e-4
     """Constant learning rate."""
     max_tokens: int = 24
     """Longest answer, in tokens; problems whose reference answer is longer are left out."""
