@@ -43,7 +43,8 @@ def recovered(artifacts: Artifacts) -> Iterator[Block]:
     rows = [[label, number(found[key], 4)] for key, label in labels.items() if key in found]
     yield Table(
         f"Bits per byte on {number(metrics.get('heldout_tokens'))} held-out tokens; adapter of rank "
-        f"{number(metrics.get('rank'))}. The control shows what training on gains without quantization.", ["model", "bits/byte"], rows,
+        f"{number(metrics.get('rank'))}. The control shows what training on gains without quantization.",
+        ["model", "bits/byte"], rows,
     )  # fmt: skip
     share, interval = metrics.get("regained"), metrics.get("regained_interval")
     spread = f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}" if interval else ""
