@@ -177,8 +177,8 @@ def _edited(text: str, rng: random.Random) -> str:
 def _edited_html(html: bytes, rng: random.Random) -> bytes:
     """The page with the words of its paragraphs edited; markup stays."""
     tree = lxml.html.document_fromstring(html)
-    for paragraph in tree.iter("p"):
-        if paragraph.text and len(paragraph.text.split()) >= 20 and rng.random() < 0.5:
+    for paragraph in tree.iter("p", "li", "dd", "td"):
+        if paragraph.text and len(paragraph.text.split()) >= 12:
             paragraph.text = _edited(paragraph.text, rng)
     notice = lxml.html.fragment_fromstring("<p>This page was mirrored with small corrections by the community.</p>")
     body = tree.find("body")
