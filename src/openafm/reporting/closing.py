@@ -26,7 +26,7 @@ def in_short(artifacts: Artifacts) -> Iterator[Block]:
     kept = [entry for entry in funnel_of(artifacts) if not entry["stage"]]
     if kept:
         documents, size = sum(e["documents"] for e in kept), sum(e["bytes"] for e in kept) / 1e6
-        rows.append(["Text that passed every filter", f"{documents:,} documents, {size:.1f} MB"])
+        rows.append(["Text that the filters leave", f"{documents:,} documents, {size:.1f} MB"])
     seen = {step: artifacts.metrics(step).get("tokens", 0) for step in PRETRAINING}
     if any(seen.values()):
         rows.append(["Pretraining, all stages and controls", f"{sum(seen.values()):,} tokens"])

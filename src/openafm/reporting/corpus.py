@@ -1,5 +1,6 @@
 """Chapters of the report on data: the funnel, what the filters catch, the tokenizer."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -100,12 +101,18 @@ def audit(artifacts: Artifacts) -> Iterator[Block]:
     first: dict[str, dict[str, Any]] = {}
     for entry in artifacts.lines("clean", "audit.jsonl"):
         first.setdefault(entry["reason"], entry)
-    rows = [[reason, entry["url"], entry["evidence"]] for reason, entry in sorted(first.items())]
+    rows = [[reason, entry["url"], _shown(entry)] for reason, entry in sorted(first.items())]
     yield Table(
         "Precision on real pages takes a reader: nobody has labelled them. The first real document of each reason of "
         "step clean; `clean/audit.jsonl` in the run's folder has up to 20 of each.",
         ["reason", "document", "evidence"], rows, 3,
     )  # fmt: skip
+
+
+def _shown(entry: dict[str, Any]) -> str:
+    """The evidence; of redactions only the masked finding, since the text around it may hold another one."""
+    found = re.search(r"\[[^\]]*\]", entry["evidence"]) if entry["reason"].startswith("redacted") else None
+    return found.group() if found else str(entry["evidence"])
 
 
 def precision(artifacts: Artifacts) -> Iterator[Block]:

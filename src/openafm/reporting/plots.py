@@ -108,7 +108,7 @@ def bars(parts: Mapping[str, Mapping[str, float]], x_label: str, *, name: str) -
             starts = [start + width for start, width in zip(starts, widths, strict=True)]
         _label_rows(axes, list(parts), x_label)
         if len(names) > 1:
-            canvas.legend(loc="outside upper left", ncols=4, fontsize=8)
+            canvas.legend(loc="outside upper left", ncols=6, fontsize=8, columnspacing=1.2)
         return _svg(canvas, name)
 
 

@@ -63,7 +63,9 @@ def _says_something(block: Block) -> bool:
 def render(title: str, sections: list[Section], missing: Mapping[str, list[str]]) -> str:
     """The page."""
     lead = ["Made by openafm: every figure and table is read from the run's own artifacts."]
-    lead += [f"Left out: {name} ({', '.join(steps)} not run)." for name, steps in missing.items()]
+    if missing:
+        listed = "; ".join(f"{name} ({', '.join(steps)})" for name, steps in missing.items())
+        lead.append(f"Left out, as these steps have not run: {listed}.")
     return _templates().get_template("report.html.jinja").render(title=title, lead=lead, sections=sections)
 
 
