@@ -33,7 +33,8 @@ def test_not_the_same(a, b):
     "hostile",
     ["__import__('os').system('touch /tmp/openafm-hacked')", "(1).__class__.__bases__", "9**9**9**9",
      "9^(9^(9^9))", "(" * 150 + "1" + ")" * 150, "x" * 10_000, "1/(1-1)", "exec(1)", "[i for i in (1,2)]", "lambda: 1",
-     "(1 if 1 else 2)", "factorial(99999999)", "sqrt(sqrt(sqrt(x)))**64**64", "1e99 (", "0x(", "2**(x)", "log(0)", "f(1)"],
+     "(1 if 1 else 2)", "factorial(99999999)", "sqrt(sqrt(sqrt(x)))**64**64", "1e99 (", "0x(", "2**(x)", "log(0)",
+     "f(1)"],
 )  # fmt: skip
 def test_hostile_text_is_neither_run_nor_waited_for(hostile):
     assert not equal(hostile, "7*(1)") and not equal("x+(1)", hostile)

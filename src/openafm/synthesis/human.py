@@ -30,9 +30,9 @@ Message = dict[str, str]
 class HumanConfig(Config):
     """How much of what people wrote to take, and how long it may be."""
 
-    per_kind: int = 600
+    per_kind: int = 300
     """Most examples taken of each file of `human/`."""
-    max_prompt_words: int = 48
+    max_prompt_words: int = 32
     """Longest prompt in words; texts to be summarised are cut after the sentence that reaches it."""
     max_answer_words: int = 16
     """Longest answer in words."""
