@@ -23,7 +23,7 @@ CUES = {
     "larger": "larger bigger greater more",
     "upper": "capital capitals upper uppercase",
     "reverse": "reverse reversed backward backwards",
-    "length": "letters length long characters",
+    "length": "letters length characters",
     "day_after": "day weekday after",
     "to_minutes": "minutes",
     "to_meters": "meters",
@@ -88,8 +88,11 @@ def _worded(
     if not request or len(request.split()) > max_words:
         return row, "too_long" if request else "empty"
     said = set(re.findall(r"\w+", request.casefold()))
-    if not {str(value).casefold() for value in wanted["arguments"].values()} <= said:
+    given = {str(value).casefold() for value in wanted["arguments"].values()}
+    if not given <= said:
         return row, "argument_missing"
+    if any(word.isdigit() and word not in given for word in said):
+        return row, "number_added"
     return row, reject(row) if said & set(CUES[wanted["name"]].split()) else "intent_missing"
 
 
