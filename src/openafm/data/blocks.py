@@ -12,7 +12,12 @@ from html import unescape
 MAX_TOKENS = 600_000
 """Tags and texts read from one page; what follows is cut off, so that a hostile page costs seconds at most."""
 
-_TOKEN = re.compile(r'<(/?)([a-z][^\s/>]*)((?: [^\s=>]*="[^"]*")*+) ?/?>|<!--.*?-->|<[^>]*>|([^<]+)', re.S | re.I)
+_ATTRIBUTES = r'((?: [^\s=>]*="[^"]*")*+)'
+_TOKEN = re.compile(
+    rf"<(script|style|noscript|iframe|xmp|noembed|noframes|plaintext){_ATTRIBUTES}>.*?</\1>"  # unescaped text
+    rf"|<(/?)([a-z][^\s/>]*){_ATTRIBUTES} ?/?>|<!--.*?-->|<[^>]*>|([^<]+)",
+    re.S | re.I,
+)
 _MARKS = re.compile(r' (?:class|id|role)="([^"]*)"')
 _HIDDEN = re.compile(r' hidden="|aria-hidden="true"| style="[^"]*display: ?none', re.I)
 
@@ -26,7 +31,7 @@ _SKIPPED = frozenset("button canvas datalist dialog head map math object option 
 _HEADINGS = frozenset("h1 h2 h3 h4 h5 h6".split())
 _PRE = frozenset(("pre", "listing"))
 _ANCHOR_MARKS = frozenset(("¶", "#", "§", "🔗", "◆", "", "[edit]", "[source]"))
-_LINE_NUMBERS = re.compile(r"(?<![a-z])(linenos?|line-?numbers?|gutter|lnt|copybtn)(?![a-z])")
+_LINE_NUMBERS = re.compile(r"(?<![a-z])(linenos?|line-?numbers?|gutter|lnt|copybtn|mathjax_preview)(?![a-z])")
 
 # Words of class, id and role that Readability (Arc90, Mozilla) takes as a sign against and for body text.
 _AGAINST = re.compile(
@@ -205,7 +210,7 @@ def read_blocks(html: str) -> tuple[list[Block], list[Box]]:
     sweep = _Sweep()
     skip_tag, skip_depth = "", 0
     for count, match in enumerate(_TOKEN.finditer(html)):
-        closing, tag, attributes, text = match.groups()
+        _, _, closing, tag, attributes, text = match.groups()
         if skip_depth:
             if tag == skip_tag:
                 skip_depth += -1 if closing else 1

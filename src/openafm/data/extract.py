@@ -6,6 +6,8 @@ raises `Undecodable` only from `decode`, so that the step can count it.
 
 import re
 from dataclasses import dataclass
+from html import unescape
+from itertools import islice
 
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
@@ -18,8 +20,9 @@ from openafm.data.mathml import inline_formulas
 MAX_HTML = 4_000_000
 """Characters of HTML that are read; longer pages are cut off there."""
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
-_RAW = "script, style, noscript, iframe, xmp, noembed, noframes, plaintext"
 _MATH_MARKS = ("<math", "katex", "MathJax", "math/tex", "mjx-", "mwe-math", 'class="latex', 'class="tex', 'class="math')
+_H1 = re.compile(r"<h1(?: [^>]*)?>(.*?)</h1>", re.S)
+_TAG = re.compile(r"<[^>]*>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 _SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
 MAX_LANGUAGE_DISTANCE = 1000
@@ -79,11 +82,11 @@ def _clean_line(text: str) -> str:
     return " ".join(_CONTROL.sub("", text).split())
 
 
-def _title(tree: HTMLTree) -> str:
+def _title(tree: HTMLTree, html: str) -> str:
     """Return the title without the site's name: the heading it begins with, else its first part of some length."""
     title = _clean_line(tree.title or "")[:300]
-    nodes = list(tree.document.get_elements_by_tag_name("h1"))[:4]
-    headings = [text for node in nodes if 0 < len(text := _clean_line(node.text).rstrip("¶#").strip()) < 200]
+    found = (unescape(_TAG.sub("", match[1])) for match in islice(_H1.finditer(html), 4))
+    headings = [text for heading in found if 0 < len(text := _clean_line(heading).rstrip("¶#").strip()) < 200]
     starting = [text for text in headings if title.lower().startswith(text.lower())]
     if starting or not title:
         return max(starting, key=len) if starting else (headings or [""])[0]
@@ -127,12 +130,10 @@ def extract_decoded(source: str) -> Extraction:
     source = source[:MAX_HTML]
     tree = HTMLTree.parse(source)
     if tree.body is None:
-        return Extraction("", _title(tree), "")
+        return Extraction("", _title(tree, ""), "")
+    html = tree.body.html
     if any(mark in source for mark in _MATH_MARKS):
-        inline_formulas(tree)
-    for node in tree.document.query_selector_all(_RAW):
-        if node.parent is not None:
-            node.parent.remove_child(node)
-    blocks, boxes = read_blocks(tree.body.html)
+        html = inline_formulas(html)
+    blocks, boxes = read_blocks(html)
     text = _CONTROL.sub("", render(select_body(blocks, boxes)))
-    return Extraction(text, _title(tree), _language(tree, text))
+    return Extraction(text, _title(tree, html), _language(tree, text))

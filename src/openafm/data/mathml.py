@@ -1,8 +1,17 @@
 """Formulas in pages as LaTeX: MathML, KaTeX, MathJax and images of LaTeX become `$...$` in the tree (used by `extract`)."""
 
+import re
+from html import escape, unescape
+
 from resiliparse.parse.html import DOMNode, HTMLTree
 
 MAX_DEPTH = 40
+MAX_SOURCE = 50_000
+_MATH = re.compile(r"<math((?: [^>]*)?)>.*?</math>", re.S)
+_ANNOTATION = re.compile(r'<annotation [^>]*encoding="[^">]*tex[^">]*"[^>]*>(.*?)</annotation>', re.S | re.I)
+_SCRIPT = re.compile(r'<script [^>]*type="(math/tex[^">]*)"[^>]*>(.*?)</script>', re.S)
+_IMAGE = re.compile(r'<img (?=[^>]*class="(?:[^">]* )?(?:latex|tex|math|mwe-math-[^">]*)(?: [^">]*)?")[^>]*>')
+_ALT = re.compile(r' alt="([^"]*)"')
 _SYMBOLS = {"−": "-", "⁢": "", "⁡": "", "\u2062": "", "\u2061": "", "×": r"\times ", "≤": r"\le ", "≥": r"\ge "}
 
 
@@ -42,37 +51,33 @@ def latex(node: DOMNode, depth: int = 0) -> str:
     return "".join(parts) if parts else node.text.strip()
 
 
-def _formula(math: DOMNode) -> str:
+def _formula(source: str) -> str:
     """Return a math element's LaTeX source where the page carries it, else the converted MathML."""
-    for annotation in math.get_elements_by_tag_name("annotation"):
-        if "tex" in (annotation.getattr("encoding") or "").lower() and annotation.text.strip():
-            return annotation.text.strip()
-    return latex(math)
+    annotation = _ANNOTATION.search(source)
+    if annotation and annotation[1].strip():
+        return unescape(annotation[1])
+    tree = HTMLTree.parse(source[:MAX_SOURCE])
+    math = next((node for node in tree.body.child_nodes if node.type == 1), None) if tree.body is not None else None
+    return latex(math) if math is not None else ""
 
 
-def _replace(tree: HTMLTree, node: DOMNode, formula: str, display: bool) -> None:
+def _dollars(formula: str, display: bool) -> str:
+    formula = escape(" ".join(formula.split()), quote=False)
     marks = "$$" if display else "$"
-    formula = " ".join(formula.split())
-    if node.parent is not None:
-        text = f"{marks}{formula}{marks}" if formula else ""
-        node.parent.replace_child(tree.create_text_node(text), node)
+    return f"{marks}{formula}{marks}" if formula else ""
 
 
-def inline_formulas(tree: HTMLTree) -> None:
-    """Replace every formula of the tree by its LaTeX text in dollar signs (two of them when it stands by itself)."""
-    root = tree.document
-    for wrapper in root.query_selector_all(".katex, mjx-container, .mwe-math-element, .MathJax"):
-        math = wrapper.query_selector("math")
-        if math is not None and wrapper.parent is not None:
-            parent_class = wrapper.parent.getattr("class") or ""
-            display = "katex-display" in parent_class or wrapper.getattr("display") == "true"
-            _replace(tree, wrapper, _formula(math), display or math.getattr("display") == "block")
-    for math in root.get_elements_by_tag_name("math"):
-        _replace(tree, math, _formula(math), math.getattr("display") == "block")
-    for script in root.query_selector_all("script[type^='math/tex']"):
-        _replace(tree, script, script.text, "display" in (script.getattr("type") or ""))
-    for preview in root.query_selector_all(".MathJax_Preview, .MathJax_Display, .katex-html"):
-        if preview.parent is not None:
-            preview.parent.remove_child(preview)
-    for image in root.query_selector_all("img.latex, img.tex, img.math, img.mwe-math-fallback-image-inline"):
-        _replace(tree, image, (image.getattr("alt") or "").strip("$ "), "display" in (image.getattr("class") or ""))
+def inline_formulas(html: str) -> str:
+    """Replace every formula in serialised HTML by its LaTeX text in dollar signs, two where it stands by itself.
+
+    Texts are searched, not the tree: resiliparse's collections take quadratic time on deeply nested pages. The visible
+    copies that KaTeX and MathJax put beside the MathML are hidden from screen readers, and so from `read_blocks`.
+    """
+    html = _MATH.sub(lambda math: _dollars(_formula(math[0]), ' display="block"' in math[1]), html)
+    html = _SCRIPT.sub(lambda script: _dollars(unescape(script[2]), "display" in script[1]), html)
+    return _IMAGE.sub(lambda image: _dollars(unescape(_alt(image[0])).strip("$ "), False), html)
+
+
+def _alt(image: str) -> str:
+    found = _ALT.search(image)
+    return found[1] if found else ""

@@ -1,0 +1,67 @@
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openafm.data import documents
+
+
+def some(count: int) -> list[documents.Row]:
+    return [documents.document(f"https://a.example/{i}", "web", f"text {i}", source="a.example") for i in range(count)]
+
+
+def test_equal_rows_in_any_order_give_equal_bytes(tmp_path):
+    listed = some(50)
+    documents.write(listed, tmp_path / "a")
+    documents.write(listed[::-1], tmp_path / "b")
+    assert (tmp_path / "a" / "documents.parquet").read_bytes() == (tmp_path / "b" / "documents.parquet").read_bytes()
+    ids = documents.read(tmp_path / "a")["id"].to_pylist()
+    assert ids == sorted(ids) and documents.read(tmp_path / "a").schema == documents.SCHEMA
+
+
+def test_two_rows_with_one_url_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="twice"):
+        documents.write(some(2) + some(1), tmp_path)
+
+
+def test_a_folder_without_documents_says_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match=r"documents\.parquet"):
+        documents.read(tmp_path)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(["", "x", "y"]), st.sampled_from(documents.FLOWS), st.booleans()), max_size=30))
+def test_the_funnel_accounts_for_every_document(choices):
+    listed = []
+    for number, (reason, flow, planted) in enumerate(choices):
+        row = documents.document(f"u{number}", flow, "é" * number, planted="card" if planted else None)
+        listed.append(documents.drop(row, "clean", reason) if reason else row)
+    funnel = documents.funnel(pa.Table.from_pylist(listed, documents.SCHEMA))
+    assert sum(entry["documents"] for entry in funnel) == len(listed)
+    assert sum(entry["bytes"] for entry in funnel) == sum(2 * number for number in range(len(listed)))
+    assert sum(entry["planted"] for entry in funnel) == sum(planted for _, _, planted in choices)
+    assert all(entry["planted"] + entry["real"] == entry["documents"] for entry in funnel)
+
+
+def test_lone_surrogates_do_not_reach_the_file(tmp_path):
+    documents.write([documents.document("u", "web", "a\ud800b")], tmp_path)
+    assert documents.rows(tmp_path)[0]["text"] == "a?b"
+
+
+def test_why_tells_the_fate_with_evidence_and_stops_at_the_drop(tmp_path):
+    row = documents.document("https://a.example/1", "web", "text", title="A page")
+    documents.write([row], tmp_path / "extract")
+    gone = documents.drop(row, "clean", "pii.card", "1, as 41****11")
+    documents.write([gone], tmp_path / "clean")
+    documents.write([gone], tmp_path / "dedup")
+    story = documents.why("https://a.example/1", tmp_path)
+    assert "extract: kept" in story and "clean: dropped by clean: pii.card (1, as 41****11)" in story
+    assert "dedup:" not in story
+    with pytest.raises(ValueError, match="no document"):
+        documents.why("https://a.example/2", tmp_path)
+
+
+def test_funnel_file_is_what_write_returns(tmp_path):
+    assert json.loads((documents.write(some(3), tmp_path), (tmp_path / "funnel.json").read_text())[1])[0]["documents"] == 3
