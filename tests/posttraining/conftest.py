@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
+from openafm import jsonl
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
 from openafm.model.muparam import initialise
-from openafm.posttraining.examples import write_rows
 from openafm.stage import Context
 from openafm.synthesis import tasks
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
@@ -27,11 +27,11 @@ def examples(tmp_path_factory):
     rows = [example for task in CHOSEN for example in tasks.train(task, 40, 0)]
     held = [example for task in CHOSEN for example in tasks.held_out(task, 8, 0)]
     random.Random(0).shuffle(rows)
-    write_rows(folder / "train.jsonl", rows)
-    write_rows(folder / "train_a.jsonl", rows)
-    write_rows(folder / "train_b.jsonl", [row for row in rows if row["task"] == "parity"])
-    write_rows(folder / "validation.jsonl", held[::2])
-    write_rows(folder / "heldout.jsonl", held[1::2])
+    jsonl.write(folder / "train.jsonl", rows)
+    jsonl.write(folder / "train_a.jsonl", rows)
+    jsonl.write(folder / "train_b.jsonl", [row for row in rows if row["task"] == "parity"])
+    jsonl.write(folder / "validation.jsonl", held[::2])
+    jsonl.write(folder / "heldout.jsonl", held[1::2])
     return folder
 
 

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
+from openafm import jsonl
 from openafm.model.checkpoint import load_model
 from openafm.posttraining.committee import CommitteeConfig, RolloutsConfig, by_prompt, committee, rollouts
 from openafm.posttraining.direct import DirectConfig, best_and_worst, direct
-from openafm.posttraining.examples import read_rows, write_rows
 from openafm.posttraining.policy import Policy, token_log_probs
 from openafm.posttraining.rejection import RejectionConfig, rejection
 from openafm.posttraining.reward import RewardModel
@@ -34,7 +34,7 @@ def drawn(model, tmp_path_factory):
         for member, part in (("sft", answers[:1]), ("dpo", answers[1:])):
             rows.append({**problem, "prompt_tokens": policy.prompt(problem), "member": member, "completions": part})
     folder = tmp_path_factory.mktemp("rollouts")
-    write_rows(folder / "rollouts.jsonl", rows)
+    jsonl.write(folder / "rollouts.jsonl", rows)
     return folder
 
 
@@ -43,7 +43,7 @@ def test_members_take_turns_and_every_prompt_gets_its_samples(model, examples, r
     members = {"sft": model, "rejection": model, "dpo": model}
     one, two = context("one"), context("two")
     metrics = rollouts(config, one, members=members, reward=reward, examples=examples)
-    rows = read_rows(one.out / "rollouts.jsonl")
+    rows = jsonl.read(one.out / "rollouts.jsonl")
     prompts = by_prompt(rows)
     assert len(prompts) == 9
     assert all(len(answers) == 4 for _, answers in prompts)
@@ -58,12 +58,12 @@ def test_rejection_learns_the_best_answer_of_each_prompt(model, drawn, context):
     step = context()
     config = RejectionConfig(tokens=1600, batch_tokens=80, sequence_length=40, lr=0.02, dropout=0.0)
     metrics = rejection(config, step, model=model, rollouts=drawn)
-    assert [row["answer"] for row in read_rows(step.out / "best.jsonl")] == ["7"] * 5
+    assert [row["answer"] for row in jsonl.read(step.out / "best.jsonl")] == ["7"] * 5
     assert metrics["loss"] < 0.5
 
 
 def test_best_and_worst_need_a_gap(drawn):
-    rows = read_rows(drawn / "rollouts.jsonl")
+    rows = jsonl.read(drawn / "rollouts.jsonl")
     assert len(best_and_worst(rows, 2.0)) == 5
     assert best_and_worst(rows, 2.5) == []
 
@@ -73,7 +73,7 @@ def test_direct_moves_from_the_worst_to_the_best_answer(model, drawn, context, l
     config = DirectConfig(loss=loss, beta=0.5, lr=0.003, steps=25, pairs_per_batch=5)
     one, two = context("one"), context("two")
     metrics = direct(config, one, model=model, rollouts=drawn)
-    pairs = best_and_worst(read_rows(drawn / "rollouts.jsonl"), 2.0)
+    pairs = best_and_worst(jsonl.read(drawn / "rollouts.jsonl"), 2.0)
 
     def gaps(folder):
         model = load_model(folder)
@@ -92,10 +92,10 @@ def test_direct_moves_from_the_worst_to_the_best_answer(model, drawn, context, l
 def test_direct_and_rejection_name_what_is_wrong(model, drawn, context, tmp_path):
     with pytest.raises(ValueError, match="lower least_gap"):
         direct(DirectConfig(least_gap=9.0), context(), model=model, rollouts=drawn)
-    rows = read_rows(drawn / "rollouts.jsonl")
+    rows = jsonl.read(drawn / "rollouts.jsonl")
     for row in rows:
         row["completions"] = [{**c, "passed": False} for c in row["completions"]]
-    write_rows(tmp_path / "rollouts.jsonl", rows)
+    jsonl.write(tmp_path / "rollouts.jsonl", rows)
     with pytest.raises(ValueError, match="no prompt has a verified answer"):
         rejection(RejectionConfig(), context(), model=model, rollouts=tmp_path)
 
@@ -127,4 +127,4 @@ def test_the_committee_picks_the_best_and_samples_on_from_it(model, drawn, examp
     assert table["taught"]["heldout"]["low"] <= table["taught"]["heldout"]["rate"] <= table["taught"]["heldout"]["high"]
     taught_weights, picked = load_model(taught.out).state_dict(), load_model(step.out).state_dict()
     assert all(torch.equal(picked[name], taught_weights[name]) for name in picked)
-    assert {row["member"] for row in read_rows(step.out / "rollouts.jsonl")} == {"taught"}
+    assert {row["member"] for row in jsonl.read(step.out / "rollouts.jsonl")} == {"taught"}

@@ -3,22 +3,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.posttraining.examples import RowBatches, answer_row, checked, read_rows, share, write_rows
+from openafm import jsonl
+from openafm.posttraining.examples import RowBatches, answer_row, checked, share
 
 
 def test_rows_survive_the_disk_and_bad_lines_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": "ä\u2028\n"}, {"n": 1.25}]
-    write_rows(path, rows)
-    assert read_rows(path) == rows
+    jsonl.write(path, rows)
+    assert jsonl.read(path) == rows
     path.write_text('{"a": 1}\n[1]\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2 is not a JSON object"):
-        read_rows(path)
+        jsonl.read(path)
     path.write_text('{"a": \n')
     with pytest.raises(ValueError, match=r"rows.jsonl:1 is not JSON"):
-        read_rows(path)
+        jsonl.read(path)
     with pytest.raises(ValueError, match="missing"):
-        read_rows(tmp_path / "none.jsonl")
+        jsonl.read(tmp_path / "none.jsonl")
 
 
 def test_shares_are_uniform_and_seeded():

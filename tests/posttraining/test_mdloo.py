@@ -1,7 +1,7 @@
 import pytest
 
+from openafm import jsonl
 from openafm.model.checkpoint import load_model
-from openafm.posttraining.examples import read_rows, write_rows
 from openafm.posttraining.mdloo import MdlooConfig, mdloo
 from openafm.posttraining.reward import MixConfig, RewardModel
 from openafm.synthesis import tasks
@@ -22,8 +22,8 @@ def reward(model, tmp_path_factory):
 def test_iterations_are_logged_and_begin_on_policy(model, examples, reward, context):
     step = context()
     metrics = mdloo(CONFIG, step, model=model, reward=reward, examples=examples)
-    iterations = read_rows(step.out / "iterations.jsonl")
-    curve = read_rows(step.out / "metrics.jsonl")
+    iterations = jsonl.read(step.out / "iterations.jsonl")
+    curve = jsonl.read(step.out / "metrics.jsonl")
     assert len(iterations) == 3
     assert metrics["steps"] == len(curve) == 9
     assert metrics["sampler_trainer_difference"] < 1e-4
@@ -49,12 +49,12 @@ def test_a_killed_mdloo_ends_with_the_same_bytes(model, examples, reward, contex
 def test_it_learns_what_is_rewarded(model, reward, context, tmp_path):
     """A reward model of random weights is a reward like any other."""
     rows = [{**tasks.train("parity", 1, 0)[0], "id": str(i)} for i in range(4)]
-    write_rows(tmp_path / "train.jsonl", rows)
+    jsonl.write(tmp_path / "train.jsonl", rows)
     config = CONFIG.model_copy(
         update={"iterations": 5, "samples": 16, "steps": 9, "answers_per_batch": 64, "lr": 0.005, "beta": 0.0,
                 "gamma": 0.3, "max_tokens": 3, "mix": MixConfig(reward_weight=1.0, verified_weight=0.0)}
     )  # fmt: skip
     step = context()
     mdloo(config, step, model=model, reward=reward, examples=tmp_path)
-    rewards = [row["reward"] for row in read_rows(step.out / "iterations.jsonl")]
+    rewards = [row["reward"] for row in jsonl.read(step.out / "iterations.jsonl")]
     assert rewards[-1] > rewards[0] + 0.2

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from openafm.posttraining.examples import read_rows, write_rows
+from openafm import jsonl
 from openafm.posttraining.mixture import MixtureConfig, mix, problem, sft_mixture
 from openafm.synthesis import tasks
 
@@ -36,10 +36,10 @@ def parts(tmp_path):
     for name, rows in (("math", [*math, wrong]), ("human", people)):
         folders[name] = tmp_path / name
         folders[name].mkdir()
-        write_rows(folders[name] / "examples.jsonl", rows)
+        jsonl.write(folders[name] / "examples.jsonl", rows)
     (tmp_path / "sources" / "benchmarks").mkdir(parents=True)
     item = {"id": "1", "text": "Who ate the last of the seven green apples yesterday?"}
-    write_rows(tmp_path / "sources" / "benchmarks" / "quiz.jsonl", [item])
+    jsonl.write(tmp_path / "sources" / "benchmarks" / "quiz.jsonl", [item])
     return folders, tmp_path / "sources"
 
 
@@ -53,7 +53,7 @@ def test_every_planted_fault_is_rejected_with_its_reason(parts, context):
     folders, sources = parts
     step = context()
     metrics = sft_mixture(CONFIG, step, parts=folders, sources=sources)
-    rejected = {row["id"]: row["reason"] for row in read_rows(step.out / "rejected.jsonl")}
+    rejected = {row["id"]: row["reason"] for row in jsonl.read(step.out / "rejected.jsonl")}
     assert rejected == {
         "wrong": "wrong_answer", "h100": "exact_copies", "h102": "near_copies", "h103": "contaminated",
         "h104": "no_answer", "h105": "repetition", "h106": "broken_text", "h107": "no_question",
@@ -68,7 +68,7 @@ def test_splits_share_no_problem_and_lose_nothing(parts, context):
     folders, sources = parts
     step = context()
     metrics = sft_mixture(CONFIG, step, parts=folders, sources=sources)
-    splits = {name: read_rows(step.out / f"{name}.jsonl") for name in ("train", "validation", "heldout")}
+    splits = {name: jsonl.read(step.out / f"{name}.jsonl") for name in ("train", "validation", "heldout")}
     problems = {name: {problem(row) for row in rows} for name, rows in splits.items()}
     assert not problems["train"] & problems["heldout"]
     assert not problems["train"] & problems["validation"]
@@ -77,7 +77,7 @@ def test_splits_share_no_problem_and_lose_nothing(parts, context):
     kept = sum(part["kept"] for part in metrics["parts"].values())
     assert sum(map(len, splits.values())) == kept
     for arm in "ab":
-        assert {row["id"] for row in read_rows(step.out / f"train_{arm}.jsonl")} <= {r["id"] for r in splits["train"]}
+        assert {row["id"] for row in jsonl.read(step.out / f"train_{arm}.jsonl")} <= {r["id"] for r in splits["train"]}
 
 
 def test_arms_have_the_shares_they_ask_for(parts, context):

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from openafm.posttraining.examples import read_rows
+from openafm import jsonl
 from openafm.posttraining.policy import Policy, passes, rate, token_log_probs
 from openafm.stage import Hardware
 
 
 def test_trainer_and_sampler_agree_on_the_samplers_tokens(model, examples, context):
     policy = Policy.load(model)
-    problems = read_rows(examples / "train.jsonl")[:40]
+    problems = jsonl.read(examples / "train.jsonl")[:40]
     answers = policy.answer(problems, 12, context(), "answers")
     pairs = [(policy.prompt(p), a.tokens) for p, a in zip(problems, answers, strict=True)]
     trainers = token_log_probs(policy.model, pairs, Hardware())
@@ -31,7 +31,7 @@ def test_token_log_probs_one_sequence_at_a_time(model):
 
 def test_draws_repeat_and_differ_by_label(model, examples, context):
     policy = Policy.load(model)
-    problems = read_rows(examples / "train.jsonl")[:8]
+    problems = jsonl.read(examples / "train.jsonl")[:8]
     one, two, other = (policy.answer(problems, 6, context(name), label) for name, label in ("ab", "cb", "dx"))
     assert one == two
     assert one != other
@@ -39,7 +39,7 @@ def test_draws_repeat_and_differ_by_label(model, examples, context):
 
 def test_problems_fit_and_are_checked(model, examples):
     policy = Policy.load(model)
-    rows = read_rows(examples / "train.jsonl")
+    rows = jsonl.read(examples / "train.jsonl")
     found = policy.problems(rows, 1000, 4, "seed")
     assert 0 < len(found) < len(rows)
     assert all(len(policy.tokenizer.encode(row["answer"])) < 4 for row in found)

@@ -1,7 +1,8 @@
 import random
 from collections import Counter
 
-from openafm.posttraining.examples import question, read_rows
+from openafm import jsonl
+from openafm.posttraining.examples import question
 from openafm.posttraining.preferences import PreferencesConfig, corruptions, judge, preferences, swap_some
 from openafm.scoring import checks
 
@@ -11,7 +12,7 @@ CONFIG = PreferencesConfig(prompts=60, heldout_prompts=12, answers=2, label_nois
 def test_pairs_are_judged_split_by_prompt_and_noisy_in_training_only(model, examples, context, same_files):
     step, again = context("one"), context("two")
     metrics = preferences(CONFIG, step, model=model, examples=examples)
-    pairs = {split: read_rows(step.out / f"{split}.jsonl") for split in ("train", "heldout")}
+    pairs = {split: jsonl.read(step.out / f"{split}.jsonl") for split in ("train", "heldout")}
     assert not {question(p) for p in pairs["train"]} & {question(p) for p in pairs["heldout"]}
     assert all(checks.margin(p["grades_chosen"], p["grades_rejected"]) == p["margin"] > 0 for p in pairs["heldout"])
     swapped = [checks.margin(p["grades_chosen"], p["grades_rejected"]) < 0 for p in pairs["train"]]

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from openafm import jsonl
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.posttraining.examples import collate, read_rows, write_rows
+from openafm.posttraining.examples import collate
 from openafm.posttraining.policy import Answer
 from openafm.posttraining.reward import (
     MixConfig,
@@ -41,8 +42,8 @@ def planted(count, answers=("3", "4", "5", "6", "7", "8", "9")):
 @pytest.fixture(scope="module")
 def preferences(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preferences")
-    write_rows(folder / "train.jsonl", planted(64))
-    write_rows(folder / "heldout.jsonl", planted(28, ["1", "2"]))
+    jsonl.write(folder / "train.jsonl", planted(64))
+    jsonl.write(folder / "heldout.jsonl", planted(28, ["1", "2"]))
     return folder
 
 
@@ -57,7 +58,7 @@ def test_the_reward_model_learns_planted_preferences(model, preferences, context
     same_files(step.out, again.out)
 
     judge, tokenizer = RewardModel.load(step.out), load_tokenizer(step.out)
-    assert measure(judge, tokenizer, read_rows(preferences / "heldout.jsonl")) == metrics
+    assert measure(judge, tokenizer, jsonl.read(preferences / "heldout.jsonl")) == metrics
     (step.out / "heads.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"heads\.safetensors is missing or damaged"):
         RewardModel.load(step.out)
@@ -65,8 +66,8 @@ def test_the_reward_model_learns_planted_preferences(model, preferences, context
 
 def test_soft_labels_bound_the_gap(model, context, tmp_path):
     """Trained long enough on one pair, sigmoid(gap) comes to the target of its strength, not to 1."""
-    write_rows(tmp_path / "train.jsonl", planted(1))
-    write_rows(tmp_path / "heldout.jsonl", planted(1))
+    jsonl.write(tmp_path / "train.jsonl", planted(1))
+    jsonl.write(tmp_path / "heldout.jsonl", planted(1))
     config = RewardConfig(lr=0.003, epochs=60, pairs_per_batch=1, dropout=0.0, grade_weight=0.0)
     metrics = reward(config, context(), model=model, preferences=tmp_path)["heldout"]
     assert metrics["by_strength"]["negligible"]["expected"] == pytest.approx(0.65, abs=0.06)

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+from openafm import jsonl
 from openafm.model.checkpoint import load_model
-from openafm.posttraining.examples import read_rows, write_json
+from openafm.posttraining.examples import write_json
 from openafm.posttraining.policy import Policy
 from openafm.posttraining.sft import ArmsConfig, FinetuneConfig, SftConfig, finetune, sft, sft_arms
 
@@ -19,7 +20,7 @@ def test_sft_learns_and_keeps_checkpoints(model, examples, context):
     assert sorted(path.name for path in (step.out / "snapshots").iterdir()) == ["000004", "000008"]
     last, end = (load_model(folder).state_dict() for folder in (step.out / "snapshots" / "000008", step.out))
     assert all(torch.equal(last[name], end[name]) for name in end)
-    curve = read_rows(step.out / "metrics.jsonl")
+    curve = jsonl.read(step.out / "metrics.jsonl")
     assert curve[-1]["loss"] < 5.7 < torch.log(torch.tensor(420.0))
     assert Policy.load(step.out).tokenizer.vocab_size == 420
 

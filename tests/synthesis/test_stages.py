@@ -153,7 +153,7 @@ def test_usual_chat_forms_are_imported(tmp_path, context):
     assert rows(made.out)[3]["messages"][0]["content"] == "Translate this word.\nWasser"
     for bad in ('{"text": "x"}', "not json", '{"messages": []}', json.dumps({"messages": turns[:1]})):
         path.write_text(bad + "\n")
-        with pytest.raises(ValueError, match=r"mine\.jsonl, line 1"):
+        with pytest.raises(ValueError, match=r"mine\.jsonl:1"):
             human.human_data(human.HumanConfig(), context("b"), sources=tmp_path)
 
 

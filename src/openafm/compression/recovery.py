@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openafm import jsonl
 from openafm.adapters.lora import adapter_state, attach, load_adapter
 from openafm.adapters.store import Adapter
 from openafm.compression.calibration import compare, nats, read_windows, second_moments
@@ -169,7 +170,7 @@ def _batches(
     if examples is not None and config.example_tokens:
         tokenizer = load_tokenizer(folder)
         pairs, left_out = tokenize_examples(
-            read_examples(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
+            jsonl.read(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
         )
         batches = ExampleBatches(pairs, tokens=config.example_tokens, pad_id=tokenizer.pad_id, **shape)
         phases.append(("post-training", batches))
@@ -183,22 +184,6 @@ def _training_file(examples: Path, arm: str) -> Path:
     arms = sorted(examples.glob("train_*.jsonl"))
     whole = examples / "train.jsonl"
     return arms[0] if arms and not whole.exists() else whole
-
-
-def read_examples(path: Path) -> list[dict[str, Any]]:
-    """Read chat examples, a JSON object a line. Raises ValueError naming the file and line that is none."""
-    if not path.exists():
-        raise ValueError(f"{path} is missing: name a file of that step's output")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append({**row, "messages": row["messages"], "answer": row["answer"]})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number} is no example with messages and answer ({error!r}): correct it"
-            ) from error
-    return rows
 
 
 def _fit(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openafm import jsonl
 from openafm.data.documents import drops_by_reason, recall
 from openafm.data.frames import Drop, daft, kept, write_verdicts
 from openafm.stage import Config, Context, Metrics
@@ -184,12 +185,11 @@ def read_benchmarks(folder: Path, min_n: int, max_n: int) -> tuple[NgramIndex, d
         raise ValueError(f"{folder} holds no benchmark (*.jsonl): nothing could be decontaminated against")
     for path in paths:
         count = {"items": 0, "ngrams": 0, "too_short": 0}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, item in enumerate(jsonl.read(path), 1):
             try:
-                item = json.loads(line)
                 added = index.add(path.stem, str(item["id"]), item["text"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: not a benchmark item {{"id", "text"}}: {error!r}') from error
+                raise ValueError(f'{path}:{number}: not a benchmark item {{"id", "text"}}: {error!r}') from error
             count["items"] += 1
             count["ngrams"] += added
             count["too_short"] += not added

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from openafm import jsonl
 from openafm.data import documents, robots
 from openafm.data.documents import SCHEMA, Row
-from openafm.data.extract import Undecodable, decode, extract_decoded
+from openafm.data.extract import UndecodableError, decode, extract_decoded
 from openafm.data.frames import daft
 from openafm.data.parallel import workers
 from openafm.data.warc import Page, is_robots, pages
@@ -75,7 +76,7 @@ def page_document(page: Page, known: Robots, config: ExtractConfig) -> Row:
         return documents.drop(row, STAGE, "robots", f"robots.txt of {source} shuts {config.agent} out of this path")
     try:
         found = extract_decoded(decode(page.body, page.charset))
-    except Undecodable as error:
+    except UndecodableError as error:
         return documents.drop(row, STAGE, "undecodable", str(error))
     row = documents.with_text(row | {"title": found.title, "language": found.language}, found.text)
     if len(found.text) < config.min_characters:
@@ -136,12 +137,12 @@ def read_flow(path: Path, flow: str) -> tuple[list[Row], list[str]]:
 def planted_marks(sources: Path) -> dict[str, str]:
     """Return the kind of every planted URL; measurements alone read this."""
     path = sources / "planted.jsonl"
-    marks = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    marks = jsonl.read(path) if path.is_file() else []
     return {mark["url"]: mark["kind"] for mark in marks}
 
 
 def _first_of_each_url(table: pa.Table) -> tuple[pa.Table, int]:
-    """Keep the first row of each id: a kept one before a dropped one, then by text; return how many others there were."""
+    """Keep the first row of each id: a kept one before a dropped one; return how many others there were."""
     order = table.append_column("at", pa.array(range(len(table)))).sort_by(
         [("id", "ascending"), ("verdict", "descending"), ("text", "ascending")]
     )
@@ -162,7 +163,9 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
     table = _web(paths, config, context) if paths else pa.Table.from_batches([], SCHEMA)
     nameless = pa.compute.equal(table["url"], "")
     lost = table.filter(nameless)
-    rejects = [f"{reason}: {what}" for reason, what in zip(*(lost[c].to_pylist() for c in ("reason", "evidence")), strict=True)]
+    rejects = [
+        f"{reason}: {what}" for reason, what in zip(*(lost[c].to_pylist() for c in ("reason", "evidence")), strict=True)
+    ]
     parts = [table.filter(pa.compute.invert(nameless))]
     for path, flow in context.track(flows, "read flows"):
         rows, broken = read_flow(path, flow)
@@ -170,14 +173,18 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
         rejects += broken
     table, repeated = _first_of_each_url(pa.concat_tables(parts))
     marks = planted_marks(sources)
-    planted = [marks.get(url, mark) for url, mark in zip(*(table[c].to_pylist() for c in ("url", "planted")), strict=True)]
+    planted = [
+        marks.get(url, mark) for url, mark in zip(*(table[c].to_pylist() for c in ("url", "planted")), strict=True)
+    ]
     table = table.set_column(SCHEMA.get_field_index("planted"), "planted", pa.array(planted, pa.string()))
     funnel = documents.write(table, context.out)
     (context.out / "rejects.jsonl").write_text("".join(json.dumps(reject) + "\n" for reject in sorted(rejects)))
     return {
         "archives": len(paths),
         "documents": len(table),
-        "kept": dict(sorted(Counter(table.filter(pa.compute.equal(table["verdict"], "keep"))["flow"].to_pylist()).items())),
+        "kept": dict(
+            sorted(Counter(table.filter(pa.compute.equal(table["verdict"], "keep"))["flow"].to_pylist()).items())
+        ),
         "dropped": documents.drops_by_reason(funnel, STAGE),
         "rejected_without_url": len(rejects),
         "repeated_urls": repeated,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xxhash
 
+from openafm import jsonl
 from openafm.data.documents import Row, drops_by_reason, rows
 from openafm.data.frames import Drop, daft, kept, write_verdicts
 from openafm.sampling.sampler import TorchSampler
@@ -231,7 +232,7 @@ def _held_out(lines: list[str], good: np.ndarray, config: QualityConfig, context
 
 def _judged_lines(judgements: Path, pages: dict[str, str], words: int) -> tuple[list[str], np.ndarray]:
     """Features of the judged pages and whether each is above the judge's median."""
-    lines = [json.loads(line) for line in (judgements / FILE).read_text().splitlines()]
+    lines = jsonl.read(judgements / FILE)
     found = [line for line in lines if line["id"] in pages]
     scores = np.array([line["score"] for line in found])
     return [features(pages[line["id"]], words) for line in found], scores > np.median(scores) if found else scores > 0

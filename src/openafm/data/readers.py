@@ -18,6 +18,7 @@ import lxml.html
 from markdown_it import MarkdownIt
 from resiliparse.extract.html2text import extract_plain_text
 
+from openafm import jsonl
 from openafm.data.catalogue import Source
 
 Members = Sequence[tuple[str, bytes]]
@@ -98,7 +99,7 @@ def documents(source: Source, files: Members) -> list[Document]:
 def pairs(source: Source, files: Members) -> list[dict[str, str]]:
     """Texts with summaries that people wrote: rows {"id", "source", "text", "summary"}."""
     if source.form == "jsonl":
-        rows = [json.loads(line) for _, data in files for line in data.decode().splitlines()]
+        rows = [row for name, data in files for row in jsonl.parse(data, name)]
     else:
         rows = list({"descriptions": _synopses, "release_notes": _release_notes}[source.form](source, files))
     return sample(rows, source.limit, lambda row: row["id"])
@@ -109,7 +110,7 @@ def benchmark(source: Source, files: Members) -> list[dict[str, Any]]:
     if source.form == "reasoning":
         rows = _reasoning(source.names, source.limit, HELD_OUT_SEED)
     else:
-        rows = [json.loads(line) for _, data in files for line in data.decode().splitlines() if line.strip()]
+        rows = [row for name, data in files for row in jsonl.parse(data, name)]
     items = [_item(row, number, source.target) for number, row in enumerate(rows)]
     return sample(items, source.limit, lambda item: item["id"])
 
@@ -225,9 +226,8 @@ def _quips(source: Source, files: Members) -> Iterator[Document]:
 
 def _jsonl(source: Source, files: Members) -> Iterator[Document]:
     """Documents already in our form: name, text, and what they know of title, code_language, source and licence."""
-    for _, data in files:
-        for line in data.decode().splitlines():
-            row = json.loads(line)
+    for name, data in files:
+        for row in jsonl.parse(data, name):
             document = _document(source, row["name"], row["text"], row.get("title", ""), row.get("code_language", ""))
             yield dataclasses.replace(document, **{key: row[key] for key in ("source", "licence") if key in row})
 

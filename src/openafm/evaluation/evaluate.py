@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from openafm import jsonl
 from openafm.engine import TorchEngine
 from openafm.evaluation.intervals import Estimate, rate, ratio
 from openafm.evaluation.needle import retrieval
@@ -140,8 +141,7 @@ def task_estimates(
                 "reference": problem["answer"], "answer": answer.text, "passed": passes(problem, answer.text),
             }  # fmt: skip
             answers.append(verdict)
-    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    (context.out / "answers.jsonl").write_text("".join(lines))
+    jsonl.write(context.out / "answers.jsonl", answers)
     estimates = {}
     for task in [*sorted(problems), "all"]:
         verdicts = [answer["passed"] for answer in answers if task in (answer["task"], "all")]
@@ -157,8 +157,7 @@ def held_out_problems(examples: Path, count: int) -> dict[str, list[dict[str, An
             f"{path} is missing: give an Examples artifact with held-out problems, as step sft_mixture makes"
         )
     problems: dict[str, list[dict[str, Any]]] = {}
-    for line in path.read_text().splitlines():
-        problem = json.loads(line)
+    for problem in jsonl.read(path):
         if problem["check"] is not None:
             problems.setdefault(problem["task"], []).append(problem)
     if not problems:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openafm import jsonl
 from openafm.model import Transformer
 from openafm.tokenizer import Tokenizer
 
@@ -80,12 +81,12 @@ def measure(model: Transformer, tokenizer: Tokenizer, flow: str, rows: Tensor) -
 
 def write_windows(found: list[Window], path: Path) -> None:
     """Keep what each window gave, for paired comparisons."""
-    path.write_text("".join(json.dumps(asdict(window)) + "\n" for window in found))
+    jsonl.write(path, map(asdict, found))
 
 
 def read_windows(path: Path) -> list[Window]:
     """Read what `write_windows` wrote."""
-    return [Window(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [Window(**row) for row in jsonl.read(path)]
 
 
 def loss_by_position(model: Transformer, rows: Tensor) -> dict[str, list[float]]:

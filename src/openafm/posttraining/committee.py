@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from openafm import jsonl
 from openafm.model.checkpoint import save_model
-from openafm.posttraining.examples import Row, read_rows, write_json, write_rows
+from openafm.posttraining.examples import Row, write_json
 from openafm.posttraining.policy import Answer, Policy, rate
 from openafm.posttraining.reward import MixConfig, Scorer
 from openafm.stage import Config, Context, Metrics
@@ -47,9 +48,9 @@ def rollouts(
 ) -> Metrics:
     """Write `rollouts.jsonl`: one row a prompt and member with its scored answers."""
     rows = draw(
-        config, context, members, Scorer.load(reward, config.mix), read_rows(examples / "train.jsonl"), "rollouts"
+        config, context, members, Scorer.load(reward, config.mix), jsonl.read(examples / "train.jsonl"), "rollouts"
     )
-    write_rows(context.out / "rollouts.jsonl", rows)
+    jsonl.write(context.out / "rollouts.jsonl", rows)
     return by_member(rows)
 
 
@@ -131,7 +132,7 @@ def committee(
     candidates = {**members, **({"control": control} if control else {})}
     table: dict[str, Any] = {name: {} for name in candidates}
     for split in ("validation", "heldout"):
-        rows = read_rows(examples / f"{split}.jsonl")
+        rows = jsonl.read(examples / f"{split}.jsonl")
         for name, folder in candidates.items():
             table[name][split] = compare(folder, rows, config, scorer, context, f"{name} {split}")
     figures = {name: table[name]["validation"] for name in members}
@@ -144,10 +145,10 @@ def committee(
         context,
         {best: members[best]},
         Scorer(scorer.judge, scorer.tokenizer, after.mix),
-        read_rows(examples / "train.jsonl"),
+        jsonl.read(examples / "train.jsonl"),
         "next round",
     )
-    write_rows(context.out / "rollouts.jsonl", drawn)
+    jsonl.write(context.out / "rollouts.jsonl", drawn)
     return {"best": best, "members": table, "next_round": by_member(drawn)[best]}
 
 

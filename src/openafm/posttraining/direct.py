@@ -9,10 +9,11 @@ from typing import Literal
 
 import torch
 
+from openafm import jsonl
 from openafm.model import Transformer
 from openafm.model.checkpoint import save_model
 from openafm.posttraining.committee import by_prompt
-from openafm.posttraining.examples import Row, RowBatches, answer_row, read_rows
+from openafm.posttraining.examples import Row, RowBatches, answer_row
 from openafm.posttraining.policy import OptimizerConfig, Policy, token_log_probs
 from openafm.stage import Context, Hardware, Metrics
 from openafm.training.alignment import dpo, ipo, sequence_log_probs
@@ -42,7 +43,7 @@ class DirectConfig(OptimizerConfig):
 def direct(config: DirectConfig, context: Context, *, model: Path, rollouts: Path) -> Metrics:
     """Train `model` on best against worst answers; a model folder."""
     policy = Policy.load(model)
-    pairs = best_and_worst(read_rows(rollouts / "rollouts.jsonl"), config.least_gap)
+    pairs = best_and_worst(jsonl.read(rollouts / "rollouts.jsonl"), config.least_gap)
     if not pairs:
         raise ValueError(f"{rollouts}: no two answers differ by {config.least_gap} in reward; lower least_gap")
     batches = RowBatches(

@@ -16,30 +16,6 @@ Row = dict[str, Any]
 """One JSON line: an example {"id", "task", "messages", "answer", "check", "origin", "lineage"}, or one made from it."""
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a JSONL file. Raises ValueError naming the line that is no JSON object."""
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run the step that makes {path.parent.name}")
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # str.splitlines would cut at U+2028 too
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number} is not JSON ({error}); make the file again") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number} is not a JSON object; each line must hold one")
-        rows.append(row)
-    return rows
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, in the order given."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write one indented JSON value."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from openafm import jsonl
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
-from openafm.posttraining.examples import Row, RowBatches, answer_row, read_rows, write_rows
+from openafm.posttraining.examples import Row, RowBatches, answer_row
 from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
 from openafm.stage import Context, Hardware, Metrics
@@ -65,7 +66,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
     """
     policy, reference = Policy.load(model), load_model(model)
     scorer = Scorer.load(reward, config.mix)
-    train_rows = read_rows(examples / "train.jsonl")
+    train_rows = jsonl.read(examples / "train.jsonl")
     problems = policy.problems(train_rows, len(train_rows), config.max_tokens, f"{context.seed}/mdloo")
     optimizer = config.optimizer(policy.model)
     curve: list[Record] = []
@@ -77,7 +78,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
             repeated = [problem for problem in drawn for _ in range(config.samples)]
             made = policy.answer(repeated, config.max_tokens, context, f"iteration {k + 1} answers")
             _write_whole(answers, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
-        answered = read_rows(answers)
+        answered = jsonl.read(answers)
         pairs = [(policy.prompt(row["problem"]), row["tokens"]) for row in answered]
         rows, facts = experience(policy, reference, scorer, answered, pairs, config, context.hardware)
         batches = RowBatches(rows, rows_per_batch=config.answers_per_batch, steps=config.steps, seed=context.seed + k)
@@ -89,7 +90,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
         iterations.append({"iteration": k, **facts, **moved(policy, pairs, rows, context.hardware)})
     save_model(policy.model, context.out, tokenizer=model)
     write_curve(curve, context.out)
-    write_rows(context.out / "iterations.jsonl", iterations)
+    jsonl.write(context.out / "iterations.jsonl", iterations)
     disagreement = max(row["sampler_trainer_difference"] for row in iterations)
     return {
         "steps": len(curve),
@@ -102,7 +103,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
 def _write_whole(path: Path, rows: list[Row]) -> None:
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(partial, rows)
+    jsonl.write(partial, rows)
     partial.replace(path)
 
 

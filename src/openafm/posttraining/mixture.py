@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from openafm import jsonl
 from openafm.data.decontaminate import NgramIndex
 from openafm.data.dedup import near_duplicates
-from openafm.posttraining.examples import Row, question, read_rows, share, write_json, write_rows
+from openafm.posttraining.examples import Row, question, share, write_json
 from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
 
@@ -48,10 +49,10 @@ class MixtureConfig(Config):
 
 def sft_mixture(config: MixtureConfig, context: Context, *, parts: dict[str, Path], sources: Path) -> Metrics:
     """Write `train.jsonl`, `validation.jsonl`, `heldout.jsonl`, `train_ARM.jsonl` and `rejected.jsonl`."""
-    rows = [{**row, "part": part} for part, folder in parts.items() for row in read_rows(folder / "examples.jsonl")]
+    rows = [{**row, "part": part} for part, folder in parts.items() for row in jsonl.read(folder / "examples.jsonl")]
     judged, metrics = judge(rows, config, benchmarks(sources))
     kept = [row for row, reason in zip(rows, judged, strict=True) if not reason]
-    write_rows(
+    jsonl.write(
         context.out / "rejected.jsonl",
         ({**row, "reason": reason} for row, reason in zip(rows, judged, strict=True) if reason),
     )
@@ -60,13 +61,13 @@ def sft_mixture(config: MixtureConfig, context: Context, *, parts: dict[str, Pat
         splits[split_of(row, config, context.seed)].append(row)
     for name, members in splits.items():
         random.Random(f"{context.seed}/{name}").shuffle(members)
-        write_rows(context.out / f"{name}.jsonl", members)
+        jsonl.write(context.out / f"{name}.jsonl", members)
         metrics[name] = shares(members)
     arms = config.arms or {"all": dict(Counter(row["part"] for row in splits["train"]))}
     metrics["arms"] = {}
     for name, weights in arms.items():
         mixed = mix(splits["train"], weights, config.arm_examples or len(splits["train"]), f"{context.seed}/{name}")
-        write_rows(context.out / f"train_{name}.jsonl", mixed)
+        jsonl.write(context.out / f"train_{name}.jsonl", mixed)
         metrics["arms"][name] = shares(mixed)
     write_json(context.out / "mixture.json", metrics)
     return metrics
@@ -142,7 +143,7 @@ def benchmarks(sources: Path) -> NgramIndex:
     """Index every item of every benchmark that was fetched."""
     index = NgramIndex()
     for path in sorted((sources / "benchmarks").glob("*.jsonl")):
-        for row in read_rows(path):
+        for row in jsonl.read(path):
             index.add(path.stem, str(row["id"]), row["text"])
     return index
 

@@ -13,7 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from openafm.posttraining.examples import Row, read_rows, write_json, write_rows
+from openafm import jsonl
+from openafm.posttraining.examples import Row, write_json
 from openafm.posttraining.policy import Policy
 from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
@@ -41,12 +42,12 @@ def preferences(config: PreferencesConfig, context: Context, *, model: Path, exa
     policy = Policy.load(model)
     metrics: dict[str, Any] = {"mapping": checks.mapping()}
     for split, count in (("train", config.prompts), ("heldout", config.heldout_prompts)):
-        rows = read_rows(examples / f"{split}.jsonl")
+        rows = jsonl.read(examples / f"{split}.jsonl")
         problems = policy.problems(rows, count, config.max_tokens, f"{context.seed}/preferences")
         pairs = judged_pairs(policy, problems, config, context, split)
         if split == "train":
             swap_some(pairs, config.label_noise, random.Random(f"{context.seed}/noise"))
-        write_rows(context.out / f"{split}.jsonl", pairs)
+        jsonl.write(context.out / f"{split}.jsonl", pairs)
         metrics[split] = {"prompts": len(problems), "pairs": len(pairs), "strengths": strength_counts(pairs)}
     write_json(context.out / "mapping.json", metrics)
     return metrics

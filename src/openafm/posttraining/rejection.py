@@ -6,9 +6,9 @@ what every member does best into one model.
 
 from pathlib import Path
 
+from openafm import jsonl
 from openafm.model.checkpoint import save_model
 from openafm.posttraining.committee import by_prompt
-from openafm.posttraining.examples import read_rows, write_rows
 from openafm.posttraining.policy import Policy
 from openafm.posttraining.sft import FinetuneConfig, finetune
 from openafm.stage import Context, Metrics
@@ -28,7 +28,7 @@ class RejectionConfig(FinetuneConfig):
 
 def rejection(config: RejectionConfig, context: Context, *, model: Path, rollouts: Path) -> Metrics:
     """Fine-tune `model` on each prompt's best answer; a model folder, with the answers in `best.jsonl`."""
-    prompts = by_prompt(read_rows(rollouts / "rollouts.jsonl"))
+    prompts = by_prompt(jsonl.read(rollouts / "rollouts.jsonl"))
     best = [
         {"id": row["id"], "task": row["task"], "messages": row["messages"], "answer": answers[0]["text"]}
         for row, answers in prompts
@@ -36,7 +36,7 @@ def rejection(config: RejectionConfig, context: Context, *, model: Path, rollout
     ]
     if not best:
         raise ValueError(f"{rollouts}: no prompt has a verified answer; train the SFT model for longer")
-    write_rows(context.out / "best.jsonl", best)
+    jsonl.write(context.out / "best.jsonl", best)
     policy = Policy.load(model, config.dropout)
     records, facts = finetune(policy, best, config, context)
     save_model(policy.model, context.out, tokenizer=model)

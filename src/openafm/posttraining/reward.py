@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from openafm import jsonl
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import parameter_groups, trainable_groups
-from openafm.posttraining.examples import Row, RowBatches, read_rows, write_json
+from openafm.posttraining.examples import Row, RowBatches, write_json
 from openafm.posttraining.policy import Answer, OptimizerConfig, rate
 from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
@@ -147,7 +148,7 @@ def reward(config: RewardConfig, context: Context, *, model: Path, preferences: 
     """Train the reward model from the SFT model `model`; a reward model's folder with `heldout.json`."""
     tokenizer = load_tokenizer(model)
     judge = RewardModel(load_model(model, config.dropout), context.seed)
-    pairs = read_rows(preferences / "train.jsonl")
+    pairs = jsonl.read(preferences / "train.jsonl")
     rows = [pair_row(pair, tokenizer, config.targets, judge.body.config.max_length) for pair in pairs]
     steps = max(1, int(config.epochs * len(rows) / config.pairs_per_batch))
     batches = RowBatches(rows, rows_per_batch=config.pairs_per_batch, steps=steps, seed=context.seed)
@@ -163,7 +164,7 @@ def reward(config: RewardConfig, context: Context, *, model: Path, preferences: 
     )
     judge.save(context.out, tokenizer=model)
     write_curve(records, context.out)
-    measured = measure(judge, tokenizer, read_rows(preferences / "heldout.jsonl"))
+    measured = measure(judge, tokenizer, jsonl.read(preferences / "heldout.jsonl"))
     write_json(context.out / "heldout.json", measured)
     return {"pairs": len(pairs), "steps": steps, "heldout": measured}
 

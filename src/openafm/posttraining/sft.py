@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from openafm import jsonl
 from openafm.model import Transformer
 from openafm.model.checkpoint import save_model
-from openafm.posttraining.examples import Row, read_rows, write_json
+from openafm.posttraining.examples import Row, write_json
 from openafm.posttraining.policy import OptimizerConfig, Policy, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
 from openafm.stage import Config, Context, Hardware, Metrics
@@ -96,7 +97,7 @@ def sft(config: SftConfig, context: Context, *, model: Path, examples: Path, arm
     chosen = config.arm
     if not chosen and arm is not None:
         chosen = json.loads((arm / "chosen.json").read_text())["arm"]
-    rows = read_rows(examples / (f"train_{chosen}.jsonl" if chosen else "train.jsonl"))
+    rows = jsonl.read(examples / (f"train_{chosen}.jsonl" if chosen else "train.jsonl"))
     policy = Policy.load(model, config.dropout)
     kept = context.scratch / "snapshots"  # in scratch, as a killed stage loses what is in `out`
 
@@ -113,7 +114,7 @@ def sft(config: SftConfig, context: Context, *, model: Path, examples: Path, arm
 
 def held_out_loss(policy: Policy, examples: Path, config: FinetuneConfig, hardware: Hardware) -> float | None:
     """Mean nats a token of the held-out examples' reference answers (the first 256 of them that fit)."""
-    rows = read_rows(examples / "heldout.jsonl")[:256]
+    rows = jsonl.read(examples / "heldout.jsonl")[:256]
     pairs, _ = tokenize_examples(rows, policy.tokenizer, config.sequence_length + 1)
     nats = [-value for answer in token_log_probs(policy.model, pairs, hardware) for value in answer]
     return round(sum(nats) / len(nats), 5) if nats else None
@@ -125,11 +126,11 @@ def sft_arms(config: ArmsConfig, context: Context, *, model: Path, examples: Pat
     Arms are the files `train_NAME.jsonl`. Ties go to the first name.
     """
     table: dict[str, Any] = {}
-    validation = read_rows(examples / "validation.jsonl")
+    validation = jsonl.read(examples / "validation.jsonl")
     for path in sorted(examples.glob("train_*.jsonl")):
         name = path.stem.removeprefix("train_")
         policy = Policy.load(model, config.dropout)
-        _, facts = finetune(policy, read_rows(path), config, context, label=f"arm {name}")
+        _, facts = finetune(policy, jsonl.read(path), config, context, label=f"arm {name}")
         problems = policy.problems(validation, config.problems, config.max_tokens, f"{context.seed}/validation")
         answers = policy.answer(problems, config.max_tokens, context, "arms", temperature=0.0)
         table[name] = {**rate(sum(a.passed for a in answers), len(answers)), **facts}
@@ -154,7 +155,7 @@ class BestConfig(Config):
 def sft_best(config: BestConfig, context: Context, *, snapshots: Path, reward: Path, examples: Path) -> Metrics:
     """Copy the checkpoint of the SFT run `snapshots` with the best mean reward of best-of-N; ties go to the first."""
     scorer = Scorer.load(reward, MixConfig(verified_weight=0.0))  # the reward model alone decides, as AFM's does
-    validation = read_rows(examples / "validation.jsonl")
+    validation = jsonl.read(examples / "validation.jsonl")
     table: dict[str, Any] = {}
     folders = sorted((snapshots / "snapshots").glob("*"))
     if not folders:

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from openafm import jsonl
 from openafm.evaluation.intervals import Estimate
 from openafm.evaluation.table import cell
 
@@ -94,10 +95,7 @@ class Artifacts:
     def lines(self, step: str, name: str) -> list[dict[str, Any]]:
         """A JSONL file of the artifact; empty where it is absent."""
         path = self.folders.get(step, Path("/nowhere")) / name
-        if not path.is_file():
-            return []
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        return jsonl.read(path) if path.is_file() else []
 
 
 def read_json(path: Path) -> Any:

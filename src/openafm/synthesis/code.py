@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from openafm import jsonl
 from openafm.sampling import sandbox
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks
-from openafm.synthesis.items import Collected, finish, write
+from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example, Problem
 from openafm.synthesis.writer import Writer, line
 
@@ -233,7 +234,7 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
         some = exercises[start : start + 8]
         for exercise, verdicts in zip(some, judge(some), strict=True):
             _keep(config, exercise, verdicts, collected, solutions)
-    write(context.out / "solutions.jsonl", solutions)
+    jsonl.write(context.out / "solutions.jsonl", solutions)
     metrics = finish(context, collected, writer.used)
     kept_topics = {row["topic"] for row in solutions}
     return {**metrics, "solutions": len(solutions), "topics": len(kept_topics), "sandbox": sandbox.backend()}

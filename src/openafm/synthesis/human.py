@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openafm import jsonl
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.items import Collected, finish, prompt_of
 from openafm.synthesis.tasks import Example, split
@@ -87,17 +88,14 @@ def imported(path: Path) -> Iterator[Example]:
 
     Raises ValueError naming file and line for what is not JSON or in no known form.
     """
-    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not raw.strip():
-            continue
+    for number, row in enumerate(jsonl.read(path), 1):
         try:
-            row = json.loads(raw)
-            messages = conversation(row if isinstance(row, dict) else {})
+            messages = conversation(row)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}; mend or delete the line") from error
+            raise ValueError(f"{path}:{number}: {error}; mend or delete the line") from error
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
             raise ValueError(
-                f"{path}, line {number}: it does not end with a question and its answer; mend or delete it"
+                f"{path}:{number}: it does not end with a question and its answer; mend or delete it"
             )
         digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
         yield {
@@ -124,8 +122,7 @@ def _reason(example: Example, config: HumanConfig) -> str | None:
 def summarised(sources: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of `human/<kind>.jsonl`, sorted by id; none when the sources do not hold the file."""
     path = sources / "human" / f"{kind}.jsonl"
-    rows = [json.loads(raw) for raw in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return sorted(rows, key=lambda row: row["id"])
+    return sorted(jsonl.read(path) if path.exists() else [], key=lambda row: row["id"])
 
 
 def is_held_out(row: dict[str, Any]) -> bool:

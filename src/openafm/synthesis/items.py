@@ -1,12 +1,11 @@
 """What every synthesis step does with the items it made: keep or reject with a reason, drop copies, write, count."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from openafm import jsonl
 from openafm.data.dedup import near_duplicates
 from openafm.stage import Context, Metrics
 from openafm.synthesis.tasks import Example
@@ -39,19 +38,13 @@ def prompt_of(example: Example) -> str:
     return example["messages"][-1]["content"]
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
 def finish(context: Context, collected: Collected, writer: dict[str, Any]) -> Metrics:
     """Drop copies, write `examples.jsonl` and `rejected.jsonl`, return yields a source and reasons."""
     result, first = Collected([], list(collected.rejected)), _copies(collected.kept)
     for index, row in enumerate(collected.kept):
         result.judge(row, "copy" if index in first else None, first.get(index, ""))
-    write(context.out / "examples.jsonl", result.kept)
-    write(context.out / "rejected.jsonl", result.rejected)
+    jsonl.write(context.out / "examples.jsonl", result.kept)
+    jsonl.write(context.out / "rejected.jsonl", result.rejected)
     return {"examples": len(result.kept), "rejected": len(result.rejected), **_counts(result), "writer": writer}
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from openafm import jsonl
 from openafm.data import documents as table
 from openafm.stage import Config, Context, Metrics
-from openafm.synthesis.items import write
 from openafm.synthesis.tasks import words
 from openafm.tokenizer import Tokenizer, load
 
@@ -127,7 +127,7 @@ def long_qa(config: LongQAConfig, context: Context, *, documents: Path, tokenize
         wanted = (getattr(config, split) + 1) * config.length
         filler = _filler(documents, reader, split, wanted, context.seed)
         samples = _samples(config, split, filler, reader, context.seed)
-        write(context.out / ("long_qa.jsonl" if split == "train" else "heldout.jsonl"), _rows(samples, split))
+        jsonl.write(context.out / ("long_qa.jsonl" if split == "train" else "heldout.jsonl"), _rows(samples, split))
         index[split] = {SOURCE: _write_shard(samples, context.out / split, dtype)}
     whole = {"vocab_size": reader.vocab_size, "dtype": dtype, "splits": index}
     (context.out / "index.json").write_text(json.dumps(whole, indent=1) + "\n")

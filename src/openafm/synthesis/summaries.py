@@ -8,10 +8,11 @@ the server model, may add its own, kept when short and made of the text's words.
 import random
 from pathlib import Path
 
+from openafm import jsonl
 from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.human import SUMMARISED, is_held_out, summarised, summary_example
-from openafm.synthesis.items import Collected, finish, write
+from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example
 from openafm.synthesis.writer import Writer, line
 
@@ -77,5 +78,5 @@ def summaries(config: SummariesConfig, context: Context, *, sources: Path) -> Me
     if writer.present:
         for example in _written(config, writer, pool[: config.written]):
             collected.judge(example, _reason(config, example))
-    write(context.out / "heldout.jsonl", held.kept)
+    jsonl.write(context.out / "heldout.jsonl", held.kept)
     return {**finish(context, collected, writer.used), "heldout": len(held.kept)}
