@@ -32,7 +32,9 @@ def test_a_folder_without_documents_says_what_to_give(tmp_path):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.sampled_from(["", "x", "y"]), st.sampled_from(documents.FLOWS), st.booleans()), max_size=30))
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "x", "y"]), st.sampled_from(documents.FLOWS), st.booleans()), max_size=30)
+)
 def test_the_funnel_accounts_for_every_document(choices):
     listed = []
     for number, (reason, flow, planted) in enumerate(choices):
@@ -64,4 +66,6 @@ def test_why_tells_the_fate_with_evidence_and_stops_at_the_drop(tmp_path):
 
 
 def test_funnel_file_is_what_write_returns(tmp_path):
-    assert json.loads((documents.write(some(3), tmp_path), (tmp_path / "funnel.json").read_text())[1])[0]["documents"] == 3
+    assert (
+        json.loads((documents.write(some(3), tmp_path), (tmp_path / "funnel.json").read_text())[1])[0]["documents"] == 3
+    )

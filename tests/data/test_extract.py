@@ -4,10 +4,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.data.extract import Undecodable, decode, extract
+from openafm.data.extract import UndecodableError, decode, extract
 
+SOUP = [
+    *"<>/=\"' a1&;\x00é",
+    "<p>",
+    "</p>",
+    "<table>",
+    "<td>",
+    "<li>",
+    "<ul>",
+    "</ul>",
+    "<pre>",
+    "<a href=x>",
+    "</a>",
+    "<h2>",
+]
+SOUP += ["<math>", "<mi>", "</math>", "<br>", "<div class=nav>", "</div>", "word and word ", "<svg>"]
 PARAGRAPHS = [
-    f"Paragraph number {n} talks at some length about the habits of animals, and it has commas, clauses and a full stop."
+    f"Paragraph number {n} talks at some length about the habits of animals, with commas, clauses and a full stop."
     for n in range(6)
 ]
 PAGE = """<!doctype html><html lang="en-GB"><head><title>On animals | The Site</title><style>p{}</style></head><body>
@@ -18,7 +33,7 @@ PAGE = """<!doctype html><html lang="en-GB"><head><title>On animals | The Site</
 <pre>def f(x):
     if x:
         return &lt;1&gt;</pre><p>%s</p></div>
-<div class="sidebar"><p>Popular stories: <a href=1>Ten things you did not know</a> <a href=2>Five more things</a></p></div></div>
+<div class="sidebar"><p>Popular stories: <a href=1>Ten things to know</a> <a href=2>Five more things</a></p></div></div>
 <div class="footer"><p>Copyright 2020 The Site. <a href="/terms">Terms of use</a> <a href="/p">Privacy</a></p></div>
 <script>var paragraph = "no text";</script></body></html>"""  # fmt: skip
 
@@ -72,7 +87,7 @@ def test_utf8_without_declaration_and_wrong_declaration():
 
 
 def test_binary_is_no_text():
-    with pytest.raises(Undecodable):
+    with pytest.raises(UndecodableError):
         decode(bytes(range(256)) * 20)
     assert extract(bytes(range(256)) * 20).text == ""
 
@@ -85,7 +100,7 @@ def test_binary_is_no_text():
         b"<table><tr><td>" * 3_000,
         b"<ul><li>" * 5_000 + b"x",
         b"<a \"'=<" * 20_000,
-        b"<p x=\"" + b">" * 100_000,
+        b'<p x="' + b">" * 100_000,
         b"<math>" * 2_000 + b"x",
         b"&" * 200_000,
         b"<pre>" + b"x\n" * 200_000,
@@ -103,8 +118,7 @@ def test_hostile_pages_end_soon(html):
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.sampled_from([*"<>/=\"' a1&;", "<p>", "</p>", "<table>", "<td>", "<li>", "<ul>", "</ul>", "<pre>", "<a href=x>",
-        "</a>", "<h2>", "<math>", "<mi>", "</math>", "<br>", "<div class=nav>", "</div>", "word and word ", "<svg>", "\x00", "é"]), max_size=60))  # fmt: skip
+@given(st.lists(st.sampled_from(SOUP), max_size=60))
 def test_any_soup_gives_an_extraction(parts):
     found = extract("".join(parts).encode())
     assert "\x00" not in found.text and "\x1e" not in found.text

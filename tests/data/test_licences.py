@@ -8,9 +8,12 @@ from openafm.data.licences import judge_licence, permissive
 @pytest.mark.parametrize(
     ("expression", "answer"),
     [
-        ("MIT", True), ("mit", True), ("GPL-3.0-only", False), ("MIT OR GPL-3.0-only", True), ("MIT AND GPL-3.0-only", False),
-        ("(MIT OR GPL-2.0-only) AND Apache-2.0", True), ("Apache-2.0 WITH LLVM-exception", True), ("MIT/Apache-2.0", True),
-        ("GPL-2.0-only WITH Classpath-exception-2.0", False), ("", False), ("(", False), ("MIT AND", False), ("MIT)", False),
+        ("MIT", True), ("mit", True), ("GPL-3.0-only", False), ("MIT OR GPL-3.0-only", True),
+        ("MIT AND GPL-3.0-only", False),
+        ("(MIT OR GPL-2.0-only) AND Apache-2.0", True), ("Apache-2.0 WITH LLVM-exception", True),
+        ("MIT/Apache-2.0", True),
+        ("GPL-2.0-only WITH Classpath-exception-2.0", False), ("", False), ("(", False),
+        ("MIT AND", False), ("MIT)", False),
     ],
 )  # fmt: skip
 def test_spdx_expressions(expression, answer):

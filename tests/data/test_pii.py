@@ -1,4 +1,5 @@
 import string
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -46,10 +47,13 @@ def test_personal_data_is_found(text, kind):
     [
         "version 10.45.55.200 of the tool", "see section 43.7.4.1", "host 192.168.0.1, 127.0.0.1 and 10.0.0.7",
         "doi:10.1145/3292500.3330701", "ISBN 978-3-16-148410-0", "ISBN 316-148-4100", "on 2024-01-02 at 10:20:30",
-        "d41d8cd98f00b204e9800998ecf8427e", "package@1.2.3 and image@2x.png", "git@github.com:a/b.git", "std::vector<int>",
-        "x = 1234567890123456", "0.41111111111111111", "1600000000", "call 555-0123", "000-12-3456 666-12-3456 912-12-3456",
+        "d41d8cd98f00b204e9800998ecf8427e",
+        "package@1.2.3 and image@2x.png", "git@github.com:a/b.git", "std::vector<int>",
+        "x = 1234567890123456", "0.41111111111111111", "1600000000", "call 555-0123",
+        "000-12-3456 666-12-3456 912-12-3456",
         "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "password = 'your_password_1'", "https://user:password@host/",
-        "(8.947-5.371)+9.5258371", "api_key = os.environ['API_KEY_1']", "-----BEGIN PRIVATE KEY-----", "1-2-3 and 12/31/1999",
+        "(8.947-5.371)+9.5258371", "api_key = os.environ['API_KEY_1']", "-----BEGIN PRIVATE KEY-----",
+        "1-2-3 and 12/31/1999",
         "a::b ::1 fe80::1", "#define X 0x4111111111111111", "pip install foo==1.22.33.44",
     ],
 )  # fmt: skip
@@ -98,7 +102,7 @@ def test_ibans_need_their_checksum_and_length(country, number):
 @given(st.text(alphabet=string.printable + "é[at]@.", max_size=200))
 def test_spans_are_in_order_apart_and_redacted(text):
     spans = pii.find(text)
-    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(spans))
     assert all(0 <= span.start < span.end <= len(text) and span.kind in pii.KINDS for span in spans)
     expected, at = "", 0
     for span in spans:

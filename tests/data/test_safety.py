@@ -9,7 +9,13 @@ WORDS = safety.load_words()
 
 @pytest.mark.parametrize(
     "text",
-    ["what the fuck is this shit", "f*cking sh1t, you b1tch", "fuuuuck you, s h i t", "ｆｕｃｋ this shіt", "f​uck you, shit"],
+    [
+        "what the fuck is this shit",
+        "f*cking sh1t, you b1tch",
+        "fuuuuck you, s h i t",
+        "ｆｕｃｋ this shіt",
+        "f​uck you, shit",
+    ],
 )
 def test_profanity_is_seen_through_disguise(text):
     assert safety.judge_words(text, WORDS).category == "profanity"
@@ -22,14 +28,21 @@ def test_categories():
 
 @pytest.mark.parametrize(
     "text",
-    ["kill the child process, then assess the class", "Scunthorpe, cocktail, analysis, Essex", "x86, b2b, a55, 3d, s3, 4k", "**kwargs"],
+    [
+        "kill the child process, then assess the class",
+        "Scunthorpe, cocktail, analysis, Essex",
+        "x86, b2b, a55, 3d, s3, 4k",
+        "**kwargs",
+    ],
 )
 def test_plain_words_stay(text):
     assert safety.judge_words(text, WORDS).category == ""
 
 
 def test_one_bad_word_in_a_long_text_stays():
-    assert safety.judge_words("This is a sentence about shit. " + "Plain words follow here. " * 200, WORDS).category == ""
+    assert (
+        safety.judge_words("This is a sentence about shit. " + "Plain words follow here. " * 200, WORDS).category == ""
+    )
 
 
 def test_a_foreign_list_weighs_less_and_technical_words_are_taken_out(tmp_path):
@@ -41,8 +54,14 @@ def test_a_foreign_list_weighs_less_and_technical_words_are_taken_out(tmp_path):
 
 def labelled() -> list[safety.Example]:
     draw = random.Random(0)
-    clean = [" ".join(draw.choices("tree river stone walks slowly under the morning light".split(), k=60)) for _ in range(80)]
-    rude = ["you stupid " + " ".join(draw.choices("fucking shit asshole idiot moron loser".split(), k=58)) for _ in range(40)]
+    clean = [
+        " ".join(draw.choices(["tree", "river", "stone", "walks", "slowly", "under", "the", "morning", "light"], k=60))
+        for _ in range(80)
+    ]
+    rude = [
+        "you stupid " + " ".join(draw.choices(["fucking", "shit", "asshole", "idiot", "moron", "loser"], k=58))
+        for _ in range(40)
+    ]
     return safety.examples(rude, clean, WORDS, draw)
 
 

@@ -16,10 +16,10 @@ MAIN_SHARE = 0.7
 
 
 _FURNITURE = re.compile(
-    r"advertisements?|sponsored(?: content| post)?|share(?: this.*| on.*)?|print|tweet|e-?mail|subscribe.*|sign (?:up|in).*|log ?in"
-    r"|(?:read|see|view|learn|show) (?:more|all).*|reply|quote|report|like|edit|copy|comments?|(?:posts|joined|likes|views"
-    r"|replies|location|reputation): ?[\w ,.]+|previous.*|next.*|back to top.*|skip to.*|add to (?:cart|basket|wishlist)"
-    r"|table of contents|loading.*|©.*",
+    r"advertisements?|sponsored(?: content| post)?|share(?: this.*| on.*)?|print|tweet|e-?mail|subscribe.*"
+    r"|sign (?:up|in).*|log ?in|(?:read|see|view|learn|show) (?:more|all).*|reply|quote|report|like|edit|copy|comments?"
+    r"|(?:posts|joined|likes|views|replies|location|reputation): ?[\w ,.]+|previous.*|next.*|back to top.*|skip to.*"
+    r"|add to (?:cart|basket|wishlist)|table of contents|loading.*|©.*",
     re.I,
 )
 """Short texts that pages are furnished with everywhere."""
@@ -77,7 +77,7 @@ def paragraph_score(unit: Unit) -> float:
 
 
 def box_weights(found: list[Unit], boxes: list[Box]) -> list[float]:
-    """Sum each box's weight with its ancestors', at least -4; a box with half of the page's text cannot be against it."""
+    """Sum each box's weight with its ancestors', at least -4; a box with half of the page's text is not against it."""
     mass = [0.0] * len(boxes)
     for unit in found:
         mass[unit.box] += unit.characters - unit.linked

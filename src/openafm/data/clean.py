@@ -176,7 +176,7 @@ def _caught(kind: str, reason: str, evidence: str) -> bool:
     if kind in DROPPED_KINDS:
         return reason.startswith("pii.")
     if kind in REDACTED_KINDS:
-        return reason.startswith("pii.") or (evidence.startswith("redacted") and f"{kind} " in evidence)
+        return reason.startswith("pii.") or kind in _redacted(evidence)
     return reason.startswith("safety.")
 
 
@@ -202,8 +202,10 @@ def _audit(before: pa.Table, table: pa.Table, limit: int = 20) -> Iterable[Row]:
     for row in table.filter(pa.compute.is_null(table["planted"])).to_pylist():
         if row["stage"] == STAGE and seen[row["reason"]] < limit:
             seen[row["reason"]] += 1
-            yield {name: row[name] for name in ("id", "url", "flow", "reason", "evidence")} | {"text": row["text"][:200]}
-        elif row["verdict"] == "keep" and row["evidence"].startswith("redacted"):
+            yield {name: row[name] for name in ("id", "url", "flow", "reason", "evidence")} | {
+                "text": row["text"][:200]
+            }
+        elif row["verdict"] == "keep" and any(seen[f"redacted.{kind}"] < limit for kind in _redacted(row["evidence"])):
             text = texts[row["id"]]
             for span in pii.find(text):
                 reason = f"redacted.{span.kind}"
@@ -215,6 +217,13 @@ def _audit(before: pa.Table, table: pa.Table, limit: int = 20) -> Iterable[Row]:
                     break
 
 
+def _redacted(evidence: str) -> list[str]:
+    """Return the kinds named by the evidence of a kept document, as in "redacted: email 2, phone 1"."""
+    if not evidence.startswith("redacted: "):
+        return []
+    return [part.split()[0] for part in evidence.removeprefix("redacted: ").split(", ")]
+
+
 def _real_hits(table: pa.Table) -> dict[str, int]:
     """Count the real (not planted) documents that each reason dropped here, or in which a kind was redacted."""
     hits: Counter[str] = Counter()
@@ -224,8 +233,8 @@ def _real_hits(table: pa.Table) -> dict[str, int]:
     ):
         if stage == STAGE:
             hits[reason] += 1
-        elif verdict == "keep" and evidence.startswith("redacted: "):
-            hits.update(f"redacted.{part.split()[0]}" for part in evidence.removeprefix("redacted: ").split(", "))
+        elif verdict == "keep":
+            hits.update(f"redacted.{kind}" for kind in _redacted(evidence))
     return dict(sorted(hits.items()))
 
 
@@ -243,7 +252,9 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
     model, learned = _learn(table, safety.load_words(sources / "words"), config, context)
     if model is not None:
         frame = daft.from_arrow(table)
-        safe = daft.cls(_SafetyJudge, use_process=True, max_concurrency=workers())(str(model), config.unsafe_probability)
+        safe = daft.cls(_SafetyJudge, use_process=True, max_concurrency=workers())(
+            str(model), config.unsafe_probability
+        )
         table = _run(frame, safe.rows(_as_rows()), context, "safety model", len(before))
     funnel = _documents.write(table, context.out)
     audit = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in _audit(before, table))

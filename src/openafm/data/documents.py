@@ -37,7 +37,7 @@ def document_id(url: str) -> str:
 
 def document(url: str, flow: str, text: str, **columns: Any) -> Row:
     """Return a kept row; `columns` fills the rest of the schema (source, licence, title, planted, ...)."""
-    row = {name: "" for name in SCHEMA.names} | {"quality": -1.0, "planted": None, "verdict": "keep"}
+    row = dict.fromkeys(SCHEMA.names, "") | {"quality": -1.0, "planted": None, "verdict": "keep"}
     row |= {"id": document_id(url), "url": url, "flow": flow} | columns
     return with_text(row, text)
 
@@ -83,7 +83,9 @@ def write(table: pa.Table | Iterable[Row], folder: Path) -> list[Row]:
         twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
         raise ValueError(f"the document {twice} is in the table twice: URLs must differ")
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata(None), folder / FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    pq.write_table(
+        table.replace_schema_metadata(None), folder / FILE, compression="zstd", row_group_size=ROWS_PER_GROUP
+    )
     stages = funnel(table)
     (folder / "funnel.json").write_text(json.dumps(stages, indent=1) + "\n")
     return stages

@@ -1,7 +1,7 @@
 """Body text of an HTML page, as light Markdown (paragraphs, headings, lists, tables, listings, LaTeX).
 
 `openafm extract` and the `extract` step call `extract`. Any bytes give an `Extraction`; a page that cannot be decoded
-raises `Undecodable` only from `decode`, so that the step can count it.
+raises `UndecodableError` only from `decode`, so that the step can count it.
 """
 
 import re
@@ -29,7 +29,7 @@ MAX_LANGUAGE_DISTANCE = 1000
 """Above this out-of-place measure the n-gram language guess is worth nothing (resiliparse's own cut-off is 1200)."""
 
 
-class Undecodable(ValueError):
+class UndecodableError(ValueError):
     """The bytes are no text in any encoding that could be found."""
 
 
@@ -45,7 +45,7 @@ class Extraction:
 def decode(html: bytes, charset: str | None = None) -> str:
     """Decode a page: byte order mark, HTTP charset, meta charset, valid UTF-8, then detection (WHATWG HTML, 13.2.3).
 
-    Raises Undecodable for binary data: when over 2% of the characters are control or replacement characters.
+    Raises UndecodableError for binary data: when over 2% of the characters are control or replacement characters.
     """
     if html[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = html.decode("utf-16", "replace")
@@ -54,22 +54,22 @@ def decode(html: bytes, charset: str | None = None) -> str:
         text = _decode_declared(html, declared)
     broken = len(_CONTROL.findall(text)) + text.count("\ufffd")
     if broken > 5 and broken > 0.02 * len(text):
-        raise Undecodable(f"{broken} of {len(text)} characters are control or replacement characters")
+        raise UndecodableError(f"{broken} of {len(text)} characters are control or replacement characters")
     return text
 
 
 def _decode_declared(html: bytes, declared: str | None) -> str:
-    encoding = map_encoding_to_html5(declared) if declared else None
-    if encoding in (None, "utf-8"):
+    encoding = (map_encoding_to_html5(declared) if declared else None) or "utf-8"
+    if encoding == "utf-8":
         try:
             return html.decode("utf-8-sig")
         except UnicodeDecodeError:
-            encoding = detect_encoding(html, from_html_meta=False)
+            encoding = detect_encoding(html, from_html_meta=False) or "windows-1252"
     return bytes_to_str(html, encoding, fallback_encodings=("utf-8", "windows-1252"))
 
 
 def _language(tree: HTMLTree, text: str) -> str:
-    root = tree.document.query_selector("html")
+    root = tree.document.query_selector("html") if tree.document is not None else None
     declared = (root.getattr("lang") or root.getattr("xml:lang") or "") if root is not None else ""
     primary = re.match(r"[a-zA-Z]{2,3}(?![a-zA-Z])", declared.strip())
     if primary:
@@ -121,7 +121,7 @@ def extract(html: bytes, url: str | None = None, charset: str | None = None) -> 
     """
     try:
         return extract_decoded(decode(html, charset))
-    except Undecodable:
+    except UndecodableError:
         return Extraction("", "", "")
 
 

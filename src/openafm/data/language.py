@@ -10,7 +10,7 @@ MIN_LETTERS = 60
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|\$\$?[^$\n]{1,400}\$\$?|<[A-Z]+>|https?://\S+|[`|#*_\d]+", re.S)
 
 
-def prose(text: str, characters: int = 3000) -> str:
+def prose(text: str, characters: int = 2000) -> str:
     """Return the beginning of a text on one line without listings, formulas, placeholders, URLs and digits."""
     return " ".join(_NOT_PROSE.sub(" ", text[: 4 * characters]).split())[:characters]
 

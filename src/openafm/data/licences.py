@@ -7,11 +7,12 @@ its package declares; what nobody declares is not used.
 import re
 
 PERMISSIVE = frozenset(
-    "0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause"
-    " BSD-3-Clause-Clear BSD-4-Clause BSL-1.0 CC-BY-3.0 CC-BY-4.0 CC-PDDC CC0-1.0 curl ECL-2.0 FTL HPND ICU ISC Libpng"
-    " libtiff MIT MIT-0 MIT-CMU MIT-Modern-Variant MS-PL MulanPSL-2.0 NCSA NTP OFL-1.1 OLDAP-2.8 PHP-3.01 PostgreSQL PSF-2.0"
-    " Python-2.0 Python-2.0.1 Ruby SGI-B-2.0 TCL TCP-wrappers Unicode-3.0 Unicode-DFS-2016 Unlicense UPL-1.0 Vim W3C"
-    " WTFPL X11 Xnet Zlib ZPL-2.1 blessing Public-Domain".split()
+    "0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause"
+    " BSD-2-Clause-Patent BSD-3-Clause BSD-3-Clause-Clear BSD-4-Clause BSL-1.0 CC-BY-3.0 CC-BY-4.0 CC-PDDC"
+    " CC0-1.0 curl ECL-2.0 FTL HPND ICU ISC Libpng libtiff MIT MIT-0 MIT-CMU MIT-Modern-Variant MS-PL"
+    " MulanPSL-2.0 NCSA NTP OFL-1.1 OLDAP-2.8 PHP-3.01 PostgreSQL PSF-2.0 Python-2.0 Python-2.0.1 Ruby"
+    " SGI-B-2.0 TCL TCP-wrappers Unicode-3.0 Unicode-DFS-2016 Unlicense UPL-1.0 Vim W3C WTFPL X11 Xnet Zlib"
+    " ZPL-2.1 blessing Public-Domain".split()
 )
 """SPDX identifiers that ask for attribution at most."""
 _LOWER = {name.lower() for name in PERMISSIVE}

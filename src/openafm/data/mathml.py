@@ -1,4 +1,4 @@
-"""Formulas in pages as LaTeX: MathML, KaTeX, MathJax and images of LaTeX become `$...$` in the tree (used by `extract`)."""
+"""Formulas in pages as LaTeX: MathML, KaTeX, MathJax and images of LaTeX become `$...$` (used by `extract`)."""
 
 import re
 from html import escape, unescape
@@ -12,7 +12,7 @@ _ANNOTATION = re.compile(r'<annotation [^>]*encoding="[^">]*tex[^">]*"[^>]*>(.*?
 _SCRIPT = re.compile(r'<script [^>]*type="(math/tex[^">]*)"[^>]*>(.*?)</script>', re.S)
 _IMAGE = re.compile(r'<img (?=[^>]*class="(?:[^">]* )?(?:latex|tex|math|mwe-math-[^">]*)(?: [^">]*)?")[^>]*>')
 _ALT = re.compile(r' alt="([^"]*)"')
-_SYMBOLS = {"−": "-", "⁢": "", "⁡": "", "\u2062": "", "\u2061": "", "×": r"\times ", "≤": r"\le ", "≥": r"\ge "}
+_SYMBOLS = {"−": "-", "\u2062": "", "\u2061": "", "×": r"\times ", "≤": r"\le ", "≥": r"\ge "}
 
 
 def _children(node: DOMNode, depth: int) -> list[str]:
@@ -20,12 +20,12 @@ def _children(node: DOMNode, depth: int) -> list[str]:
 
 
 def latex(node: DOMNode, depth: int = 0) -> str:
-    """Write a MathML element as LaTeX: fractions, roots, scripts, rows and tables; unknown elements give their content."""
+    """Write a MathML element as LaTeX: fractions, roots, scripts and tables; unknown elements give their content."""
     if depth > MAX_DEPTH:
-        return node.text
+        return node.text or ""
     tag = node.tag
     if tag in ("mi", "mn", "mo", "mtext", "ms"):
-        text = node.text.strip()
+        text = (node.text or "").strip()
         text = _SYMBOLS.get(text, text)
         return rf"\text{{{text}}}" if tag == "mtext" and len(text) > 1 else text
     parts = _children(node, depth)
@@ -48,7 +48,7 @@ def latex(node: DOMNode, depth: int = 0) -> str:
         return " & ".join(parts)
     if tag in ("annotation", "annotation-xml"):
         return ""
-    return "".join(parts) if parts else node.text.strip()
+    return "".join(parts) if parts else (node.text or "").strip()
 
 
 def _formula(source: str) -> str:

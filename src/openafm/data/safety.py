@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,10 +23,10 @@ CATEGORIES = ("profanity", "adult", "unsafe")
 LISTED_WEIGHT = 0.4
 """Weight of a word of a foreign list beside 1 for our own: such lists hold many words with harmless uses."""
 _HARMLESS = frozenset(
-    "balls beaver breasts crack crotch damn dummy enlargement fat fatal foobar gay god guido hell hump kill lesbian loin lust"
-    " master meth murder nad naked nazi nimrod nude organ pantie paki pawn pcp pot prod queer racy rum screw screwed screwing"
-    " scrot sex sexual slave slope snuff strip stroke stupid suck sucked sucks tampon tard teste thrust thug ugly urine virgin"
-    " vomit wang weed xx xxx".split()
+    "balls beaver breasts crack crotch damn dummy enlargement fat fatal foobar gay god guido hell hump kill"
+    " lesbian loin lust master meth murder nad naked nazi nimrod nude organ pantie paki pawn pcp pot prod"
+    " queer racy rum screw screwed screwing scrot sex sexual slave slope snuff strip stroke stupid suck sucked"
+    " sucks tampon tard teste thrust thug ugly urine virgin vomit wang weed xx xxx".split()
 )
 """Words of foreign lists that technical and plain prose uses; found by counting hits on documentation."""
 
@@ -38,6 +38,7 @@ _TRIPLE_RUN = re.compile(r"([a-z])\1{2,}")
 _SPACED = re.compile(r"(?<![a-z])(?:[a-z][ .*_-]){3,12}[a-z](?![a-z])")
 _LEET = str.maketrans("013457@$!|+", "oieastasiit")
 _LOOKALIKES = str.maketrans("аеорсухікмтвԁѕ", "aeopcyxikmtbds")
+_NON_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
@@ -72,7 +73,7 @@ def load_words(folder: Path | None = None) -> Words:
         category = path.stem if path.stem in CATEGORIES else "profanity"
         terms |= {term: (category, LISTED_WEIGHT) for term in _lines(path.read_text("utf-8")) if term not in _HARMLESS}
     for category in CATEGORIES:
-        terms |= {term: (category, 1.0) for term in _lines((own / f"{category}.txt").read_text("utf-8"))}
+        terms |= dict.fromkeys(_lines((own / f"{category}.txt").read_text("utf-8")), (category, 1.0))
     single = {term: known for term, known in terms.items() if _WORD.fullmatch(term)}
     phrases: dict[str, list[tuple[tuple[str, ...], str, float]]] = {}
     for term, (category, weight) in terms.items():
@@ -88,12 +89,17 @@ def fold(text: str) -> str:
     text = text.lower()
     if text.isascii():
         return text
-    plain = unicodedata.normalize("NFKD", text.translate(_ZERO_WIDTH)).translate(_LOOKALIKES)
-    return "".join(character for character in plain if not unicodedata.combining(character))
+    return _NON_ASCII.sub(lambda run: _plain(run[0]), text)
+
+
+@lru_cache(maxsize=16_384)
+def _plain(run: str) -> str:
+    plain = unicodedata.normalize("NFKD", run.translate(_ZERO_WIDTH)).translate(_LOOKALIKES)
+    return "".join(character for character in plain.lower() if not unicodedata.combining(character))
 
 
 def _undisguised(folded: str, words: Words) -> Iterable[str]:
-    """Yield the terms behind leet (`sh1t`), stars (`f*ck`), drawn-out (`fuuuck`) and spaced-out (`f u c k`) spellings."""
+    """Yield the terms behind leet (`sh1t`), stars (`f*ck`), drawn-out (`fuuuck`) and spaced (`f u c k`) spellings."""
     for token in {match[0].strip("!|+*") for match in _DISGUISED.finditer(folded)}:
         letters = sum(map(str.isalpha, token))
         if not 4 <= len(token) <= 24 or letters < 2 or letters == len(token):
@@ -116,11 +122,18 @@ def _undisguised(folded: str, words: Words) -> Iterable[str]:
 def _count(text: str, words: Words, disguised: bool) -> Counter[str]:
     folded = fold(text)
     tokens = _WORD.findall(folded)
-    hits = Counter(token for token in tokens if token in words.single)
-    for at in (at for at, token in enumerate(tokens) if token in words.phrases):
-        for parts, _, _ in words.phrases[tokens[at]]:
-            if tuple(tokens[at : at + len(parts)]) == parts:
-                hits[" ".join(parts)] += 1
+    present = set(tokens)
+    known = words.single.keys() & present
+    hits = Counter(token for token in tokens if token in known) if known else Counter()
+    likely = [
+        parts
+        for first in words.phrases.keys() & present
+        for parts, _, _ in words.phrases[first]
+        if present.issuperset(parts)
+    ]
+    if likely:
+        joined = f" {' '.join(tokens)} "
+        hits.update({" ".join(parts): count for parts in likely if (count := joined.count(f" {' '.join(parts)} "))})
     if disguised:
         hits.update(sorted(_undisguised(folded, words))[:1000])
     return hits
@@ -135,7 +148,7 @@ def judge_words(text: str, words: Words, disguised: bool = True) -> Finding:
     hits = _count(text, words, disguised)
     if not hits:
         return Finding("", 0.0, ())
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
     categories: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     for term, count in sorted(hits.items(), key=lambda item: (-item[1], item[0])):
         category, weight = _term(term, words)
@@ -177,7 +190,7 @@ def examples(
             blanked = re.sub(rf"\b(?:{'|'.join(blank)})\b", "", chunk) if blank else chunk
             found.append((True, (chunk, " ".join(blanked.split()))))
     spare: list[Example] = []
-    for text in clean:
+    for text in draw.sample(clean, min(len(clean), negatives * len(found))):
         pieces = [chunk for chunk in chunks(text) if chunk]
         spare += [(False, (chunk,)) for chunk in draw.sample(pieces, min(3, len(pieces)))]
     found += draw.sample(spare, min(len(spare), negatives * len(found)))
@@ -211,7 +224,7 @@ class SafetyModel:
 
     def score(self, text: str) -> tuple[float, str]:
         """Return a document's mean probability over its three worst chunks, and the beginning of the worst."""
-        pieces = [piece for piece in chunks(text)[:400] if piece]
+        pieces = [piece for piece in chunks(text[:60_000]) if piece]
         if not pieces:
             return 0.0, ""
         worst = sorted(zip(self.probabilities(pieces), pieces, strict=True), reverse=True)[:3]
@@ -223,7 +236,17 @@ def _fit(labelled: Sequence[Example], folder: Path, seed: int) -> Path:
     source, path = folder / "safety.txt", folder / "safety.bin"
     source.write_text("".join(lines), "utf-8")
     model = fasttext.train_supervised(
-        str(source), dim=16, epoch=12, lr=0.4, minn=2, maxn=5, wordNgrams=2, bucket=50_000, thread=1, seed=seed, verbose=0
+        str(source),
+        dim=16,
+        epoch=12,
+        lr=0.4,
+        minn=2,
+        maxn=5,
+        wordNgrams=2,
+        bucket=50_000,
+        thread=1,
+        seed=seed,
+        verbose=0,
     )
     model.save_model(str(path))
     return path

@@ -88,7 +88,9 @@ def pages(path: Path, wanted: Callable[[str], bool] = lambda url: True) -> Itera
         last = start - 1
         try:
             stream = io.BytesIO(data[start:])
-            for record in ArchiveIterator(stream, record_types=WarcRecordType.any_type, parse_http=False, quirks_mode=True):
+            for record in ArchiveIterator(
+                stream, record_types=WarcRecordType.any_type, parse_http=False, quirks_mode=True
+            ):
                 found, last = found + 1, start + record.stream_pos
                 if record.record_type == WarcRecordType.response and wanted(_url(record)):
                     yield _safe_page(record)
