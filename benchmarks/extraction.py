@@ -1,0 +1,175 @@
+"""Body extraction: ours against trafilatura, resiliparse and readability-lxml, pages a second and token F1, in one run.
+
+    python benchmarks/extraction.py --pages 150
+
+The reference is known because we make the pages: Markdown READMEs of the installed Python packages are rendered into
+page layouts (the fetch step's five and the six below, from semantic tags to a table of 1999), and the truth is the
+README's own text and title. So these are template pages: they say how extractors cope with furniture around
+real text, not how they fare on the whole web. F1 counts words with their multiplicity, the mean over pages. Each
+extractor is called as its manual says; all of them get decoded text. The limit is parsing the HTML alone (resiliparse).
+"""
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import distributions
+from typing import NamedTuple
+
+import jinja2
+from markdown_it import MarkdownIt
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.html import HTMLTree
+from rich.console import Console
+from rich.table import Table
+
+from harness import alternate, options, show, timed
+from openafm.data.extract import extract_decoded
+
+LINKS = [
+    "Getting started",
+    "Release notes",
+    "How we moved to the new office",
+    "Ten tips for autumn",
+    "Contact",
+    "Imprint",
+]
+LAYOUTS = {
+    "semantic": "<header><nav><a href=/>Home</a> <a href=/x>Docs</a></nav></header><main><article><h1>{{title}}</h1>{{body}}"
+    "</article></main><aside><h3>Popular</h3>{{links}}</aside><footer><p>Made with care. {{links}}</p></footer>",
+    "soup": "<div class='c1'><div class='c2'>{{links}}</div><div class='c3'><div class='c4'><h1>{{title}}</h1><div>{{body}}</div>"
+    "<div class='c5'>You may also like {{links}}</div></div></div><div class='c6'>Copyright 2021 Soup Ltd. {{links}}</div></div>",
+    "table": "<table width=100%><tr><td colspan=2><font size=5>Welcome to our site</font></td></tr><tr><td width=20%>{{links}}"
+    "</td><td><h1>{{title}}</h1>{{body}}</td></tr><tr><td colspan=2>Last changed in 1999. Best viewed at 800x600.</td></tr></table>",
+    "sidebar": "<div id='header'>Docs <form><input><button>Search</button></form></div><div id='sidebar'><ul>{{links}}</ul>"
+    "<p>Sponsor this project to keep it alive for many years to come, it helps us a lot.</p></div><div id='content'>"
+    "<div class='breadcrumb'><a href=/>Docs</a> / <a href=/g>Guide</a></div><h1>{{title}}</h1>{{body}}<div class='pager'>"
+    "<a href=/p>Previous: intro</a> <a href=/n>Next: outro</a></div></div><div class='footer'>{{links}}</div>",
+    "comments": "<div class='top'>{{links}}</div><div class='entry'><h2 class='entry-title'>{{title}}</h2>{{body}}</div>"
+    "<div id='comments'><h3>2 responses</h3><p>Great post, I learned a lot, thank you!</p><p>First!</p></div>"
+    "<div class='widget'><h4>Archive</h4>{{links}}</div>",
+    "cookies": "<div class='consent-layer'><p>We use cookies and similar technologies to improve your experience, to measure"
+    " traffic and to show you advertising. You can change your choice at any time.</p></div><section class='hero'><h1>{{title}}"
+    "</h1></section><section class='page'>{{body}}</section><section class='newsletter'><p>Subscribe to our newsletter and never"
+    " miss an update, we send it once a month.</p></section><section class='related'><h3>More stories</h3>{{links}}</section>",
+}  # fmt: skip
+
+
+class Labelled(NamedTuple):
+    """A page whose body text is known."""
+
+    layout: str
+    html: str
+    truth: str
+
+
+def words(text: str) -> Counter[str]:
+    """Words with their multiplicity."""
+    return Counter(re.findall(r"\w+", text.lower()))
+
+
+def f1(found: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over words."""
+    a, b = words(found), words(truth)
+    common = (a & b).total()
+    return 2 * common / (a.total() + b.total()) if common else 0.0
+
+
+def plain(html: str) -> str:
+    """All text of an HTML fragment."""
+    return extract_plain_text(HTMLTree.parse(html), main_content=False, alt_texts=False, preserve_formatting=False)
+
+
+def readmes(count: int) -> list[tuple[str, str]]:
+    """(title, Markdown) of the installed packages, one a name."""
+    found: dict[str, str] = {}
+    for package in distributions():
+        body = package.metadata.get_payload() or package.metadata.get("Description") or ""  # type: ignore[attr-defined]
+        name = package.metadata["Name"]
+        if "markdown" in (package.metadata.get("Description-Content-Type") or "") and 800 < len(body) < 40_000:
+            found.setdefault(name, body)
+    return sorted(found.items())[:count]
+
+
+def corpus(count: int) -> list[Labelled]:
+    """Pages of all layouts in turn, over the READMEs as often as needed."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("openafm.data"), autoescape=True)
+    plans: list[tuple[str, jinja2.Template | str]] = list(LAYOUTS.items())
+    plans += [
+        (name, environment.get_template(f"{name}.html.jinja"))
+        for name in ("blog", "forum", "news", "questions", "shop")
+    ]
+    sources, pages = readmes(count), []
+    for number in range(count):
+        title, text = sources[number % len(sources)]
+        layout, template = plans[(number + number // len(sources)) % len(plans)]
+        body = markdown.render(text)
+        links = "".join(f"<li><a href='/{n}'>{link}</a></li>" for n, link in enumerate(LINKS))
+        if isinstance(template, str):
+            inner = template.replace("{{title}}", title).replace("{{body}}", body).replace("{{links}}", links)
+            html = f"<!doctype html><html><head><title>{title} | Site</title></head><body>{inner}</body></html>"
+            truth = f"{title}\n{plain(body)}"
+        else:
+            paragraphs = [plain(part) for part in re.findall(r"<p>(.*?)</p>", body, re.S)]
+            paragraphs = [part for part in paragraphs if len(part.split()) > 5][:12] or [plain(body)[:800]]
+            names = ["Ana Diaz", "bob_77", "C. Meier", "dora"]
+            html = template.render(title=title, site="Site", names=names, links=LINKS, paragraphs=paragraphs)
+            truth = "\n".join([title, *paragraphs])
+        pages.append(Labelled(layout, html, truth))
+    return pages
+
+
+def with_trafilatura(html: str) -> str:
+    import trafilatura
+
+    return trafilatura.extract(html, include_comments=True, include_tables=True) or ""
+
+
+def with_readability(html: str) -> str:
+    from readability import Document
+
+    return plain(Document(html).summary())
+
+
+EXTRACTORS: dict[str, Callable[[str], str]] = {
+    "openafm": lambda html: extract_decoded(html).text,
+    "trafilatura": with_trafilatura,
+    "resiliparse": lambda html: extract_plain_text(HTMLTree.parse(html), main_content=True),
+    "readability-lxml": with_readability,
+}
+
+
+def main() -> None:
+    """Measure F1 once and pages a second in turns."""
+    given = options(__doc__, pages=150)
+    pages = corpus(given.pages)
+    scores: dict[str, dict[str, list[float]]] = {name: {} for name in EXTRACTORS}
+    for name, work in EXTRACTORS.items():
+        for page in pages:
+            scores[name].setdefault(page.layout, []).append(f1(work(page.html), page.truth))
+    layouts = sorted(scores["openafm"])
+    table = Table(title=f"token F1 on {len(pages)} template pages")
+    for column in ("extractor", *layouts, "all"):
+        table.add_column(column, justify="right")
+    overall = {}
+    for name, by_layout in scores.items():
+        overall[name] = statistics.fmean(value for values in by_layout.values() for value in values)
+        table.add_row(
+            name, *(f"{statistics.fmean(by_layout[layout]):.3f}" for layout in layouts), f"{overall[name]:.3f}"
+        )
+    Console(width=160).print(table)
+
+    def rate(work: Callable[[str], object]) -> Callable[[], float]:
+        return lambda: len(pages) / timed(lambda: [work(page.html) for page in pages])
+
+    figures = alternate({name: rate(work) for name, work in EXTRACTORS.items()}, given.repeats)
+    limit = statistics.median(rate(HTMLTree.parse)() for _ in range(given.repeats))
+    detail = {"f1": {name: round(value, 4) for name, value in overall.items()}, "pages": len(pages)}
+    detail["bytes_a_page"] = round(statistics.fmean(len(page.html.encode()) for page in pages))
+    show("body extraction", "pages/s on one core", figures, limit=limit, limit_is="parsing alone", detail=detail,
+         as_json=given.json)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
