@@ -4,7 +4,8 @@
 
 The reference is known because we make the pages: Markdown READMEs of the installed Python packages are rendered into
 page layouts (the fetch step's five and the six below, from semantic tags to a table of 1999), and the truth is the
-README's own text and title. So these are template pages: they say how extractors cope with furniture around
+README's own text and title. So these are template pages, made by the authors of one contestant, whose rules for short
+furniture ("Posted by ...") were written with some of them in view: they say how extractors cope with furniture around
 real text, not how they fare on the whole web. F1 counts words with their multiplicity, the mean over pages. Each
 extractor is called as its manual says; all of them get decoded text. The limit is parsing the HTML alone (resiliparse).
 """
@@ -26,33 +27,33 @@ from rich.table import Table
 from harness import alternate, options, show, timed
 from openafm.data.extract import extract_decoded
 
-LINKS = [
-    "Getting started",
-    "Release notes",
-    "How we moved to the new office",
-    "Ten tips for autumn",
-    "Contact",
-    "Imprint",
-]
+LINKS = ["Getting started", "Release notes", "How we moved to the new office", "Ten tips for autumn", "Contact"]
 LAYOUTS = {
-    "semantic": "<header><nav><a href=/>Home</a> <a href=/x>Docs</a></nav></header><main><article><h1>{{title}}</h1>{{body}}"
-    "</article></main><aside><h3>Popular</h3>{{links}}</aside><footer><p>Made with care. {{links}}</p></footer>",
-    "soup": "<div class='c1'><div class='c2'>{{links}}</div><div class='c3'><div class='c4'><h1>{{title}}</h1><div>{{body}}</div>"
-    "<div class='c5'>You may also like {{links}}</div></div></div><div class='c6'>Copyright 2021 Soup Ltd. {{links}}</div></div>",
-    "table": "<table width=100%><tr><td colspan=2><font size=5>Welcome to our site</font></td></tr><tr><td width=20%>{{links}}"
-    "</td><td><h1>{{title}}</h1>{{body}}</td></tr><tr><td colspan=2>Last changed in 1999. Best viewed at 800x600.</td></tr></table>",
-    "sidebar": "<div id='header'>Docs <form><input><button>Search</button></form></div><div id='sidebar'><ul>{{links}}</ul>"
-    "<p>Sponsor this project to keep it alive for many years to come, it helps us a lot.</p></div><div id='content'>"
-    "<div class='breadcrumb'><a href=/>Docs</a> / <a href=/g>Guide</a></div><h1>{{title}}</h1>{{body}}<div class='pager'>"
-    "<a href=/p>Previous: intro</a> <a href=/n>Next: outro</a></div></div><div class='footer'>{{links}}</div>",
-    "comments": "<div class='top'>{{links}}</div><div class='entry'><h2 class='entry-title'>{{title}}</h2>{{body}}</div>"
-    "<div id='comments'><h3>2 responses</h3><p>Great post, I learned a lot, thank you!</p><p>First!</p></div>"
-    "<div class='widget'><h4>Archive</h4>{{links}}</div>",
-    "cookies": "<div class='consent-layer'><p>We use cookies and similar technologies to improve your experience, to measure"
-    " traffic and to show you advertising. You can change your choice at any time.</p></div><section class='hero'><h1>{{title}}"
-    "</h1></section><section class='page'>{{body}}</section><section class='newsletter'><p>Subscribe to our newsletter and never"
-    " miss an update, we send it once a month.</p></section><section class='related'><h3>More stories</h3>{{links}}</section>",
-}  # fmt: skip
+    "semantic": """<header><nav><a href=/>Home</a> <a href=/x>Docs</a></nav></header>
+<main><article><h1>{{title}}</h1>{{body}}</article></main>
+<aside><h3>Popular</h3>{{links}}</aside><footer><p>Made with care. {{links}}</p></footer>""",
+    "soup": """<div class='c1'><div class='c2'>{{links}}</div><div class='c3'><div class='c4'><h1>{{title}}</h1>
+<div>{{body}}</div><div class='c5'>You may also like {{links}}</div></div></div>
+<div class='c6'>Copyright 2021 Soup Ltd. {{links}}</div></div>""",
+    "table": """<table width=100%><tr><td colspan=2><font size=5>Welcome to our site</font></td></tr>
+<tr><td width=20%>{{links}}</td><td><h1>{{title}}</h1>{{body}}</td></tr>
+<tr><td colspan=2>Last changed in 1999. Best viewed at 800x600.</td></tr></table>""",
+    "sidebar": """<div id='header'>Docs <form><input><button>Search</button></form></div>
+<div id='sidebar'><ul>{{links}}</ul>
+<p>Sponsor this project to keep it alive for many years to come, it helps us a lot.</p></div><div id='content'>
+<div class='breadcrumb'><a href=/>Docs</a> / <a href=/g>Guide</a></div><h1>{{title}}</h1>{{body}}
+<div class='pager'><a href=/p>Previous: intro</a> <a href=/n>Next: outro</a></div></div>
+<div class='footer'>{{links}}</div>""",
+    "comments": """<div class='top'>{{links}}</div>
+<div class='entry'><h2 class='entry-title'>{{title}}</h2>{{body}}</div>
+<div id='comments'><h3>2 responses</h3><p>Great post, I learned a lot, thank you!</p><p>First!</p></div>
+<div class='widget'><h4>Archive</h4>{{links}}</div>""",
+    "cookies": """<div class='consent-layer'><p>We use cookies and similar technologies to improve your experience, to
+measure traffic and to show you advertising. You can change your choice at any time.</p></div>
+<section class='hero'><h1>{{title}}</h1></section><section class='page'>{{body}}</section><section class='newsletter'>
+<p>Subscribe to our newsletter and never miss an update, we send it once a month.</p></section>
+<section class='related'><h3>More stories</h3>{{links}}</section>""",
+}
 
 
 class Labelled(NamedTuple):
@@ -85,9 +86,10 @@ def readmes(count: int) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for package in distributions():
         body = package.metadata.get_payload() or package.metadata.get("Description") or ""  # type: ignore[attr-defined]
-        name = package.metadata["Name"]
-        if "markdown" in (package.metadata.get("Description-Content-Type") or "") and 800 < len(body) < 40_000:
-            found.setdefault(name, body)
+        markdown = "markdown" in (package.metadata.get("Description-Content-Type") or "")
+        prose = re.findall(r"[a-z]{3,}", re.sub(r"\S*(?:://|\[!\[)\S*", "", body))  # many hold little but badges
+        if markdown and len(prose) > 150 and len(body) < 40_000:
+            found.setdefault(package.metadata["Name"], body)
     return sorted(found.items())[:count]
 
 

@@ -19,7 +19,8 @@ _FURNITURE = re.compile(
     r"advertisements?|sponsored(?: content| post)?|share(?: this.*| on.*)?|print|tweet|e-?mail|subscribe.*"
     r"|sign (?:up|in).*|log ?in|(?:read|see|view|learn|show) (?:more|all).*|reply|quote|report|like|edit|copy|comments?"
     r"|(?:posts|joined|likes|views|replies|location|reputation): ?[\w ,.]+|previous.*|next.*|back to top.*|skip to.*"
-    r"|add to (?:cart|basket|wishlist)|table of contents|loading.*|©.*",
+    r"|add to (?:cart|basket|wishlist)|table of contents|loading.*|©.*|[\d.,]+ ?(?:votes?|points?|answers?|replies)?"
+    r"|(?:(?:asked|answered|posted|published|written|edited) )?by .{2,40}",
     re.I,
 )
 """Short texts that pages are furnished with everywhere."""
@@ -113,8 +114,10 @@ def main_box(found: list[Unit], boxes: list[Box], weights: list[float]) -> list[
 def _score(found: list[Unit], at: int, inside: bool, weight: float, repeats: int) -> float:
     """Add up the signals for one unit; above 0 it is body text. `repeats` counts the page's units with its text."""
     unit = found[at]
-    if unit.words <= 5 and (repeats >= 3 or _FURNITURE.fullmatch(unit.blocks[0].text)):
-        return -1.0
+    if unit.words <= 8 and unit.blocks[0].kind == "p":
+        lines = unit.blocks[0].text.split("\n")
+        if (repeats >= 3 and unit.words <= 5) or any(_FURNITURE.fullmatch(line) for line in lines):
+            return -1.0
     previous = found[at - 1] if at else None
     following = found[at + 1] if at + 1 < len(found) else None
     score = (1.0 if is_content(previous, unit, following) else -1.0) + (1.0 if inside else -1.2) + weight
@@ -126,17 +129,22 @@ def _score(found: list[Unit], at: int, inside: bool, weight: float, repeats: int
     return score
 
 
-def _with_headings(found: list[Unit], keep: list[bool], allowed: list[bool]) -> None:
-    """Keep a heading when something below it, before the next heading of its level or above, is kept."""
+def _with_headings(found: list[Unit], keep: list[bool], allowed: list[bool], boxes: list[Box]) -> None:
+    """Keep a heading when something below it, before the next heading of its level or above, is kept.
+
+    A definition list's term stays with its definition in the same way.
+    """
     reach = 0  # level of the nearest kept block below: 7 for text, which any heading may stand over; 0 for nothing
     for at in range(len(found) - 1, -1, -1):
-        kind = found[at].blocks[0].kind
-        if kind[0] == "h":
-            level = int(kind[1])
-            keep[at] = allowed[at] and reach > level
+        block = found[at].blocks[0]
+        if block.kind[0] == "h":
+            level = int(block.kind[1])
+            keep[at] = allowed[at] and reach > level and not _FURNITURE.fullmatch(block.text)
             reach = min(reach, level) if reach > level else reach
-        elif keep[at]:
-            reach = 7
+        else:
+            term = boxes[found[at].box].tag == "dt" and allowed[at] and at + 1 < len(found) and keep[at + 1]
+            keep[at] = keep[at] or (term and found[at].link_density < 0.9)
+            reach = 7 if keep[at] else reach
 
 
 def select_body(blocks: list[Block], boxes: list[Box]) -> list[Block]:
@@ -156,6 +164,10 @@ def select_body(blocks: list[Block], boxes: list[Box]) -> list[Block]:
     size = sum(unit.characters for unit, kept in zip(found, keep, strict=True) if kept)
     if size < 0.15 * sum(unit.characters for unit, kept in zip(found, plain, strict=True) if kept):
         keep = plain
-    allowed = [weights[unit.box] > -2 and (inside[unit.box] or weights[unit.box] > 0) for unit in found]
-    _with_headings(found, keep, allowed)
+    allowed = [
+        (weights[unit.box] > -2 and (inside[unit.box] or weights[unit.box] > 0))
+        or (unit.blocks[0].kind == "h1" and weights[unit.box] > -1)  # a title may stand above the body's box
+        for unit in found
+    ]
+    _with_headings(found, keep, allowed, boxes)
     return [block for unit, kept in zip(found, keep, strict=True) if kept for block in unit.blocks]
