@@ -18,7 +18,7 @@ from openafm.training.losses import next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
-WORDS = "the small red old fast cat dog bird tree house sees likes finds makes runs near under".split()  # noqa: SIM905
+WORDS = "the small red old fast cat dog bird tree house sees likes finds makes runs near under".split()
 
 
 def sentences(rng, count):

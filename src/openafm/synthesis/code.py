@@ -225,7 +225,7 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
     rng = random.Random(f"{context.seed}/code_data")
     collected, solutions = Collected(), list[Example]()
     for task in tasks.CODE:
-        collected.keep(tasks.train(task.__name__, config.per_task, context.seed))
+        collected.keep(tasks.train(task, config.per_task, context.seed))
     exercises = seeds(config, rng)
     writer = Writer.open(sources, context, wanted=config.written > 0)
     if writer.present:

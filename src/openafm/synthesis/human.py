@@ -94,9 +94,7 @@ def imported(path: Path) -> Iterator[Example]:
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}; mend or delete the line") from error
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
-            raise ValueError(
-                f"{path}:{number}: it does not end with a question and its answer; mend or delete it"
-            )
+            raise ValueError(f"{path}:{number}: it does not end with a question and its answer; mend or delete it")
         digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
         yield {
             "id": f"imported-{digest}",

@@ -24,8 +24,12 @@ from openafm.synthesis.writer import Writer, line
 class MathConfig(Config):
     """How much mathematics to make."""
 
+    programmatic: tuple[str, ...] = tuple(tasks.MATH)
+    """Programmatic tasks, out of `openafm.synthesis.tasks.MATH`."""
     per_task: int = 400
-    """Programmatic examples of each task of `openafm.synthesis.tasks.MATH`."""
+    """Programmatic examples of each of them."""
+    largest: int = tasks.LARGEST
+    """Largest operand."""
     seeds: int = 200
     """Seed problems that are rephrased, reversed and evolved by rule, four examples each."""
     written: int = 4
@@ -220,9 +224,8 @@ def _from_gym(config: MathConfig, seed: int) -> list[Example]:
 def math_data(config: MathConfig, context: Context, *, sources: Path) -> Metrics:
     """Make mathematics examples: `examples.jsonl` and `rejected.jsonl`; yields by source in the metrics."""
     collected = Collected()
-    names = [task.__name__ for task in tasks.MATH]
-    for name in context.track(names, "math tasks"):
-        collected.keep(tasks.train(name, config.per_task, context.seed))
+    for name in context.track(config.programmatic, "math tasks"):
+        collected.keep(tasks.train(name, config.per_task, context.seed, config.largest))
     collected.keep(_from_gym(config, context.seed))
     rng = random.Random(f"{context.seed}/math_data")
     seeds = _seeds(max(config.seeds, config.written), rng)

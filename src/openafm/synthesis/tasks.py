@@ -18,6 +18,8 @@ from openafm.scoring.toolcalls import TOOLS, WEEKDAYS, Tool
 
 HELD_OUT_SHARE = 0.1
 NO_TOOL = "No tool needed."
+LARGEST = 99
+"""Largest operand where a recipe does not set another."""
 Example = dict[str, Any]
 
 
@@ -53,68 +55,68 @@ def _word(rng: random.Random) -> str:
     return rng.choice([word for listed in words().values() for word in listed])
 
 
-def _operand(rng: random.Random) -> int:
-    """A number of one or two digits, each length equally often."""
-    return rng.randint(1, rng.choice([9, 99]))
+def _operand(rng: random.Random, largest: int) -> int:
+    """A number up to `largest`; half of the time of one digit."""
+    return rng.randint(1, rng.choice([min(9, largest), largest]))
 
 
-def addition(rng: random.Random) -> Problem:
+def addition(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Add two numbers."""
-    a, b = _operand(rng), _operand(rng)
+    a, b = _operand(rng, largest), _operand(rng, largest)
     wording = rng.choice([f"{a} + {b} = ?", f"What is {a} + {b}?", f"Add {a} and {b}."])
     return number(wording, a + b, f"{min(a, b)}+{max(a, b)}")
 
 
-def subtraction(rng: random.Random) -> Problem:
+def subtraction(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Subtract the smaller number from the larger."""
-    b, a = sorted([_operand(rng), _operand(rng)])
+    b, a = sorted([_operand(rng, largest), _operand(rng, largest)])
     wording = rng.choice([f"{a} - {b} = ?", f"What is {a} - {b}?", f"Take {b} from {a}."])
     return number(wording, a - b, f"{a}-{b}")
 
 
-def multiplication(rng: random.Random) -> Problem:
+def multiplication(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Multiply two numbers of the multiplication table."""
     a, b = rng.randint(2, 12), rng.randint(2, 9)
     return number(rng.choice([f"{a} * {b} = ?", f"What is {a} times {b}?"]), a * b, f"{min(a, b)}*{max(a, b)}")
 
 
-def comparison(rng: random.Random) -> Problem:
+def comparison(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Tell the larger or smaller of two numbers."""
-    a, b = rng.sample(range(1, 100), 2)
+    a, b = rng.sample(range(1, largest + 1), 2)
     kind, answer = rng.choice([("larger", max(a, b)), ("smaller", min(a, b))])
     return number(f"Which is {kind}, {a} or {b}?", answer, f"{min(a, b)},{max(a, b)}")
 
 
-def extreme(rng: random.Random) -> Problem:
+def extreme(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Find the largest or smallest of a short list."""
-    values = rng.sample(range(1, 100), rng.randint(3, 4))
+    values = rng.sample(range(1, largest + 1), rng.randint(3, 4))
     kind, answer = rng.choice([("largest", max(values)), ("smallest", min(values))])
     return number(f"Find the {kind}: {_listed(values)}", answer, _listed(sorted(values)))
 
 
-def sorting(rng: random.Random) -> Problem:
+def sorting(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Sort three to five small numbers."""
     values = rng.sample(range(1, 21), rng.randint(3, 5))
     answer = _listed(sorted(values))
     return Problem(f"Sort: {_listed(values)}", answer, answer, {"kind": "list", "answer": answer})
 
 
-def sequence(rng: random.Random) -> Problem:
+def sequence(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Continue an arithmetic sequence."""
-    start, step = rng.randint(1, 30), rng.randint(1, 10)
+    start, step = rng.randint(1, largest // 3), rng.randint(1, max(1, largest // 10))
     shown = [start + i * step for i in range(4)]
     wording = rng.choice(["What comes next: {}?", "Next number: {}, ?"])
     return number(wording.format(_listed(shown)), start + 4 * step, f"{start},{step}")
 
 
-def parity(rng: random.Random) -> Problem:
+def parity(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Tell whether a number is even or odd."""
-    value = rng.randint(1, rng.choice([99, 999]))
+    value = rng.randint(1, rng.choice([largest, 10 * largest]))
     kind, rest = rng.choice([("even", 0), ("odd", 1)])
     return text(f"Is {value} {kind}?", "yes" if value % 2 == rest else "no", str(value))
 
 
-def units(rng: random.Random) -> Problem:
+def units(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Convert to a smaller unit."""
     large, small, factor = rng.choice(
         [("km", "meters", 1000), ("meters", "cm", 100), ("kg", "grams", 1000), ("hours", "minutes", 60),
@@ -124,7 +126,7 @@ def units(rng: random.Random) -> Problem:
     return number(f"How many {small} are in {count} {large}?", count * factor, f"{count} {large}")
 
 
-def weekday(rng: random.Random) -> Problem:
+def weekday(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Count days from a weekday."""
     day, days = rng.choice(WEEKDAYS), rng.randint(1, 10)
     sign, relation = rng.choice([(1, "after"), (-1, "before")])
@@ -133,7 +135,7 @@ def weekday(rng: random.Random) -> Problem:
     return text(f"Which day is {days} {unit} {relation} {day}?", answer, f"{day}{sign * days:+d}")
 
 
-def letters(rng: random.Random) -> Problem:
+def letters(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Put letters together or turn them round."""
     word = _word(rng)
     spaced, backwards = " ".join(word), " ".join(reversed(word))
@@ -141,14 +143,14 @@ def letters(rng: random.Random) -> Problem:
     return Problem(prompt, answer, word, {"kind": "text", "answer": answer})
 
 
-def spelling(rng: random.Random) -> Problem:
+def spelling(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Spell a word, tell its first letter or its length."""
     word = _word(rng)
     prompt, answer = rng.choice([(f"Spell {word}.", " ".join(word)), (f"First letter of {word}?", word[0])])
     return text(prompt, answer, word)
 
 
-def counting(rng: random.Random) -> Problem:
+def counting(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Count the items of a list or how often one of them stands there."""
     kinds = rng.sample(words()["animals"] + words()["fruits"], 2)
     items = [rng.choice(kinds) for _ in range(rng.randint(2, 6))]
@@ -158,7 +160,7 @@ def counting(rng: random.Random) -> Problem:
     return number(f"How many times {items[0]}: {key}", items.count(items[0]), key)
 
 
-def copying(rng: random.Random) -> Problem:
+def copying(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Say a phrase once, or a word several times."""
     if rng.random() < 0.5:
         phrase = " ".join(_word(rng) for _ in range(rng.randint(2, 4)))
@@ -169,7 +171,7 @@ def copying(rng: random.Random) -> Problem:
     return Problem(f"Say {word} {count} times.", answer, f"{word} {count}", {"kind": "rules", "rules": rules})
 
 
-def naming(rng: random.Random) -> Problem:
+def naming(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Name a few things of a kind, in a form that is asked for."""
     kind, count = rng.choice(["animals", "colors", "fruits", "tools"]), rng.randint(2, 4)
     chosen = rng.sample(words()[kind], count)
@@ -185,7 +187,7 @@ def naming(rng: random.Random) -> Problem:
     return Problem(f"Name {count} {kind}.{form}", answer, f"{count} {kind}{form}", {"kind": "rules", "rules": rules})
 
 
-def expression(rng: random.Random) -> Problem:
+def expression(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Tell what a short Python expression gives."""
     a, b, word, other = rng.randint(1, 20), rng.randint(2, 9), _word(rng), _word(rng)
     values = [rng.randint(1, 9) for _ in range(rng.randint(2, 4))]
@@ -208,9 +210,9 @@ def call(name: str, **arguments: Any) -> str:
     return json.dumps({name: arguments}, separators=(",", ":"))
 
 
-def _request(rng: random.Random, tool: Tool) -> tuple[str, dict[str, Any]]:
+def _request(rng: random.Random, tool: Tool, largest: int) -> tuple[str, dict[str, Any]]:
     """Words of a user who needs one tool, and the arguments it must be called with."""
-    a, b = _operand(rng), _operand(rng)
+    a, b = _operand(rng, largest), _operand(rng, largest)
     if "days" in tool.parameters and "day" in tool.parameters:
         day, days = rng.choice(WEEKDAYS), rng.randint(2, 20)
         return f"Which day is {days} days after {day}?", {"day": day, "days": days}
@@ -229,9 +231,9 @@ ASKED_TOOLS = tuple(name for name in TOOLS if name != "add_days")
 """Tools that short requests exist for."""
 
 
-def _tool_problem(rng: random.Random, tool: Tool, shown: list[Tool]) -> Problem:
+def _tool_problem(rng: random.Random, tool: Tool, shown: list[Tool], largest: int) -> Problem:
     """A request beside the signatures of the tools at hand; no tool among them answers -> say so."""
-    request, arguments = _request(rng, tool)
+    request, arguments = _request(rng, tool, largest)
     shown = rng.sample(shown, len(shown))
     prompt = f"Tools: {', '.join(other.signature for other in shown)}\n{request}"
     check: dict[str, Any] = {"kind": "tool", "tools": [other.name for other in shown]}
@@ -241,13 +243,13 @@ def _tool_problem(rng: random.Random, tool: Tool, shown: list[Tool]) -> Problem:
     return Problem(prompt, call(tool.name, **arguments), request, {**check, "call": wanted})
 
 
-def single_tool(rng: random.Random) -> Problem:
+def single_tool(rng: random.Random, largest: int = LARGEST) -> Problem:
     """One tool at hand, and a request that needs it."""
     tool = TOOLS[rng.choice(ASKED_TOOLS)]
-    return _tool_problem(rng, tool, [tool])
+    return _tool_problem(rng, tool, [tool], largest)
 
 
-def several_tools(rng: random.Random) -> Problem:
+def several_tools(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Two or three tools at hand, similar ones preferred: distractors with the same arguments."""
     tool = TOOLS[rng.choice(ASKED_TOOLS)]
     others = [TOOLS[name] for name in ASKED_TOOLS if name != tool.name]
@@ -255,14 +257,14 @@ def several_tools(rng: random.Random) -> Problem:
     chosen = [rng.choice(similar)]
     if rng.random() < 0.3:
         chosen.append(rng.choice([other for other in others if other not in chosen]))
-    return _tool_problem(rng, tool, [tool, *chosen])
+    return _tool_problem(rng, tool, [tool, *chosen], largest)
 
 
-def no_tool(rng: random.Random) -> Problem:
+def no_tool(rng: random.Random, largest: int = LARGEST) -> Problem:
     """A tool at hand that the request does not need (intent detection, against over-triggering)."""
     tool, other = rng.sample([TOOLS[name] for name in ASKED_TOOLS], 2)
     if rng.random() < 0.5:
-        return _tool_problem(rng, tool, [other])
+        return _tool_problem(rng, tool, [other], largest)
     request = rng.choice(
         [f"Say {_word(rng)}.", f"I like the {_word(rng)}.", f"Tell me about a {_word(rng)}.", "Hello!"]
     )
@@ -270,13 +272,20 @@ def no_tool(rng: random.Random) -> Problem:
     return Problem(f"Tools: {other.signature}\n{request}", NO_TOOL, f"{other.name} {request}", check)
 
 
-MATH = (addition, subtraction, multiplication, comparison, extreme, sorting, sequence, parity, units, weekday, counting)
-LANGUAGE = (letters, spelling, copying, naming)
-TOOL_USE = (single_tool, several_tools, no_tool)
-CODE = (expression,)
-TASKS: dict[str, Callable[[random.Random], Problem]] = {
-    task.__name__: task for task in (*MATH, *LANGUAGE, *TOOL_USE, *CODE)
-}
+Generator = Callable[[random.Random, int], Problem]
+
+
+def _named(*generators: Generator) -> dict[str, Generator]:
+    return {generator.__name__: generator for generator in generators}
+
+
+MATH = _named(
+    addition, subtraction, multiplication, comparison, extreme, sorting, sequence, parity, units, weekday, counting
+)
+LANGUAGE = _named(letters, spelling, copying, naming)
+TOOL_USE = _named(single_tool, several_tools, no_tool)
+CODE = _named(expression)
+TASKS = MATH | LANGUAGE | TOOL_USE | CODE
 """Every task by name."""
 
 
@@ -300,7 +309,7 @@ def example(task: str, problem: Problem, origin: str = "synthetic", lineage: str
     }
 
 
-def draw(task: str, n: int, seed: int | str, wanted: str) -> list[Example]:
+def draw(task: str, n: int, seed: int | str, wanted: str, largest: int = LARGEST) -> list[Example]:
     """Draw up to `n` examples of one split, no prompt twice; fewer where the task has fewer problems.
 
     Raises ValueError for an unknown task.
@@ -310,15 +319,15 @@ def draw(task: str, n: int, seed: int | str, wanted: str) -> list[Example]:
     rng, tries = random.Random(f"{seed}/{task}/{wanted}"), 0
     found: dict[str, Example] = {}
     while len(found) < n and tries < 100 * n + 1000:
-        problem, tries = TASKS[task](rng), tries + 1
+        problem, tries = TASKS[task](rng, largest), tries + 1
         if problem.prompt not in found and split(task, problem.key) == wanted:
             found[problem.prompt] = example(task, problem)
     return list(found.values())
 
 
-def train(task: str, n: int, seed: int | str) -> list[Example]:
+def train(task: str, n: int, seed: int | str, largest: int = LARGEST) -> list[Example]:
     """Draw up to `n` training examples."""
-    return draw(task, n, seed, "train")
+    return draw(task, n, seed, "train", largest)
 
 
 def held_out(task: str, n: int, seed: int | str = 0) -> list[Example]:

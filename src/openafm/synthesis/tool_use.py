@@ -34,10 +34,16 @@ CUES = {
 class ToolConfig(Config):
     """How much tool use to make."""
 
+    tool_tasks: tuple[str, ...] = tuple(tasks.TOOL_USE)
+    """Tool tasks, out of `openafm.synthesis.tasks.TOOL_USE`: single tool, several tools, no tool needed."""
     per_tool_task: int = 900
-    """Programmatic examples of each tool task: single tool, several tools, no tool needed."""
+    """Programmatic examples of each of them."""
+    instruction_tasks: tuple[str, ...] = tuple(tasks.LANGUAGE)
+    """Instruction tasks, out of `openafm.synthesis.tasks.LANGUAGE`: letters, spelling, copying, naming."""
     per_instruction_task: int = 300
-    """Programmatic examples of each instruction task: letters, spelling, copying, naming."""
+    """Programmatic examples of each of them."""
+    largest: int = tasks.LARGEST
+    """Largest number in a request."""
     written: int = 12
     """Requests that the writer model words; 0 leaves the model out."""
     max_words: int = 16
@@ -99,10 +105,10 @@ def _worded(
 def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics:
     """Make tool-use and instruction examples: `examples.jsonl` and `rejected.jsonl`; yields are in the metrics."""
     collected = Collected()
-    wanted = {task.__name__: config.per_tool_task for task in tasks.TOOL_USE}
-    wanted |= {task.__name__: config.per_instruction_task for task in tasks.LANGUAGE}
+    wanted = dict.fromkeys(config.tool_tasks, config.per_tool_task)
+    wanted |= dict.fromkeys(config.instruction_tasks, config.per_instruction_task)
     for name, count in context.track(wanted.items(), "tool tasks", len(wanted)):
-        for row in tasks.train(name, count, context.seed):
+        for row in tasks.train(name, count, context.seed, config.largest):
             collected.judge(row, reject(row))
     writer = Writer.open(sources, context, wanted=config.written > 0)
     if writer.present:
