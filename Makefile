@@ -21,7 +21,7 @@ lint: $(VENV)/.dev ## style, types and import layers only
 setup: $(VENV)/.dev ## .venv with everything that run and test need
 
 bench: $(VENV)/.bench ## one benchmark, or all: make bench NAME=palettize ARGS=--json
-	@for name in $(or $(NAME),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+	@for name in $(or $(NAME),$(filter-out harness,$(basename $(notdir $(wildcard benchmarks/*.py))))); do \
 		$(BIN)/openafm bench $$name $(ARGS) || exit 1; done
 
 clean: ## remove .venv, builds and caches; runs/ and downloads stay

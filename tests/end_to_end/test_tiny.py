@@ -1,0 +1,84 @@
+"""The whole recipe on the committed fixture, as a user runs it: once whole, once killed again and again, once more."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.end_to_end
+KILLS = 4
+
+
+def openafm(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "openafm", *words], capture_output=True, text=True, timeout=600, check=False, **options
+    )
+
+
+def digests(run: Path) -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_text())["digest"] for path in sorted(run.glob("*/manifest.json"))}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(runs) -> Path:
+    """The folder of an unbroken run."""
+    done = openafm("run", "tiny", "--runs-dir", str(runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / "tiny"
+
+
+def test_every_step_leaves_an_artifact(whole):
+    steps = [step["name"] for step in json.loads((whole / "run.json").read_text())["steps"]]
+    assert set(digests(whole)) == set(steps)
+    page = (whole / "report.html").read_text()
+    assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
+
+
+def test_all_is_current_the_second_time(whole, runs):
+    before = digests(whole)
+    again = openafm("run", "tiny", "--runs-dir", str(runs))
+    assert again.returncode == 0 and digests(whole) == before
+    states = json.loads(openafm("status", str(whole), "--json").stdout)
+    assert {step["state"] for step in states} == {"current"}
+
+
+def test_killed_runs_end_with_the_same_bytes(whole, tmp_path):
+    """SIGKILL at random moments, each time run again on the same folder with the whole run's hardware choices."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "run.json").write_bytes((whole / "run.json").read_bytes())
+    rng = random.Random(0)
+    command = [sys.executable, "-m", "openafm", "run", "tiny", "--runs-dir", str(tmp_path)]
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(rng.uniform(3, 8))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = openafm("run", "tiny", "--runs-dir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert digests(tmp_path / "tiny") == digests(whole)
+
+
+def test_the_model_answers(whole):
+    done = openafm("chat", str(whole), input="What is 2 + 2?\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_why_tells_a_pages_fate(whole):
+    planted = [json.loads(line) for line in (whole / "fetch" / "planted.jsonl").read_text().splitlines()]
+    card = next(mark["url"] for mark in planted if mark["kind"] == "card")
+    done = openafm("why", card, "--run", str(whole))
+    assert done.returncode == 0 and "pii.card" in done.stdout, done.stdout + done.stderr
