@@ -102,7 +102,8 @@ def recovery(
     }
     described = ", ".join(f"{size} {label} tokens" for label, _, size in data)
     result = add_adapter(source, context.out, NAME, Adapter(state, config.rank, config.alpha, None, described, metrics))
-    return {**metrics, **sizes(result)}
+    kl = f"KL {metrics['kl_quantized']:.4f} -> {metrics['kl_adapted']:.4f}"
+    return {"headline": f"{kl}; share of the lost log-loss regained: {metrics['regained']}", **metrics, **sizes(result)}
 
 
 def _start(config: RecoveryConfig, context: Context, base: Transformer, quantized: Transformer, shards: Path) -> None:

@@ -100,7 +100,8 @@ def task_adapter(config: TaskAdapterConfig, context: Context, *, package: Path, 
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     data = f"{len(parts['train'])} examples, {config.tokens} tokens at most"
     made = Adapter(state, parent.rank, parent.alpha, config.parent, data, metrics)
-    return {**metrics, **sizes(add_adapter(source, context.out, config.name, made))}
+    headline = "ROUGE-L " + ", ".join(f"{who} {metrics[f'rouge_{who}']:.3f}" for who in ("adapter", "parent", "lead_1"))
+    return {"headline": headline, **metrics, **sizes(add_adapter(source, context.out, config.name, made))}
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> dict[str, list[Example]]:

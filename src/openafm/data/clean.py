@@ -259,11 +259,15 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
     funnel = _documents.write(table, context.out)
     audit = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in _audit(before, table))
     (context.out / "audit.jsonl").write_text(audit, "utf-8")
+    kept = {entry["flow"]: entry["documents"] for entry in funnel if entry["stage"] == ""}
+    recalls = planted_recall(table)
+    there, missed = (sum(entry[name] for entry in recalls.values()) for name in ("planted", "missed"))
     return {
+        "headline": f"{sum(kept.values()):,} documents kept; {missed} of {there} planted dirty ones missed",
         "in": int(pa.compute.sum(pa.compute.equal(before["verdict"], "keep")).as_py() or 0),
-        "kept": {entry["flow"]: entry["documents"] for entry in funnel if entry["stage"] == ""},
+        "kept": kept,
         "dropped": _documents.drops_by_reason(funnel, STAGE),
-        "planted_recall": planted_recall(table),
+        "planted_recall": recalls,
         "real_hits": _real_hits(table),
         "safety_model": learned,
     }

@@ -234,7 +234,9 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
                 evidence = f'"{index.ngrams[telling[0]]}" of item {source.item} of {source.benchmark}'
                 drops[document] = Drop(f"benchmark.{source.benchmark}", evidence)
     table, funnel = write_verdicts(documents, context.out, "decontaminate", drops)
+    dropped = drops_by_reason(funnel, "decontaminate")
     return {
+        "headline": f"{sum(dropped.values())} documents hold one of {len(index.ngrams):,} benchmark n-grams",
         "benchmarks": benchmarks,
         "ngrams": len(index.ngrams),
         "ngrams_found": len(counts),
@@ -242,6 +244,6 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
         "rule": f"n = min({config.max_n}, words of the item), at least {config.min_n}; "
         f"n-grams in {config.common_count} documents or more drop none",
         "documents_with_common_phrases_only": len(hits) - len(drops),
-        "dropped": drops_by_reason(funnel, "decontaminate"),
+        "dropped": dropped,
         "planted": recall(table, {"benchmark": ("benchmark.",)}),
     }

@@ -208,9 +208,11 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
             line = {"kept": rows[best]["id"], "dropped": [rows[copy]["id"] for copy in copies]}
             file.write(json.dumps(line) + "\n")
     _, funnel = write_verdicts(documents, context.out, "dedup", drops)
+    dropped = drops_by_reason(funnel, "dedup")
     return {
+        "headline": f"{len(rows):,} documents, " + ", ".join(f"{reason} {n}" for reason, n in dropped.items()),
         "documents": len(rows),
-        "dropped": drops_by_reason(funnel, "dedup"),
+        "dropped": dropped,
         "groups": len(groups),
         "largest_group": max(map(len, groups), default=0),
         "across_flows": sum(len({rows[i]["flow"] for i in group}) > 1 for group in groups),

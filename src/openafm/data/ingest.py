@@ -179,12 +179,12 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
     table = table.set_column(SCHEMA.get_field_index("planted"), "planted", pa.array(planted, pa.string()))
     funnel = documents.write(table, context.out)
     (context.out / "rejects.jsonl").write_text("".join(json.dumps(reject) + "\n" for reject in sorted(rejects)))
+    kept = Counter(table.filter(pa.compute.equal(table["verdict"], "keep"))["flow"].to_pylist())
     return {
+        "headline": f"{len(table):,} documents: " + ", ".join(f"{flow} {n:,}" for flow, n in sorted(kept.items())),
         "archives": len(paths),
         "documents": len(table),
-        "kept": dict(
-            sorted(Counter(table.filter(pa.compute.equal(table["verdict"], "keep"))["flow"].to_pylist()).items())
-        ),
+        "kept": dict(sorted(kept.items())),
         "dropped": documents.drops_by_reason(funnel, STAGE),
         "rejected_without_url": len(rejects),
         "repeated_urls": repeated,

@@ -96,7 +96,9 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits}
     (context.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     shutil.copyfile(documents / "funnel.json", context.out / "funnel.json")
-    return {"splits": splits, "tokens": {split: _total(part) for split, part in splits.items()}}
+    tokens = {split: _total(part) for split, part in splits.items()}
+    headline = ", ".join(f"{n:,} tokens {split}" for split, n in tokens.items())
+    return {"headline": headline, "splits": splits, "tokens": tokens}
 
 
 def _total(part: dict[str, Metrics]) -> int:

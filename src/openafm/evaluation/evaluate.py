@@ -31,6 +31,9 @@ from openafm.scoring.checks import passes
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import Tokenizer
 
+TOLD = (("bits_per_byte/all", "bits per byte", ".3f"), ("top1/all", "top-1", ".1%"), ("task/all", "tasks", ".1%"))
+"""What the terminal says of a model: metric, name, format."""
+
 
 class EvaluateConfig(Config):
     """What is measured, and on how much."""
@@ -82,7 +85,9 @@ def evaluate(
         "samples": samples(config, sampler),
     }
     (context.out / "evaluation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return {metric: rounded(estimate.value) for metric, estimate in estimates.items()}
+    told = [f"{name} {estimates[metric].value:{form}}" for metric, name, form in TOLD if metric in estimates]
+    values = {metric: rounded(estimate.value) for metric, estimate in estimates.items()}
+    return {"headline": ", ".join(told), **values}
 
 
 def open_model(path: Path, adapter: str = "", batch: int = 64) -> TorchSampler:

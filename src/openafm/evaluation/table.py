@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -39,8 +40,8 @@ def read_row(step: str, folder: Path) -> Row:
 
 def columns(rows: list[Row]) -> list[tuple[str, str]]:
     """Metric and heading of the columns: the main flows' bits per byte, top-1, tasks; only those anybody has."""
-    wanted = [(f"bits_per_byte/{flow}", f"bits/byte {flow}") for flow in FLOWS]
-    wanted += [("top1/all", "top-1 %"), ("task/all", "tasks %")]
+    wanted = [(f"bits_per_byte/{flow}", f"bits/byte\n{flow}") for flow in FLOWS]
+    wanted += [("top1/all", "top-1\n%"), ("task/all", "tasks\n%")]
     return [(metric, heading) for metric, heading in wanted if any(metric in row.estimates for row in rows)]
 
 
@@ -60,12 +61,13 @@ def cell(metric: str, estimate: Estimate | None) -> tuple[str, str]:
 def render(rows: list[Row]) -> Table:
     """The table for the terminal; each value is followed by its 95% interval."""
     shown = columns(rows)
-    table = Table(title="After each stage, on held-out text and problems (95% intervals)", title_justify="left")
+    title = "After each stage, on held-out text and problems (95% intervals)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("stage", no_wrap=True)
-    table.add_column("parameters", justify="right")
+    table.add_column("weights", justify="right", no_wrap=True)
     for _, heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = (" ".join(cell(metric, row.estimates.get(metric))).strip() for metric, _ in shown)
-        table.add_row(escape(row.model), f"{row.parameters:,}", *cells)
+        table.add_row(escape(row.model), f"{row.parameters / 1e6:.2f}M", *cells)
     return table

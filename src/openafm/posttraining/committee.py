@@ -149,7 +149,9 @@ def committee(
         "next round",
     )
     jsonl.write(context.out / "rollouts.jsonl", drawn)
-    return {"best": best, "members": table, "next_round": by_member(drawn)[best]}
+    right = ", ".join(f"{name} {row['heldout']['passed']}/{row['heldout']['n']}" for name, row in table.items())
+    headline = f"held-out answers right: {right}; best on validation: {best}"
+    return {"headline": headline, "best": best, "members": table, "next_round": by_member(drawn)[best]}
 
 
 def compare(

@@ -166,7 +166,9 @@ def reward(config: RewardConfig, context: Context, *, model: Path, preferences: 
     write_curve(records, context.out)
     measured = measure(judge, tokenizer, jsonl.read(preferences / "heldout.jsonl"))
     write_json(context.out / "heldout.json", measured)
-    return {"pairs": len(pairs), "steps": steps, "heldout": measured}
+    right, n = (measured["accuracy"][name] for name in ("passed", "n"))
+    headline = f"{len(pairs)} pairs; the better answer found in {right} of {n} held-out pairs"
+    return {"headline": headline, "pairs": len(pairs), "steps": steps, "heldout": measured}
 
 
 def measure(judge: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Row]) -> dict[str, Any]:

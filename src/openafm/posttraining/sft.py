@@ -138,7 +138,8 @@ def sft_arms(config: ArmsConfig, context: Context, *, model: Path, examples: Pat
         raise ValueError(f"{examples} holds no train_ARM.jsonl: give sft_mixture at least one arm")
     best = max(sorted(table), key=lambda name: table[name]["passed"])
     write_json(context.out / "chosen.json", {"arm": best, "arms": table})
-    return {"arm": best, "arms": table}
+    right = ", ".join(f"{name} {row['passed']}/{row['n']}" for name, row in table.items())
+    return {"headline": f"validation answers right: {right}; chosen {best}", "arm": best, "arms": table}
 
 
 class BestConfig(Config):
