@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     help="The open factory for on-device language models: from raw pages to served adapters.",
@@ -46,6 +49,13 @@ def _plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _console() -> "Console":
+    """The terminal; where there is none (a log, a pipe), wide enough for the tables."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def _folder(run: Path) -> Path:
@@ -87,13 +97,11 @@ def run(
 
     Example: openafm run nano --set teacher.tokens=200000 --until distil
     """
-    from rich.console import Console
-
     with _plain_errors():
         from openafm.recipe import recipe as recipes
         from openafm.recipe.runner import run_to_the_end
 
-        console = Console()
+        console = _console()
         wanted = recipes.load(recipe, set_)
         run_to_the_end(wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until)
 
@@ -111,9 +119,7 @@ def status(run: Run, json_: AsJson = False) -> None:
         if json_:
             typer.echo(json.dumps([state.summary() for state in found], indent=1))
             return
-        from rich.console import Console
-
-        Console().print(table(found))
+            _console().print(table(found))
 
 
 @app.command()
@@ -141,12 +147,10 @@ def fetch(
     Example: openafm fetch nano
     """
     with _plain_errors():
-        from rich.console import Console
-
-        from openafm.data.fetch import fetch_catalogue
+            from openafm.data.fetch import fetch_catalogue
         from openafm.recipe.progress import Display
 
-        console = Console()
+        console = _console()
         with Display(console, {"fetch": 0.0}) as display:
             display.begin("fetch")
             fetched = fetch_catalogue(catalogue, cache, display.report)

@@ -41,7 +41,7 @@ def _print_table(run: Path, recipe: Recipe, console: Console) -> None:
     if evaluations:
         from openafm.evaluation.table import render, stage_table
 
-        console.print(render(stage_table(evaluations)), width=max(console.width, 100))
+        console.print(render(stage_table(evaluations)))
 
 
 def _next_commands(run: Path, recipe: Recipe) -> dict[str, str]:
