@@ -147,7 +147,7 @@ def fetch(
     Example: openafm fetch nano
     """
     with _plain_errors():
-            from openafm.data.fetch import fetch_catalogue
+        from openafm.data.fetch import fetch_catalogue
         from openafm.recipe.progress import Display
 
         console = _console()
