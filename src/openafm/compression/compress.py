@@ -65,9 +65,9 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     }
     heldout = read_windows(shards, "heldout", config.length, config.heldout_tokens)
     size, judged = sizes(package), _judge(base, package.model(), heldout)
-    bits = "{projection_bits_per_weight:.2f} bits a projection, {package_bits_per_weight:.2f} in all".format(**size)
+    spent = "{projection_bits_per_weight:.2f} bits a projection, {package_bits_per_weight:.2f} in all".format(**size)
     lost = "bits per byte {bits_per_byte_base:.3f} -> {bits_per_byte:.3f}, KL {kl:.4f}".format(**judged)
-    return {"headline": f"{bits}; {lost}", **size, **judged, "layers": layers}
+    return {"headline": f"{spent}; {lost}", **size, **judged, "layers": layers}
 
 
 @torch.no_grad()
