@@ -119,7 +119,7 @@ def status(run: Run, json_: AsJson = False) -> None:
         if json_:
             typer.echo(json.dumps([state.summary() for state in found], indent=1))
             return
-            _console().print(table(found))
+        _console().print(table(found))
 
 
 @app.command()

@@ -82,3 +82,8 @@ def test_why_tells_a_pages_fate(whole):
     card = next(mark["url"] for mark in planted if mark["kind"] == "card")
     done = openafm("why", card, "--run", str(whole))
     assert done.returncode == 0 and "pii.card" in done.stdout, done.stdout + done.stderr
+
+
+def test_status_is_a_table(whole):
+    done = openafm("status", str(whole))
+    assert done.returncode == 0 and "teacher" in done.stdout and "current" in done.stdout
