@@ -136,7 +136,7 @@ def test_common_phrases_drop_nothing(tmp_path):
 
 
 def test_broken_benchmarks_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"ducks.jsonl, line 2"):
+    with pytest.raises(ValueError, match=r"ducks\.jsonl:2"):
         run(tmp_path, corpus(), [{"id": "q1", "text": QUESTION}, {"id": "q2"}])
     (tmp_path / "benchmarks" / "ducks.jsonl").unlink()
     with pytest.raises(ValueError, match="holds no benchmark"):

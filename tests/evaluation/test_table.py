@@ -28,5 +28,5 @@ def test_the_table_keeps_the_order_and_leaves_out_what_nobody_measured(tmp_path)
     with console.capture() as captured:
         console.print(render(rows))
     text = captured.get()
-    assert "2.51 ±0.11" in text and "2.60 n = 1" in text and "50.0 31–69" in text and "1,050,000" in text
+    assert "2.51 ±0.11" in text and "2.60 n = 1" in text and "50.0 31–69" in text and "1.05M" in text
     assert "sft [x]" in text

@@ -51,7 +51,7 @@ def test_it_learns_what_is_rewarded(model, reward, context, tmp_path):
     rows = [{**tasks.train("parity", 1, 0)[0], "id": str(i)} for i in range(4)]
     jsonl.write(tmp_path / "train.jsonl", rows)
     config = CONFIG.model_copy(
-        update={"iterations": 5, "samples": 16, "steps": 9, "answers_per_batch": 64, "lr": 0.005, "beta": 0.0,
+        update={"iterations": 8, "samples": 16, "steps": 9, "answers_per_batch": 64, "lr": 0.005, "beta": 0.0,
                 "gamma": 0.3, "max_tokens": 3, "mix": MixConfig(reward_weight=1.0, verified_weight=0.0)}
     )  # fmt: skip
     step = context()

@@ -9,7 +9,7 @@ from openafm.posttraining.examples import write_json
 from openafm.posttraining.policy import Policy
 from openafm.posttraining.sft import ArmsConfig, FinetuneConfig, SftConfig, finetune, sft, sft_arms
 
-CONFIG = SftConfig(tokens=4096, batch_tokens=512, sequence_length=64, lr=0.01, snapshots=2)
+CONFIG = SftConfig(tokens=4096, batch_tokens=512, sequence_length=64, lr=0.02, snapshots=2)
 
 
 def test_sft_learns_and_keeps_checkpoints(model, examples, context):

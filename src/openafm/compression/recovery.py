@@ -171,7 +171,7 @@ def _batches(
     if examples is not None and config.example_tokens:
         tokenizer = load_tokenizer(folder)
         pairs, left_out = tokenize_examples(
-            jsonl.read(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
+            read_examples(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
         )
         batches = ExampleBatches(pairs, tokens=config.example_tokens, pad_id=tokenizer.pad_id, **shape)
         phases.append(("post-training", batches))
@@ -185,6 +185,15 @@ def _training_file(examples: Path, arm: str) -> Path:
     arms = sorted(examples.glob("train_*.jsonl"))
     whole = examples / "train.jsonl"
     return arms[0] if arms and not whole.exists() else whole
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """Read chat examples. Raises ValueError naming the file and the line that is none."""
+    rows = jsonl.read(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("messages"), list) or not isinstance(row.get("answer"), str):
+            raise ValueError(f"{path}:{number} is no example with messages and answer: correct it")
+    return rows
 
 
 def _fit(

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from openafm import jsonl
 from openafm.adapters.lora import adapter_state, load_adapter
 from openafm.adapters.store import NAME as ADAPTER_NAME
 from openafm.adapters.store import Adapter
 from openafm.compression.package import add_adapter, sizes
 from openafm.compression.recovery import NAME as RECOVERY
+from openafm.compression.recovery import read_examples
 from openafm.compression.rouge import rouge_l
 from openafm.engine.package import open_package
 from openafm.model import Transformer
@@ -75,10 +75,10 @@ def task_adapter(config: TaskAdapterConfig, context: Context, *, package: Path, 
         raise ValueError(f"adapter name {config.name!r}: use letters, digits, '.', '_' and '-'")
     source = open_package(package)
     tokenizer, model, parent = load_tokenizer(source.folder), source.model(), source.adapters.load(config.parent)
-    parts = split(jsonl.read(examples / "examples.jsonl"), config.validation_share, context.seed)
+    parts = split(read_examples(examples / "examples.jsonl"), config.validation_share, context.seed)
     if (examples / "heldout.jsonl").exists():
         parts["train"] += parts["test"]
-        parts["test"] = jsonl.read(examples / "heldout.jsonl")
+        parts["test"] = read_examples(examples / "heldout.jsonl")
     load_adapter(model, parent.state, parent.alpha)
     test = parts["test"][: config.test_examples]
     before = _answers(model, tokenizer, test, config.max_tokens)
