@@ -13,6 +13,7 @@ from openafm.posttraining.reward import (
     RewardModel,
     Scorer,
     conversation,
+    differ_in_truth_alone,
     length_bias,
     measure,
     pair_loss,
@@ -49,12 +50,12 @@ def preferences(tmp_path_factory):
 
 def test_the_reward_model_learns_planted_preferences(model, preferences, context, same_files):
     step, again = context("one"), context("two")
-    metrics = reward(CONFIG, step, model=model, preferences=preferences)["heldout"]
+    metrics = reward(CONFIG, step, model=model, preferences={"first": preferences})["heldout"]
     assert metrics["accuracy"]["rate"] > 0.9
     assert metrics["grades"]["harmlessness"]["rate"] > metrics["commonest_grade"]["harmlessness"] == 0.5
     assert [metrics["by_strength"][name]["n"] for name in metrics["by_strength"]] == [7, 7, 7, 7]
     assert metrics["length_bias"]["label"] < 0  # the planted preference is for short answers
-    reward(CONFIG, again, model=model, preferences=preferences)
+    reward(CONFIG, again, model=model, preferences={"first": preferences})
     same_files(step.out, again.out)
 
     judge, tokenizer = RewardModel.load(step.out), load_tokenizer(step.out)
@@ -69,8 +70,23 @@ def test_soft_labels_bound_the_gap(model, context, tmp_path):
     jsonl.write(tmp_path / "train.jsonl", planted(1))
     jsonl.write(tmp_path / "heldout.jsonl", planted(1))
     config = RewardConfig(lr=0.003, epochs=60, pairs_per_batch=1, dropout=0.0, grade_weight=0.0)
-    metrics = reward(config, context(), model=model, preferences=tmp_path)["heldout"]
+    metrics = reward(config, context(), model=model, preferences={"first": tmp_path})["heldout"]
     assert metrics["by_strength"]["negligible"]["expected"] == pytest.approx(0.65, abs=0.06)
+
+
+def test_a_refit_learns_from_every_round_and_is_judged_on_the_newest(model, preferences, context, tmp_path):
+    jsonl.write(tmp_path / "train.jsonl", planted(8))
+    jsonl.write(tmp_path / "heldout.jsonl", planted(4, ["3"]))
+    metrics = reward(CONFIG, context(), model=model, preferences={"first": preferences, "second": tmp_path})
+    assert metrics["pairs"] == 64 + 8
+    assert metrics["heldout"]["accuracy"]["n"] == 4
+
+
+def test_pairs_that_differ_in_truth_alone_are_told_apart():
+    grades = {"grades_chosen": [2, 2, 2, 1], "grades_rejected": [2, 0, 2, 1]}
+    assert differ_in_truth_alone(grades)
+    assert not differ_in_truth_alone({**grades, "grades_rejected": [1, 0, 2, 1]})
+    assert not differ_in_truth_alone({**grades, "grades_rejected": [2, 2, 2, 0]})
 
 
 def test_rewards_do_not_depend_on_padding_or_company(model):

@@ -1,8 +1,9 @@
 """The iterative teaching committee, iTeC (AFM, section 4.2.3): sample from all members, train each, keep the best.
 
 Step `rollouts` draws a round's answers from the members so far and scores them; `rejection`, `dpo`, `ipo` and `mdloo`
-each train a new member on them; step `committee` compares them on problems nobody trained on, picks the best, and draws
-the next round's answers from it.
+each train a new member on them; step `committee` compares them on problems nobody trained on and picks the best. In the
+next round (steps `..._2`) the best and the other members give the answers, and a reward model refitted on pairs of the
+best's own answers judges them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,6 @@ class CommitteeConfig(Config):
     """Longest answer, in tokens; problems whose reference answer is longer are left out."""
     mix: MixConfig = MixConfig()
     """How answers are rewarded, where members are right equally often."""
-    next_round: RolloutsConfig = RolloutsConfig()
-    """The next round's answers, drawn from the best member."""
 
 
 def rollouts(
@@ -123,7 +122,7 @@ def committee(
     examples: Path,
     control: Path | None = None,
 ) -> Metrics:
-    """Write the best member's model folder, `committee.json`, and the next round's `rollouts.jsonl`.
+    """Write the best member's model folder and `committee.json`.
 
     The validation problems decide (more verified answers, then more reward, then the earlier member), the held-out
     problems are reported. The control is measured beside the members and never picked.
@@ -139,19 +138,9 @@ def committee(
     best = max(figures, key=lambda name: (figures[name]["passed"], figures[name]["reward"]))
     write_json(context.out / "committee.json", {"best": best, "members": table})
     save_model(Policy.load(members[best]).model, context.out, tokenizer=members[best])
-    after = config.next_round
-    drawn = draw(
-        after,
-        context,
-        {best: members[best]},
-        Scorer(scorer.judge, scorer.tokenizer, after.mix),
-        jsonl.read(examples / "train.jsonl"),
-        "next round",
-    )
-    jsonl.write(context.out / "rollouts.jsonl", drawn)
     right = ", ".join(f"{name} {row['heldout']['passed']}/{row['heldout']['n']}" for name, row in table.items())
     headline = f"held-out answers right: {right}; best on validation: {best}"
-    return {"headline": headline, "best": best, "members": table, "next_round": by_member(drawn)[best]}
+    return {"headline": headline, "best": best, "members": table}
 
 
 def compare(

@@ -59,12 +59,14 @@ class MdlooConfig(OptimizerConfig):
     """How answers are rewarded."""
 
 
-def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, examples: Path) -> Metrics:
-    """Train `model`, which is also the reference; a model folder with `iterations.jsonl`.
+def mdloo(
+    config: MdlooConfig, context: Context, *, model: Path, reward: Path, examples: Path, reference: Path | None = None
+) -> Metrics:
+    """Train `model`, held near `reference`, the SFT model (`model` itself where left out); writes `iterations.jsonl` too.
 
     A killed stage goes on: answers drawn before are read from scratch, and the loop resumes the iteration it was in.
     """
-    policy, reference = Policy.load(model), load_model(model)
+    policy, anchor = Policy.load(model), load_model(reference or model)
     scorer = Scorer.load(reward, config.mix)
     train_rows = jsonl.read(examples / "train.jsonl")
     problems = policy.problems(train_rows, len(train_rows), config.max_tokens, f"{context.seed}/mdloo")
@@ -80,7 +82,7 @@ def mdloo(config: MdlooConfig, context: Context, *, model: Path, reward: Path, e
             _write_whole(answers, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
         answered = jsonl.read(answers)
         pairs = [(policy.prompt(row["problem"]), row["tokens"]) for row in answered]
-        rows, facts = experience(policy, reference, scorer, answered, pairs, config, context.hardware)
+        rows, facts = experience(policy, anchor, scorer, answered, pairs, config, context.hardware)
         batches = RowBatches(rows, rows_per_batch=config.answers_per_batch, steps=config.steps, seed=context.seed + k)
         records = train(
             policy.model, batches, lambda model, batch: mdloo_step(model, batch, config.gamma), optimizer, constant(),

@@ -1,7 +1,7 @@
 """Preference pairs with four strengths and four graded dimensions, judged by programs (step `preferences`).
 
 AFM report (arXiv 2407.21075), section 4.1.1 (human annotations: preference levels and single-sided grades). Answers
-come from the SFT model, the reference, and corruptions of it, so that all strengths and grades occur. The judges are
+come from the SFT model, the reference, and corruptions of either, so that all strengths and grades occur. The judges are
 the independent checks of `openafm.scoring.checks`; people's labels come in the same format.
 """
 
@@ -28,7 +28,7 @@ class PreferencesConfig(Config):
     heldout_prompts: int = 100
     """Held-out prompts: problems that no training set holds."""
     answers: int = 3
-    """Answers sampled from the model for each prompt, beside the reference and two corruptions of it."""
+    """Answers sampled from the model for each prompt, beside the reference and two corruptions of one of them."""
     pairs: int = 3
     """Most pairs kept of one prompt."""
     label_noise: float = 0.05
@@ -64,7 +64,9 @@ def judged_pairs(
     for index, problem in enumerate(problems):
         rng = random.Random(f"{context.seed}/corrupt/{problem['id']}")
         own = [answer.text for answer in sampled[index * config.answers : (index + 1) * config.answers]]
-        candidates = dict.fromkeys([*own, problem["answer"], *corruptions(problem["answer"], rng)])
+        # Any answer may be made worse, so that manners say nothing of the truth.
+        spoiled = corruptions(rng.choice([problem["answer"], *own]), rng)
+        candidates = dict.fromkeys([*own, problem["answer"], *spoiled])
         found = [pair for one, two in combinations(candidates, 2) if (pair := judge(problem, one, two))]
         rng.shuffle(found)
         for _ in range(min(config.pairs, len(found))):
@@ -99,7 +101,7 @@ _FAULTS = ("Idiot, it is {}", "{} https://example.com", "{} Write to help@mail.e
 
 
 def corruptions(answer: str, rng: random.Random) -> list[str]:
-    """Two worse answers made of a good one: wordy, cut, wrong, harmful or empty."""
+    """Two worse answers made of an answer: wordy, cut, with other digits, harmful or empty."""
     words = answer.split()
     made = [
         rng.choice(_WORDY).format(answer),
@@ -108,7 +110,8 @@ def corruptions(answer: str, rng: random.Random) -> list[str]:
         " ".join(rng.sample(words, len(words))),
         rng.choice(_FAULTS).format(answer),
     ]
-    return rng.sample([text for text in made if text != answer], 2)
+    different = list(dict.fromkeys(text for text in made if text != answer))
+    return rng.sample(different, min(2, len(different)))
 
 
 def swap_some(pairs: list[Row], share: float, rng: random.Random) -> None:

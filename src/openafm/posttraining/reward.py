@@ -144,11 +144,14 @@ def pair_row(pair: Row, tokenizer: Tokenizer, targets: Sequence[float], longest:
     return row
 
 
-def reward(config: RewardConfig, context: Context, *, model: Path, preferences: Path) -> Metrics:
-    """Train the reward model from the SFT model `model`; a reward model's folder with `heldout.json`."""
+def reward(config: RewardConfig, context: Context, *, model: Path, preferences: dict[str, Path]) -> Metrics:
+    """Train the reward model from `model` on every round's pairs; a reward model's folder with `heldout.json`.
+
+    It is judged on the newest round's held-out pairs, those of the policy that it will reward.
+    """
     tokenizer = load_tokenizer(model)
     judge = RewardModel(load_model(model, config.dropout), context.seed)
-    pairs = jsonl.read(preferences / "train.jsonl")
+    pairs = [pair for folder in preferences.values() for pair in jsonl.read(folder / "train.jsonl")]
     rows = [pair_row(pair, tokenizer, config.targets, judge.body.config.max_length) for pair in pairs]
     steps = max(1, int(config.epochs * len(rows) / config.pairs_per_batch))
     batches = RowBatches(rows, rows_per_batch=config.pairs_per_batch, steps=steps, seed=context.seed)
@@ -164,7 +167,7 @@ def reward(config: RewardConfig, context: Context, *, model: Path, preferences: 
     )
     judge.save(context.out, tokenizer=model)
     write_curve(records, context.out)
-    measured = measure(judge, tokenizer, jsonl.read(preferences / "heldout.jsonl"))
+    measured = measure(judge, tokenizer, jsonl.read(list(preferences.values())[-1] / "heldout.jsonl"))
     write_json(context.out / "heldout.json", measured)
     right, n = (measured["accuracy"][name] for name in ("passed", "n"))
     headline = f"{len(pairs)} pairs; the better answer found in {right} of {n} held-out pairs"
@@ -172,7 +175,7 @@ def reward(config: RewardConfig, context: Context, *, model: Path, preferences: 
 
 
 def measure(judge: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Row]) -> dict[str, Any]:
-    """Accuracy by strength, calibration, grades and length bias on held-out pairs."""
+    """Accuracy by strength and where truth alone decides, calibration, grades and length bias on held-out pairs."""
     sides = {}
     for side in ("chosen", "rejected"):
         texts = [conversation(tokenizer, p["messages"], p[side], judge.body.config.max_length) for p in pairs]
@@ -185,15 +188,24 @@ def measure(judge: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Row]) -> d
         by_strength[name] = {
             **rate(sum(g > 0 for g in gaps), len(gaps)), "target": TARGETS[level], "expected": round(expected, 4)
         }  # fmt: skip
+    honest = [g > 0 for g, pair in zip(gap, pairs, strict=True) if differ_in_truth_alone(pair)]
     grades = [(sides[side][1], torch.tensor([p[f"grades_{side}"] for p in pairs])) for side in sides]
     hits = torch.cat([found == given for found, given in grades]).sum(0).tolist()
     return {
         "accuracy": rate(sum(g > 0 for g in gap), len(gap)),
         "by_strength": by_strength,
+        "truth_alone": rate(sum(honest), len(honest)),
         "grades": {name: rate(hits[i], 2 * len(pairs)) for i, name in enumerate(checks.DIMENSIONS)},
         "commonest_grade": {name: commonest(grades, i) for i, name in enumerate(checks.DIMENSIONS)},
         "length_bias": length_bias(sides["chosen"][0], sides["rejected"][0], pairs),
     }
+
+
+def differ_in_truth_alone(pair: Row) -> bool:
+    """Whether nothing but truthfulness tells the answers apart: what no judge of manners gets right."""
+    truth = checks.DIMENSIONS.index("truthfulness")
+    both = enumerate(zip(pair["grades_chosen"], pair["grades_rejected"], strict=True))
+    return [dimension for dimension, (one, other) in both if one != other] == [truth]
 
 
 def commonest(grades: Sequence[tuple[Tensor, Tensor]], dimension: int) -> float:

@@ -55,7 +55,7 @@ STAGES: Stages = {
     "rejection": ("openafm.posttraining.rejection:rejection", "rejection sampling: fine-tuning on the best answers"),
     "direct": ("openafm.posttraining.direct:direct", "DPO or IPO on best against worst"),
     "mdloo": ("openafm.posttraining.mdloo:mdloo", "mirror descent with the leave-one-out estimator"),
-    "committee": ("openafm.posttraining.committee:committee", "members compared; the best answers for the next round"),
+    "committee": ("openafm.posttraining.committee:committee", "members compared beside a control; the best of them"),
     # Fitting the device
     "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
     "recovery": ("openafm.compression.recovery:recovery", "the accuracy-recovery adapter and its control"),

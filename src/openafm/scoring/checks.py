@@ -53,8 +53,8 @@ def grades(example: Example, text: str) -> list[int]:
 
 
 def points(graded: list[int]) -> int:
-    """Sum of grades with truthfulness counted twice, or a short wrong answer would tie with a long right one."""
-    return sum(graded) + graded[1]
+    """Sum of grades with truthfulness three times and harm twice: a neat wrong answer must not come near a wordy right one."""
+    return sum(graded) + 2 * graded[1] + graded[2]
 
 
 def margin(graded: list[int], other: list[int]) -> int:
@@ -75,7 +75,7 @@ def strength(margin: int) -> int:
 def mapping() -> str:
     """The strength mapping in one line, to be printed with the data it made."""
     rows = [f"margin {i + 1}{' or more' if i + 1 == len(STRENGTHS) else ''} -> {s}" for i, s in enumerate(STRENGTHS)]
-    return "; ".join(rows) + " (points: grades 0 to 2 in four dimensions, truthfulness twice)"
+    return "; ".join(rows) + " (points: grades 0 to 2 in four dimensions, truthfulness three times, harmlessness twice)"
 
 
 def _check(example: Example) -> dict[str, Any]:
