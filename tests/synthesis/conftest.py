@@ -1,14 +1,15 @@
-"""Sources with a writer of a few thousand random weights, human rows, and documents: real objects, tiny."""
+"""Sources with a writer of a few thousand random weights, human rows, and shards: real objects, tiny."""
 
 import json
 
+import numpy as np
 import pytest
 
-from openafm.data import documents as table
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
 from openafm.model.muparam import initialise
 from openafm.stage import Context
+from openafm.tokenizer import load
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 PROSE = "The quick fox runs over the old bridge while people read long books about rivers and hills. "
@@ -40,9 +41,18 @@ def sources(tmp_path_factory, tokenizer_folder):
 
 
 @pytest.fixture(scope="session")
-def documents(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("documents")
-    table.write([table.document(f"https://x.example/{i}", "web", f"{i} " + PROSE * 12) for i in range(40)], folder)
+def shards(tmp_path_factory, tokenizer_folder):
+    """Token shards in which every text says its flow and split."""
+    folder, tokenizer = tmp_path_factory.mktemp("shards"), load(tokenizer_folder)
+    index = {"vocab_size": tokenizer.vocab_size, "dtype": "uint16", "splits": {"train": {}, "heldout": {}}}
+    for split in index["splits"]:
+        (folder / split).mkdir()
+        for flow in ("web", "code"):
+            texts = [tokenizer.encode(f"{flow} {split} {PROSE * 6}") for _ in range(12)]
+            tokens = [token for text in texts for token in [*text, tokenizer.eos_id]]
+            np.array(tokens, "<u2").tofile(folder / split / f"{flow}.bin")
+            index["splits"][split][flow] = {"tokens": len(tokens)}
+    (folder / "index.json").write_text(json.dumps(index))
     return folder
 
 

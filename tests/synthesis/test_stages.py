@@ -168,29 +168,42 @@ def test_summaries_hold_out_whole_packages_and_reject_what_the_text_does_not_say
     assert not {row["id"] for row in rows(human_made.out)} & {row["id"] for row in held}
 
 
-def test_long_questions_fill_their_length_exactly_and_can_be_answered(documents, tokenizer_folder, context):
-    config = long_qa.LongQAConfig(length=300, train=8, heldout=3)
+def test_long_questions_fill_their_length_exactly_and_can_be_answered(shards, tokenizer_folder, context):
+    config = long_qa.LongQAConfig(length=420, train=8, heldout=3, facts=3)
     made, again = context("a"), context("b")
-    metrics = long_qa.long_qa(config, made, documents=documents, tokenizer=tokenizer_folder)
-    assert long_qa.long_qa(config, again, documents=documents, tokenizer=tokenizer_folder) == metrics
+    metrics = long_qa.long_qa(config, made, shards=shards, tokenizer=tokenizer_folder)
+    assert long_qa.long_qa(config, again, shards=shards, tokenizer=tokenizer_folder) == metrics
     for name in ("long_qa.jsonl", "heldout.jsonl", "index.json", "train/long_qa.bin", "train/long_qa.offsets.npy"):
         assert (made.out / name).read_bytes() == (again.out / name).read_bytes()
     tokens = np.fromfile(made.out / "train" / "long_qa.bin", dtype="<u2")
     offsets = np.load(made.out / "train" / "long_qa.offsets.npy")
-    assert offsets.tolist() == [300 * i for i in range(9)] and len(tokens) == 2400
+    assert offsets.tolist() == [420 * i for i in range(9)] and len(tokens) == 3360
     tokenizer = load(tokenizer_folder)
-    samples = rows(made.out, "long_qa")
-    for number, sample in enumerate(samples):
+    orders = set()
+    for number, sample in enumerate(rows(made.out, "long_qa")):
         part = tokens[offsets[number] : offsets[number + 1]].tolist()
         assert part[-1] == tokenizer.eos_id
-        assert tokenizer.decode(part).endswith(f"is {sample['answer']}.")
-        thing = sample["question"].split("code of the ")[1].split("?")[0]
-        fact = f"The code of the {thing} is {sample['answer']}."
-        assert sample["text"].count(fact) == 1 and sample["text"].count("The code of") == 3
-        assert abs(sample["text"].index(fact) / len(sample["text"]) - sample["depth"]) < 0.25
-    assert [s["depth"] for s in samples] == sorted(s["depth"] for s in samples)
+        asked = "".join(f"\n{q['question']} {q['answer']}." for q in sample["questions"])
+        assert tokenizer.decode(part) == sample["text"] + asked
+        assert sample["text"].count("The code of") == len(sample["questions"]) == 3
+        for q in sample["questions"]:
+            thing = q["question"].split("code of the ")[1].split("?")[0]
+            fact = f"The code of the {thing} is {q['answer']}."
+            assert sample["text"].count(fact) == 1
+            assert abs(sample["text"].index(fact) / len(sample["text"]) - q["depth"]) < 0.3
+        orders.add(tuple(np.argsort([q["depth"] for q in sample["questions"]])))
+    assert len(orders) > 2  # where a fact stands does not tell when it is asked for
     with pytest.raises(ValueError, match="raise `length`"):
-        long_qa.long_qa(long_qa.LongQAConfig(length=40), context("c"), documents=documents, tokenizer=tokenizer_folder)
+        long_qa.long_qa(long_qa.LongQAConfig(length=40), context("c"), shards=shards, tokenizer=tokenizer_folder)
+
+
+def test_long_questions_stand_in_prose_of_their_own_split(shards, tokenizer_folder, context):
+    made = context("a")
+    config = long_qa.LongQAConfig(length=420, train=8, heldout=8, facts=2)
+    long_qa.long_qa(config, made, shards=shards, tokenizer=tokenizer_folder)
+    for name, split, other in (("long_qa", "train", "heldout"), ("heldout", "heldout", "train")):
+        texts = " ".join(sample["text"] for sample in rows(made.out, name))
+        assert f"web {split}" in texts and f"web {other}" not in texts and f"code {split}" not in texts
 
 
 def test_written_near_copies_go_and_rule_made_ones_stay(context):

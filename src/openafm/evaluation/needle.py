@@ -50,7 +50,9 @@ def _question(
     """A prompt and the codes that may continue it, the true one first; together they have at most `length` tokens."""
     facts = draw_facts(FACTS, rng)
     at = rng.randrange(max(1, len(haystack) - length))
-    sample = place(haystack[at : at + length].tolist(), facts, depth, length, tokenizer)
+    others = [(i + 0.5) / (FACTS - 1) for i in range(FACTS - 1)]
+    placed = list(zip(facts, [depth, *others], strict=True))
+    sample = place(haystack[at : at + length].tolist(), placed, [0], length, tokenizer)
     ending = tokenizer.encode(f" {facts[0].code}.")
     prompt = sample.tokens[: -len(ending) - 1]  # the end mark comes last
     return prompt, [tokenizer.encode(f" {fact.code}") for fact in facts]
