@@ -34,10 +34,12 @@ def cache_teacher(config: Data, context: Context, *, model: Path, shards: Path) 
     with path.open("r+b" if path.exists() else "w+b") as file:
         file.truncate(done * per_step)
         file.seek(done * per_step)
-        for step in range(done, len(batches)):
-            inputs = batches[step]["inputs"].to(context.hardware.device)
+        together = max(1, context.hardware.micro_batch_tokens // (batches.rows * config.sequence_length))
+        for start in range(done, len(batches), together):
+            steps = range(start, min(start + together, len(batches)))
+            inputs = torch.cat([batches[step]["inputs"] for step in steps]).to(context.hardware.device)
             file.write(teacher(inputs).argmax(-1).cpu().numpy().astype(dtype).tobytes())
-            context.report("teacher tokens", step + 1, len(batches))
+            context.report("teacher tokens", steps.stop, len(batches))
     path.rename(context.out / "top1.bin")
     (context.out / "data.json").write_text(json.dumps(config.model_dump(), sort_keys=True) + "\n")
     agreement = _agreement(batches, context.out / "top1.bin", dtype)

@@ -14,6 +14,8 @@ class Data(Config):
     sequence_length: int = 256
     batch_tokens: int = 2048
     tokens: int = 500_000
+    draw: int = 0
+    """Which order of the windows: a stage that must not read what an earlier one read first takes another number."""
 
     def batches(self, shards: Path, seed: int, *more: Path) -> TokenBatches:
         """The stage's batches, out of one or more folders of shards."""
@@ -23,5 +25,5 @@ class Data(Config):
             sequence_length=self.sequence_length,
             batch_tokens=self.batch_tokens,
             tokens=self.tokens,
-            seed=seed,
+            seed=seed + self.draw,
         )

@@ -107,7 +107,7 @@ def anneal(config: MasksConfig, step: int, steps: int) -> float:
 def learn_masks(config: MasksConfig, context: Context, *, model: Path, shards: Path) -> Metrics:
     """Train scores and weights together; writes a model folder and `masks.safetensors` (scores, lambda, importance)."""
     transformer = load_model(model)
-    batches = config.batches(shards, context.seed + 1)
+    batches = config.batches(shards, context.seed)
     start = importance(transformer, batches)
     masked = MaskedTransformer(transformer, start.clone(), config.keep)
     groups = parameter_groups(transformer, config.base_width)

@@ -83,16 +83,18 @@ def pretrain(
     curve = train(transformer, batches, loss, optimizer, schedule, context, label="pretrain")
     save_model(transformer, context.out, tokenizer)
     write_curve(curve, context.out)
+    last = [record["cross_entropy"] for record in curve[-(len(curve) // 10) - 1 :]]
+    ended = sum(last) / len(last)  # a record is of one batch
     return {
         "parameters": transformer.config.parameters,
         "tokens": total,
         "steps": len(tokens),
         "epochs": tokens.epochs,
         "rope_base": transformer.config.rope_base,
-        "final_cross_entropy": curve[-1]["cross_entropy"],
+        "final_cross_entropy": round(ended, 5),
         "skipped_steps": optimizer.skipped,
         "headline": f"{transformer.config.parameters / 1e6:.2f}M parameters, {total:,} tokens, "
-        f"cross-entropy {curve[0]['cross_entropy']:.2f} -> {curve[-1]['cross_entropy']:.2f} nats",
+        f"cross-entropy {curve[0]['cross_entropy']:.2f} -> {ended:.2f} nats",
     }
 
 
