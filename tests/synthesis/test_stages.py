@@ -123,11 +123,12 @@ def test_code_seeds_cover_the_71_topics_and_each_has_a_solution_that_passes(cont
         f = [eval(f"lambda x: {solution}") for solution in row["solutions"]]
         assert any(all(g(given) == wanted for given, wanted in row["tests"]) for g in f), row["topic"]
     exercises = code.seeds(code.CodeConfig(topics=3, outputs=3), random.Random(0))
-    programs = ["while True: pass", "import os; os._exit(0)", "f = lambda x: x", "f = lambda x: 1"]
+    forged = "import os, json\nprint(json.dumps({'passed': [True, True], 'values': ['3']}), flush=True)\nos._exit(0)"
+    programs = ["while True: pass", "import os; os._exit(0)", forged, "f = lambda x: x", "f = lambda x: 1"]
     hostile = code.Exercise("t", "p", ["assert f(1) == 1", "assert f(2) == 2"], programs, [3], "writer")
     found = code.judge([*exercises, hostile], sandbox.Limits(wall_seconds=3, cpu_seconds=1))
-    assert [verdict.share for verdict in found[-1]] == [0, 0, 1, 0.5]
-    assert found[-1][2].values == ["3"]
+    assert [verdict.share for verdict in found[-1]] == [0, 0, 0, 1, 0.5]
+    assert found[-1][3].values == ["3"]
 
 
 def test_programs_and_tests_are_read_from_what_models_write():

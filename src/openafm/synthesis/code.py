@@ -9,6 +9,7 @@ what kept solutions return, and the answers come from the sandbox too.
 import json
 import random
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,27 @@ from openafm.synthesis.writer import Writer, line
 FOLDER = Path(__file__).parent
 RUNNER = """
 import json, sys
-program, tests, inputs = json.load(sys.stdin)
-space = {}
-exec(program, space)
-def attempt(test):
-    try:
-        exec(test, space)
-        return True
-    except Exception:
-        return False
-def value(item):
-    try:
-        return repr(space["f"](item))
-    except Exception as error:
-        return None
-print(json.dumps({"passed": [attempt(test) for test in tests], "values": [value(item) for item in inputs]}))
+def main():
+    program, tests, inputs, nonce = json.load(sys.stdin)
+    space = {}
+    exec(program, space)
+    def attempt(test):
+        try:
+            exec(test, space)
+            return True
+        except Exception:
+            return False
+    def value(item):
+        try:
+            return repr(space["f"](item))
+        except Exception as error:
+            return None
+    passed, values = [attempt(test) for test in tests], [value(item) for item in inputs]
+    print(json.dumps({"nonce": nonce, "passed": passed, "values": values}))
+main()
 """
-"""Runs inside the sandbox: the program, then each test by itself, then f on each input."""
+"""Runs inside the sandbox: the program, then each test by itself, then f on each input. The nonce tells our verdict from
+one that the program printed before it left early; a program that searches the interpreter's frames could still find it."""
 
 
 class CodeConfig(Config):
@@ -97,16 +102,17 @@ def topics() -> list[str]:
 
 def judge(exercises: list[Exercise], limits: sandbox.Limits = sandbox.Limits()) -> list[list[Verdict]]:
     """Run every program of every exercise in the sandbox, two at a time; a row an exercise, a verdict a program."""
+    nonce = secrets.token_hex(16)
     jobs = [
-        sandbox.Job(RUNNER, json.dumps([program, exercise.tests, exercise.inputs]))
+        sandbox.Job(RUNNER, json.dumps([program, exercise.tests, exercise.inputs, nonce]))
         for exercise in exercises
         for program in exercise.programs
     ]
     results = iter(sandbox.run_all(jobs, limits))
-    return [[_verdict(next(results), exercise) for _ in exercise.programs] for exercise in exercises]
+    return [[_verdict(next(results), exercise, nonce) for _ in exercise.programs] for exercise in exercises]
 
 
-def _verdict(result: sandbox.Result, exercise: Exercise) -> Verdict:
+def _verdict(result: sandbox.Result, exercise: Exercise, nonce: str) -> Verdict:
     """Read a run; the model's own prints may precede our line, and anything unreadable fails every test."""
     failed = Verdict([False] * len(exercise.tests), [None] * len(exercise.inputs), "")
     if result.timed_out or result.exit_code:
@@ -115,6 +121,8 @@ def _verdict(result: sandbox.Result, exercise: Exercise) -> Verdict:
         told = json.loads(result.stdout.splitlines()[-1])
         passed, values = [bool(p) for p in told["passed"]], list(told["values"])
     except (ValueError, IndexError, KeyError, TypeError):
+        return Verdict(failed.passed, failed.values, "output unreadable")
+    if told.get("nonce") != nonce:
         return Verdict(failed.passed, failed.values, "output unreadable")
     sized = len(passed) == len(exercise.tests) and len(values) == len(exercise.inputs)
     return Verdict(passed, values, "") if sized else failed
