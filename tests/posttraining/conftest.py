@@ -24,8 +24,10 @@ def one_thread():
 @pytest.fixture(scope="session")
 def examples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
-    rows = [example for task in CHOSEN for example in tasks.train(task, 40, 0)]
-    held = [example for task in CHOSEN for example in tasks.held_out(task, 8, 0)]
+    drawn = {task: tasks.draw(task, 80, 0) for task in CHOSEN}
+    held = [example for task in CHOSEN for example in drawn[task][:8]]
+    known = {example["lineage"] for example in held}
+    rows = [e for task in CHOSEN for e in [e for e in drawn[task][8:] if e["lineage"] not in known][:40]]
     random.Random(0).shuffle(rows)
     jsonl.write(folder / "train.jsonl", rows)
     jsonl.write(folder / "train_a.jsonl", rows)
@@ -38,7 +40,7 @@ def examples(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory, examples):
     folder = tmp_path_factory.mktemp("model")
-    texts = [f"{e['messages'][0]['content']} {e['answer']}" for t in tasks.TASKS for e in tasks.train(t, 20, 1)]
+    texts = [f"{e['messages'][0]['content']} {e['answer']}" for t in tasks.TASKS for e in tasks.draw(t, 20, 1)]
     write_tokenizer(folder, train_sentencepiece(texts, 420))
     config = ModelConfig(
         vocab_size=420, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64, rope_base=500.0,

@@ -62,10 +62,20 @@ def test_rejection_learns_the_best_answer_of_each_prompt(model, drawn, context):
     assert metrics["loss"] < 0.5
 
 
-def test_best_and_worst_need_a_gap(drawn):
+def unverified(rows):
+    return [{**row, "completions": [{**c, "passed": False} for c in row["completions"]]} for row in rows]
+
+
+def test_best_and_worst_differ_in_being_verified_or_need_a_gap(drawn):
     rows = jsonl.read(drawn / "rollouts.jsonl")
-    assert len(best_and_worst(rows, 2.0)) == 5
-    assert best_and_worst(rows, 2.5) == []
+    assert len(best_and_worst(rows, 2.5)) == len(best_and_worst(unverified(rows), 2.0)) == 5
+    assert best_and_worst(unverified(rows), 2.5) == []
+
+
+def test_a_verified_answer_is_better_than_a_rewarded_one():
+    good, liked = {"reward": 1.0, "passed": True, "tokens": [1]}, {"reward": 4.0, "passed": False, "tokens": [2]}
+    (pair,) = best_and_worst([{"id": "1", "prompt_tokens": [0], "completions": [liked, good]}], 0.5)
+    assert (pair["chosen"], pair["rejected"]) == ([1], [2])
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo"])
@@ -91,11 +101,8 @@ def test_direct_moves_from_the_worst_to_the_best_answer(model, drawn, context, l
 
 def test_direct_and_rejection_name_what_is_wrong(model, drawn, context, tmp_path):
     with pytest.raises(ValueError, match="lower least_gap"):
-        direct(DirectConfig(least_gap=9.0), context(), model=model, rollouts=drawn)
-    rows = jsonl.read(drawn / "rollouts.jsonl")
-    for row in rows:
-        row["completions"] = [{**c, "passed": False} for c in row["completions"]]
-    jsonl.write(tmp_path / "rollouts.jsonl", rows)
+        jsonl.write(tmp_path / "rollouts.jsonl", unverified(jsonl.read(drawn / "rollouts.jsonl")))
+        direct(DirectConfig(least_gap=9.0), context(), model=model, rollouts=tmp_path)
     with pytest.raises(ValueError, match="no prompt has a verified answer"):
         rejection(RejectionConfig(), context(), model=model, rollouts=tmp_path)
 

@@ -48,7 +48,7 @@ def test_a_killed_mdloo_ends_with_the_same_bytes(model, examples, reward, contex
 
 def test_it_learns_what_is_rewarded(model, reward, context, tmp_path):
     """A reward model of random weights is a reward like any other."""
-    rows = [{**tasks.train("parity", 1, 0)[0], "id": str(i)} for i in range(4)]
+    rows = [{**tasks.draw("parity", 1, 0)[0], "id": str(i)} for i in range(4)]
     jsonl.write(tmp_path / "train.jsonl", rows)
     config = CONFIG.model_copy(
         update={"iterations": 8, "samples": 16, "steps": 9, "answers_per_batch": 64, "lr": 0.005, "beta": 0.0,

@@ -19,7 +19,7 @@ def human(number, text, answer):
 
 @pytest.fixture
 def parts(tmp_path):
-    math = [e for task in ("addition", "sorting", "parity") for e in tasks.train(task, 60, 0)]
+    math = [e for task in ("addition", "sorting", "parity") for e in tasks.draw(task, 60, 0)]
     wrong = {**math[0], "id": "wrong", "answer": "1234", "messages": [{"role": "user", "content": "1 + 1 = ?"}]}
     people = [human(i, f"Describe package {i} of {i * 7} in one line.", f"tool {i * 3} for {i}") for i in range(60)]
     people += [

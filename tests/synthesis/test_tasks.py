@@ -12,31 +12,24 @@ from openafm.synthesis import tasks
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_reference_answer_passes_with_full_grades(name):
-    for row in tasks.train(name, 100, 3):
+    for row in tasks.draw(name, 100, 3):
         assert checks.passes(row, row["answer"]), row
         assert checks.grades(row, row["answer"]) == [2, 2, 2, 2], row
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_problems_are_short_and_splits_share_no_problem(name):
-    train, held = tasks.train(name, 110, 0), tasks.held_out(name, 12)
-    assert len(train) >= 100 and len(held) >= 5
-    assert len({row["id"] for row in train}) == len(train)
-    assert not {row["lineage"] for row in train} & {row["lineage"] for row in held}
-    assert not {row["messages"][0]["content"] for row in train} & {row["messages"][0]["content"] for row in held}
-    assert max(len(row["messages"][0]["content"]) for row in train) < 110
-    assert max(len(row["answer"]) for row in train) < 60
+def test_problems_are_short_and_differ(name):
+    drawn = tasks.draw(name, 110, 0)
+    assert len(drawn) >= 100
+    assert len({row["id"] for row in drawn}) == len({row["messages"][0]["content"] for row in drawn}) == len(drawn)
+    assert max(len(row["messages"][0]["content"]) for row in drawn) < 110
+    assert max(len(row["answer"]) for row in drawn) < 60
 
 
 def test_draws_depend_on_the_seed_alone():
-    assert tasks.train("addition", 20, 1) == tasks.train("addition", 20, 1) != tasks.train("addition", 20, 2)
+    assert tasks.draw("addition", 20, 1) == tasks.draw("addition", 20, 1) != tasks.draw("addition", 20, 2)
     with pytest.raises(ValueError, match="known are addition"):
-        tasks.train("nope", 1, 0)
-
-
-def test_about_one_problem_in_ten_is_held_out():
-    share = sum(tasks.split("t", str(i)) == "heldout" for i in range(5000)) / 5000
-    assert 0.085 < share < 0.115
+        tasks.draw("nope", 1, 0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -48,11 +41,11 @@ def test_arithmetic_is_what_python_says(seed, name):
 
 
 def test_sorting_and_reversal_by_other_means():
-    for row in tasks.train("sorting", 50, 0):
+    for row in tasks.draw("sorting", 50, 0):
         shown = [int(v) for v in row["messages"][0]["content"].removeprefix("Sort: ").split(", ")]
         wanted = [int(v) for v in row["answer"].split(", ")]
         assert all(a < b for a, b in pairwise(wanted)) and set(shown) == set(wanted)
-    for row in tasks.train("letters", 50, 0):
+    for row in tasks.draw("letters", 50, 0):
         kind, _, shown = row["messages"][0]["content"].partition(": ")
         letters = shown.split()
         assert row["answer"] == ("".join(letters) if kind == "Join" else " ".join(letters[::-1]))
@@ -60,7 +53,7 @@ def test_sorting_and_reversal_by_other_means():
 
 def test_weekdays_agree_with_the_calendar():
     monday = date(2024, 1, 1)
-    for row in tasks.train("weekday", 60, 0):
+    for row in tasks.draw("weekday", 60, 0):
         _, _, _, days, _, relation, day = row["messages"][0]["content"].rstrip("?").split()
         start = next(monday + timedelta(i) for i in range(7) if f"{monday + timedelta(i):%A}" == day)
         assert f"{start + timedelta(int(days) * (1 if relation == 'after' else -1)):%A}" == row["answer"]

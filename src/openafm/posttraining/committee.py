@@ -106,11 +106,11 @@ def by_member(rows: Sequence[Row]) -> Metrics:
 
 
 def by_prompt(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
-    """Each prompt once, with the answers of all members, the best reward first."""
+    """Each prompt once, with the answers of all members: the verified ones first, then by reward."""
     prompts: dict[str, tuple[Row, list[Row]]] = {}
     for row in rows:
         prompts.setdefault(row["id"], (row, []))[1].extend(row["completions"])
-    return [(row, sorted(answers, key=lambda a: -a["reward"])) for row, answers in prompts.values()]
+    return [(row, sorted(answers, key=lambda a: (not a["passed"], -a["reward"]))) for row, answers in prompts.values()]
 
 
 def committee(

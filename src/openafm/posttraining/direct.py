@@ -37,7 +37,7 @@ class DirectConfig(OptimizerConfig):
     pairs_per_batch: int = 16
     """Pairs a step."""
     least_gap: float = 0.5
-    """Smallest difference of rewards that makes a pair."""
+    """Smallest difference of rewards that makes a pair of answers both verified, or neither."""
 
 
 def direct(config: DirectConfig, context: Context, *, model: Path, rollouts: Path) -> Metrics:
@@ -63,11 +63,14 @@ def direct(config: DirectConfig, context: Context, *, model: Path, rollouts: Pat
 
 
 def best_and_worst(rollouts: list[Row], least_gap: float) -> list[Row]:
-    """Each prompt's best and worst answer, as `prompt`, `chosen` and `rejected` tokens, where rewards differ enough."""
+    """Each prompt's best and worst answer, as `prompt`, `chosen` and `rejected` tokens.
+
+    They must differ in being verified, or by `least_gap` in reward.
+    """
     return [
         {"prompt": row["prompt_tokens"], "chosen": answers[0]["tokens"], "rejected": answers[-1]["tokens"]}
         for row, answers in by_prompt(rollouts)
-        if answers[0]["reward"] - answers[-1]["reward"] >= least_gap
+        if answers[0]["passed"] > answers[-1]["passed"] or answers[0]["reward"] - answers[-1]["reward"] >= least_gap
     ]
 
 

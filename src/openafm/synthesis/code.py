@@ -217,11 +217,11 @@ def _reason(config: CodeConfig, exercise: Exercise, verdict: Verdict, rank: int)
 
 
 def _outputs(config: CodeConfig, exercise: Exercise, code: str, verdict: Verdict) -> list[Example]:
-    """Examples that ask what a kept one-line solution returns; long results and held-out calls are left out."""
+    """Examples that ask what a kept one-line solution returns; long results are left out."""
     found = []
     for given, value in zip(exercise.inputs, verdict.values, strict=True):
         key = f"{code}/{given!r}"
-        if value is not None and len(value) <= config.max_answer and tasks.split("code_output", key) == "train":
+        if value is not None and len(value) <= config.max_answer:
             answer = value.strip("'")
             problem = Problem(f"{code}\nf({given!r})", answer, key, {"kind": "text", "answer": answer})
             found.append(tasks.example("code_output", problem, lineage=f"{exercise.source}-output"))
@@ -233,7 +233,7 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
     rng = random.Random(f"{context.seed}/code_data")
     collected, solutions = Collected(), list[Example]()
     for task in tasks.CODE:
-        collected.keep(tasks.train(task, config.per_task, context.seed))
+        collected.keep(tasks.draw(task, config.per_task, context.seed))
     exercises = seeds(config, rng)
     writer = Writer.open(sources, context, wanted=config.written > 0)
     if writer.present:

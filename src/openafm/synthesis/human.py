@@ -14,9 +14,10 @@ from typing import Any
 from openafm import jsonl
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.items import Collected, finish, prompt_of
-from openafm.synthesis.tasks import Example, split
+from openafm.synthesis.tasks import Example
 
 SUMMARISED = ("synopses", "mails")
+HELD_OUT_SHARE = 0.1
 ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -123,16 +124,17 @@ def summarised(sources: Path, kind: str) -> list[dict[str, Any]]:
     return sorted(jsonl.read(path) if path.exists() else [], key=lambda row: row["id"])
 
 
-def is_held_out(row: dict[str, Any]) -> bool:
-    """Whether a row is kept for evaluating summaries: decided by the page or package, so that none is on both sides."""
-    return split("summary", row["id"].split("#")[0]) == "heldout"
+def is_held_out(row: dict[str, Any], seed: int) -> bool:
+    """Whether a row is one in ten kept for evaluating summaries; its page or package decides, so none is on both sides."""
+    digest = hashlib.sha256(f"{seed}/summary/{row['id'].split('#')[0]}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 def human_data(config: HumanConfig, context: Context, *, sources: Path) -> Metrics:
     """Take what people wrote: `examples.jsonl` and `rejected.jsonl`; pages held out for summaries stay out."""
     collected = Collected()
     for kind in SUMMARISED:
-        rows = [row for row in summarised(sources, kind) if not is_held_out(row)]
+        rows = [row for row in summarised(sources, kind) if not is_held_out(row, context.seed)]
         random.Random(f"{context.seed}/human/{kind}").shuffle(rows)
         for row in rows[: config.per_kind]:
             example = summary_example(row, kind, config.max_prompt_words, config.max_answer_words)

@@ -76,12 +76,12 @@ TOPICS = ("apples", "coins", "books", "cars", "birds", "cakes", "pens", "steps")
 
 
 def _seeds(n: int, rng: random.Random) -> list[Seed]:
-    """Distinct seeds whose problems are in the training split."""
+    """Distinct seeds."""
     found: dict[str, Seed] = {}
     for _ in range(100 * n):
         b, a = sorted((rng.randint(1, 9), rng.randint(1, rng.choice([9, 49]))))
         seed = Seed(a, rng.choice("+-"), b)
-        if seed.answer > 0 and tasks.split(seed.task, seed.key) == "train":
+        if seed.answer > 0:
             found.setdefault(seed.expression, seed)
         if len(found) == n:
             break
@@ -214,7 +214,7 @@ def _from_gym(config: MathConfig, seed: int) -> list[Example]:
     for name in config.reasoning_gym:
         for entry in reasoning_gym.create_dataset(name, seed=seed, size=config.per_task):
             prompt, answer = entry["question"].strip(), str(entry["answer"])
-            if len(prompt.split()) <= config.max_words and tasks.split(name, prompt) == "train":
+            if len(prompt.split()) <= config.max_words:
                 kind = "number" if answers.number(answer) is not None else "text"
                 problem = Problem(prompt, answer, prompt, {"kind": kind, "answer": answer})
                 found.append(tasks.example(f"gym_{name}", problem, lineage="reasoning-gym"))
@@ -225,7 +225,7 @@ def math_data(config: MathConfig, context: Context, *, sources: Path) -> Metrics
     """Make mathematics examples: `examples.jsonl` and `rejected.jsonl`; yields by source in the metrics."""
     collected = Collected()
     for name in context.track(config.programmatic, "math tasks"):
-        collected.keep(tasks.train(name, config.per_task, context.seed, config.largest))
+        collected.keep(tasks.draw(name, config.per_task, context.seed, config.largest))
     collected.keep(_from_gym(config, context.seed))
     rng = random.Random(f"{context.seed}/math_data")
     seeds = _seeds(max(config.seeds, config.written), rng)

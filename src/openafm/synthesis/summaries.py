@@ -67,8 +67,8 @@ def summaries(config: SummariesConfig, context: Context, *, sources: Path) -> Me
             example = summary_example(row, kind, config.max_text_words, config.max_words)
             example["messages"] = [{"role": "user", "content": f"Sum up: {example['check']['source']}"}]
             reason = _reason(config, example)
-            (held if is_held_out(row) else collected).judge(example, reason)
-            if not is_held_out(row) and len(row["text"].split()) > 8:
+            (held if is_held_out(row, context.seed) else collected).judge(example, reason)
+            if not is_held_out(row, context.seed) and len(row["text"].split()) > 8:
                 pool.append(example)
     rng = random.Random(f"{context.seed}/summaries")
     for rows in (collected.kept, held.kept, pool):

@@ -1,8 +1,8 @@
 """Programmatic tasks: short problems with verified answers that a model of a million weights can learn.
 
-Each task draws a problem from a seeded generator. Train and held-out problems are told apart by a hash of the problem
-itself (its operands, not its wording), so that no rewording of a test problem is ever trained on. Used by the steps
-`math_data`, `tool_data`, `code_data` and by evaluation (`held_out`).
+Each task draws a problem from a seeded generator. A problem's key says what it is made of (its operands, not its
+wording): the step `sft_mixture` splits by it, so that no rewording of a held-out problem is ever trained on. Used by
+the steps `math_data`, `tool_data` and `code_data`.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from typing import Any
 
 from openafm.scoring.toolcalls import TOOLS, WEEKDAYS, Tool
 
-HELD_OUT_SHARE = 0.1
 NO_TOOL = "No tool needed."
 LARGEST = 99
 """Largest operand where a recipe does not set another."""
@@ -289,12 +288,6 @@ TASKS = MATH | LANGUAGE | TOOL_USE | CODE
 """Every task by name."""
 
 
-def split(task: str, key: str) -> str:
-    """Return "heldout" or "train" by a hash of the problem: about one problem in ten is held out."""
-    digest = hashlib.sha256(f"{task}/{key}".encode()).digest()
-    return "heldout" if int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32 else "train"
-
-
 def example(task: str, problem: Problem, origin: str = "synthetic", lineage: str = "programmatic") -> Example:
     """A problem as an example row."""
     digest = hashlib.sha256(f"{task}/{problem.prompt}".encode()).hexdigest()[:16]
@@ -309,27 +302,16 @@ def example(task: str, problem: Problem, origin: str = "synthetic", lineage: str
     }
 
 
-def draw(task: str, n: int, seed: int | str, wanted: str, largest: int = LARGEST) -> list[Example]:
-    """Draw up to `n` examples of one split, no prompt twice; fewer where the task has fewer problems.
+def draw(task: str, n: int, seed: int | str, largest: int = LARGEST) -> list[Example]:
+    """Draw up to `n` examples, no prompt twice; fewer where the task has fewer problems.
 
     Raises ValueError for an unknown task.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
-    rng, tries = random.Random(f"{seed}/{task}/{wanted}"), 0
+    rng, tries = random.Random(f"{seed}/{task}"), 0
     found: dict[str, Example] = {}
     while len(found) < n and tries < 100 * n + 1000:
         problem, tries = TASKS[task](rng, largest), tries + 1
-        if problem.prompt not in found and split(task, problem.key) == wanted:
-            found[problem.prompt] = example(task, problem)
+        found.setdefault(problem.prompt, example(task, problem))
     return list(found.values())
-
-
-def train(task: str, n: int, seed: int | str, largest: int = LARGEST) -> list[Example]:
-    """Draw up to `n` training examples."""
-    return draw(task, n, seed, "train", largest)
-
-
-def held_out(task: str, n: int, seed: int | str = 0) -> list[Example]:
-    """Draw up to `n` examples whose problems no training set holds, in any wording."""
-    return draw(task, n, seed, "heldout")

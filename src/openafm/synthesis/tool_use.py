@@ -69,7 +69,7 @@ def reject(example: Example) -> str | None:
 
 def _written(config: ToolConfig, context: Context, writer: Writer, collected: Collected) -> None:
     """Let the model word requests for calls that are known beforehand; each must name all its arguments."""
-    seeds = tasks.train("single_tool", config.written, f"{context.seed}/written")
+    seeds = tasks.draw("single_tool", config.written, f"{context.seed}/written")
     rows: list[dict[str, Any]] = []
     for seed in seeds:
         wanted = seed["check"]["call"]
@@ -108,7 +108,7 @@ def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics
     wanted = dict.fromkeys(config.tool_tasks, config.per_tool_task)
     wanted |= dict.fromkeys(config.instruction_tasks, config.per_instruction_task)
     for name, count in context.track(wanted.items(), "tool tasks", len(wanted)):
-        for row in tasks.train(name, count, context.seed, config.largest):
+        for row in tasks.draw(name, count, context.seed, config.largest):
             collected.judge(row, reject(row))
     writer = Writer.open(sources, context, wanted=config.written > 0)
     if writer.present:
