@@ -1,5 +1,6 @@
 import itertools
 import json
+import random
 
 import numpy as np
 import pytest
@@ -7,13 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data import documents
-from openafm.data.shards import ShardsConfig, held_out, shards, token_type
+from openafm.data.shards import NGRAM, ShardsConfig, held_out, seen, shards, token_type
 from openafm.stage import Context
 from openafm.tokenizer import load
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 DIGESTS = st.binary(min_size=8, max_size=8)
 TEXT = "The quick brown fox jumps over the lazy dog, café {}.\n"
+
+
+def text(number: int, sentences: int = 3) -> str:
+    """Words of the tokenizer's text in an order of their own for each number."""
+    words, rng = TEXT.format(number).split(), random.Random(number)
+    return "\n".join(" ".join(rng.choices(words, k=12)) for _ in range(sentences)) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +32,8 @@ def tokenizer(tmp_path_factory):
 
 def corpus() -> list[documents.Row]:
     rows = [
-        documents.document(f"http://{flow}/{number}", flow, TEXT.format(number) * (1 + number % 3))
-        for flow in ("web", "math")
+        documents.document(f"http://{flow}/{number}", flow, text(number + shift, 1 + number % 3))
+        for flow, shift in (("web", 0), ("math", 100))
         for number in range(30)
     ]
     return [*rows, documents.drop(documents.document("http://web/x", "web", "dropped"), "clean", "adult")]
@@ -74,3 +81,35 @@ def test_a_document_stays_in_its_split_when_others_come(ids, more):
 
 def test_large_vocabularies_take_four_bytes():
     assert token_type(65536).itemsize == 2 and token_type(65537).itemsize == 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=60), max_size=4),
+    st.lists(st.lists(st.integers(0, 3), max_size=60), max_size=4),
+    st.integers(0, 40),
+)
+def test_seen_is_the_share_of_ngrams_in_training(held, train, shared):
+    train = [*train, *(document[:shared] for document in held)]
+
+    def grams(document):
+        return {tuple(document[i : i + NGRAM]) for i in range(len(document) - NGRAM + 1)}
+
+    known = set().union(*map(grams, train)) if train else set()
+    wanted = [len(grams(one) & known) / len(grams(one)) if grams(one) else 0.0 for one in held]
+    arrays = ([np.array(document, np.uint32) for document in part] for part in (held, train))
+    assert seen(*arrays) == pytest.approx(wanted)
+
+
+def test_a_held_out_document_within_a_longer_one_is_left_out(tmp_path, tokenizer):
+    rows = [documents.document(f"http://web/{n}", "web", text(n, 6)) for n in range(40)]
+    (chosen, *_) = sorted(held_out([row["id"] for row in rows], 0.2))
+    part = next(row["text"] for row in rows if row["id"] == chosen)
+    ids = (f"http://web/whole{n}" for n in itertools.count())
+    url = next(
+        url for url in ids if documents.document_id(url) not in held_out([documents.document_id(url), chosen], 0.2)
+    )
+    metrics = run(tmp_path, [*rows, documents.document(url, "web", text(99, 9) + part)], tokenizer, heldout_share=0.2)
+    assert metrics["left_out_as_seen"] == {"web": 1}
+    counts = [metrics["splits"][split]["web"]["documents"] for split in ("train", "heldout")]
+    assert sum(counts) == len(rows) and counts[1] >= 1

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from openafm.evaluation.evaluate import EvaluateConfig, evaluate
+from openafm.scoring.checks import passes
 from openafm.stage import Context
 
 CONFIG = EvaluateConfig(
@@ -56,3 +57,14 @@ def test_wrong_inputs_say_what_to_do(world, tmp_path):
     (other / "index.json").write_text('{"vocab_size": 7, "dtype": "uint16", "splits": {"heldout": {}}}')
     with pytest.raises(ValueError, match="vocabulary of 7"):
         run(world, tmp_path / "b", shards=other)
+
+
+def test_an_answer_that_is_cut_off_does_not_pass(world, tmp_path):
+    problem = {
+        "id": "p", "task": "free", "messages": [{"role": "user", "content": "the cat"}], "answer": "the door",
+        "check": {"kind": "rules", "rules": [{"rule": "excludes", "word": "zebra"}]},
+    }  # fmt: skip
+    (tmp_path / "heldout.jsonl").write_text(json.dumps(problem) + "\n")
+    run(world, tmp_path / "a", CONFIG.model_copy(update={"long_length": 0}), examples=tmp_path)
+    (answer,) = map(json.loads, (tmp_path / "a" / "answers.jsonl").read_text().splitlines())
+    assert passes(problem, answer["answer"]) and not answer["passed"]  # an untrained model does not stop in 4 tokens

@@ -37,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
         raw = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw)))
+        if status == 503:
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
         self.wfile.write(raw)
 
@@ -47,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.asked, server.failures, server.lock = [], [], threading.Lock()
+        server.asked, server.failures, server.lock, server.retry_after = [], [], threading.Lock(), "0"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -101,3 +103,9 @@ def test_passing_failures_are_retried_and_others_are_not(server):
 def test_no_server_is_an_error_with_a_remedy():
     with pytest.raises(ValueError, match="check the URL"):
         EndpointSampler("http://127.0.0.1:9/v1", "m", tries=1).sample(["a"], max_tokens=1)
+
+
+@pytest.mark.parametrize("retry_after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"])
+def test_a_server_may_say_when_to_come_again_in_any_form(server, retry_after):
+    server.failures, server.retry_after = [503], retry_after
+    assert sampler(server).sample(["go"], max_tokens=2)[0][0].text == " on"

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -67,3 +69,18 @@ def test_nothing_cannot_be_scored(model, tokenizer):
     with pytest.raises(ValueError, match="empty"):
         TorchSampler(model, tokenizer).score(["a"], [""])
     assert stop_tokens(tokenizer) == {tokenizer.eos_id, tokenizer.end_of_turn_id}
+
+
+def test_bfloat16_scores_are_fine_enough_to_rank(model, tokenizer):
+    coarse = copy.deepcopy(model).bfloat16()
+    with torch.no_grad():
+        coarse.model.embed_tokens.weight *= 16  # logits of tens, as of a trained model: bfloat16's steps are 1/8 there
+    options = [" mat", "Y", "N"]
+    rows = TorchSampler(coarse, tokenizer, batch=1).score(PROMPTS, options)
+    with torch.inference_mode():
+        for prompt, row in zip(PROMPTS, rows, strict=True):
+            hidden = coarse.hidden(torch.tensor([prompt_tokens(tokenizer, prompt)]))[0, -1].double()
+            expected = torch.log_softmax(coarse.model.embed_tokens.weight.double() @ hidden, 0)
+            for option, score in zip(options, row, strict=True):
+                (token,) = tokenizer.encode(option)
+                assert score == pytest.approx(float(expected[token]), abs=1e-4)

@@ -55,6 +55,8 @@ def test_sums_compare_as_python_computes_them(a, b, c):
 
 def test_parts_of_a_response():
     assert final("so we get 5. The answer is 12.") == "12"
+    assert final("Of course! The answer is: yes") == final("Answer: yes") == final("the answer is : yes.") == "yes"
+    assert final("the answer isn't 5") == "the answer isn't 5"
     assert final(r"thus \boxed{3/4}") == "3/4"
     assert final("work\n#### 9") == "9"
     assert numbers("from 3 to -4 and 1,000 or 2.5") == [3, -4, 1000, Fraction(5, 2)]

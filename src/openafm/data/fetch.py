@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import protego
 
+from openafm import jsonl
 from openafm.data import packages, readers
 from openafm.data.catalogue import Catalogue, Source, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
@@ -250,9 +251,7 @@ def _write_rest(rows: _Rows, out: Path) -> None:
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    jsonl.write(path, rows)
 
 
 def _write_licences(fetched: Fetched, out: Path) -> None:

@@ -1,12 +1,13 @@
 """Token shards: what pretraining reads (step `shards`).
 
 The kept documents of each flow are encoded one after the other, each ended by the end-of-text token, and split by
-document into training and held-out tokens. Near copies are gone by then, so what is held out is unseen.
+document into training and held-out tokens. Copies of whole documents are gone by then, but not pages that stand within
+a longer page as well, or texts out of one template: a held-out document that is largely in training ones is left out.
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,22 @@ import pyarrow as pa
 import xxhash
 
 from openafm.data.frames import daft, kept
+from openafm.data.ngrams import ngram_hashes
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load
+
+NGRAM = 24
+"""Tokens in a row, about 13 words, that hardly stand in two texts by chance."""
+MOST_SEEN = 0.2
+"""Share of a held-out document's n-grams in training documents from which on it is not unseen."""
 
 
 class ShardsConfig(Config):
     """What is held out."""
 
     heldout_share: float = 0.03
-    """Share of each flow's documents that is never trained on, chosen by a hash of their ids."""
+    """Share of each flow's documents that is never trained on, chosen by a hash of their ids; before those are left out
+    that largely stand in training documents."""
 
 
 def held_out(ids: list[str], share: float) -> set[str]:
@@ -34,6 +42,27 @@ def held_out(ids: list[str], share: float) -> set[str]:
     hashed = {i: xxhash.xxh3_64_intdigest(f"heldout/{i}".encode()) for i in ids}
     chosen = {i for i in ids if hashed[i] < share * 2**64}
     return chosen or ({min(ids, key=lambda i: hashed[i])} if len(ids) > 1 and share > 0 else set())
+
+
+def seen(held: Sequence[np.ndarray], train: Iterable[np.ndarray]) -> list[float]:
+    """Share of each held-out document's `NGRAM`s that stand in a training document, too; 0 for shorter documents."""
+    grams = [np.unique(ngram_hashes(tokens.astype(np.uint64), NGRAM)) for tokens in held]
+    known = np.unique(np.concatenate([np.zeros(1, np.uint64), *grams]))
+    found = np.zeros(len(known), bool)
+    for tokens in train:
+        others = ngram_hashes(tokens.astype(np.uint64), NGRAM)
+        places = np.minimum(np.searchsorted(known, others), len(known) - 1)
+        found[places[known[places] == others]] = True
+    return [float(found[np.searchsorted(known, part)].mean()) if len(part) else 0.0 for part in grams]
+
+
+def _unseen(encoded: list[tuple[str, np.ndarray, int]], apart: set[str]) -> set[str]:
+    """Those of `apart` that do not largely stand in training documents; the least seen one where all do."""
+    held = [(identity, tokens) for identity, tokens, _ in encoded if identity in apart]
+    train = (tokens for identity, tokens, _ in encoded if identity not in apart)
+    shares = dict(zip((i for i, _ in held), seen([tokens for _, tokens in held], train), strict=True))
+    fresh = {i for i, share in shares.items() if share < MOST_SEEN}
+    return fresh or ({min(shares, key=lambda i: (shares[i], i))} if shares else set())
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -87,18 +116,21 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     dtype = token_type(vocab_size)
     flows = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
     splits: dict[str, dict[str, Metrics]] = {"train": {}, "heldout": {}}
+    left_out: dict[str, int] = {}
     for flow in context.track(flows, "flows encoded"):
         encoded = _encoded(documents, flow, tokenizer)
         ids = {identity for identity, _, _ in encoded}
         apart = held_out(sorted(ids), config.heldout_share)
-        for split, chosen in (("train", ids - apart), ("heldout", apart)):
+        unseen = _unseen(encoded, apart)
+        left_out[flow] = len(apart) - len(unseen)
+        for split, chosen in (("train", ids - apart), ("heldout", unseen)):
             splits[split][flow] = write_shard(context.out / split, flow, _split(encoded, chosen), dtype)
     index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits}
     (context.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     shutil.copyfile(documents / "funnel.json", context.out / "funnel.json")
     tokens = {split: _total(part) for split, part in splits.items()}
     headline = ", ".join(f"{n:,} tokens {split}" for split, n in tokens.items())
-    return {"headline": headline, "splits": splits, "tokens": tokens}
+    return {"headline": headline, "splits": splits, "tokens": tokens, "left_out_as_seen": left_out}
 
 
 def _total(part: dict[str, Metrics]) -> int:

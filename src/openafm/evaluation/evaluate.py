@@ -141,9 +141,11 @@ def task_estimates(
         prompts = [problem["messages"] for problem in problems[task]]
         made = sampler.sample(prompts, max_tokens=config.answer_tokens, temperature=0.0)
         for problem, (answer,) in zip(problems[task], made, strict=True):
+            # An answer cut off is not an answer, whatever a checker finds in it: as in post-training.
+            passed = answer.finished and passes(problem, answer.text)
             verdict = {
                 "id": problem["id"], "task": task, "question": problem["messages"][-1]["content"],
-                "reference": problem["answer"], "answer": answer.text, "passed": passes(problem, answer.text),
+                "reference": problem["answer"], "answer": answer.text, "passed": passed,
             }  # fmt: skip
             answers.append(verdict)
     jsonl.write(context.out / "answers.jsonl", answers)

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class EndpointSampler:
                     f"HTTP {error.code}: {error.read()[:200].decode('utf-8', 'replace')}",
                     error.code in _PASSING,
                 )
-                wait = float(error.headers.get("Retry-After") or 0) if curable else 0.0
+                wait = _seconds(error.headers.get("Retry-After")) if curable else 0.0
             except (OSError, ValueError) as error:  # no connection, time out, broken answer
                 why, curable, wait = str(error), True, 0.0
             if not curable or attempt + 1 == self.tries:
@@ -116,6 +117,15 @@ class EndpointSampler:
         raise ValueError(
             f"{self.url}/{path} failed after {attempt + 1} tries: {why}; check the URL, key and model name"
         )
+
+
+def _seconds(retry_after: str | None) -> float:
+    """How long a server wants to be left alone: seconds or a date (RFC 9110, 10.2.3); 0 where it says neither."""
+    try:
+        return float(retry_after or 0)
+    except ValueError:
+        until = parsedate_tz(retry_after)
+        return max(0.0, mktime_tz(until) - time.time()) if until else 0.0
 
 
 def _completion(choice: dict[str, Any]) -> Completion:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from openafm.engine import Engine
 from openafm.model import Transformer
@@ -100,8 +101,10 @@ def continuation_logprobs(model: Transformer, pairs: list[tuple[list[int], list[
     """Return log p(continuation | prompt) in nats for each (prompt, continuation) of token lists.
 
     Sequences are padded on the right: under causal attention what follows cannot change what precedes. Equal inputs
-    run once, so several one-token continuations of a prompt cost one forward pass.
+    run once, so several one-token continuations of a prompt cost one forward pass. Logits are taken in float32 whatever
+    the model's precision: bfloat16 knows steps of 1/8 where logits are tens, and scores that are to rank would tie.
     """
+    head = model.model.embed_tokens.weight.float()
     inputs = [tuple(prompt + continuation[:-1]) for prompt, continuation in pairs]
     distinct = sorted(set(inputs), key=lambda tokens: (len(tokens), tokens))
     wanted: dict[tuple[int, ...], list[int]] = {tokens: [] for tokens in distinct}
@@ -114,7 +117,7 @@ def continuation_logprobs(model: Transformer, pairs: list[tuple[list[int], list[
         for row, tokens in enumerate(rows):
             for index in wanted[tokens]:
                 prompt, continuation = pairs[index]
-                logits = model.logits(hidden[row, len(prompt) - 1 : len(tokens)]).float()  # (continuation, vocab)
+                logits = F.linear(hidden[row, len(prompt) - 1 : len(tokens)].float(), head)  # (continuation, vocab)
                 targets = torch.tensor(continuation, device=logits.device)[:, None]
                 scores[index] = float(logits.log_softmax(-1).gather(1, targets).sum())
     return scores

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d{1,2})?(?:\s*/\s*\d+)?")
 _FRACTION = re.compile(r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}")
-_MARKED = re.compile(r"(?:####|\banswer\s*(?:is|:)|\bAnswer\s*(?:is|:))\s*(.+)")
+_MARKED = re.compile(r"(?:####|\b[Aa]nswer\s*(?:is\b\s*:?|:))\s*(.+)")
 _FUNCTIONS = ("sqrt", "sin", "cos", "tan", "exp", "log")
 _MOST_CHARACTERS, _MOST_NODES, _HIGHEST_POWER = 200, 60, 64
 

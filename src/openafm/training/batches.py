@@ -116,7 +116,8 @@ class ExampleBatches:
     """Chat examples packed into rows: `inputs` and `targets`, `(batch, sequence_length)`; prompts have no target.
 
     `examples` are pairs of prompt and answer token ids (the answer ends with its stop token). Each epoch shuffles them
-    anew and packs them first-fit; an example longer than a row raises ValueError (filter those out and count them).
+    anew and fills row after row in that order; an example longer than a row raises ValueError (filter those out and
+    count them). Attention is causal over the whole row, so an example sees those packed before it.
     """
 
     def __init__(
