@@ -74,9 +74,9 @@ def test_shards_hold_every_kept_document_once(tmp_path, tokenizer):
 @given(ids=st.sets(DIGESTS, min_size=2), more=st.sets(DIGESTS))
 def test_a_document_stays_in_its_split_when_others_come(ids, more):
     names, grown = ([digest.hex() for digest in sorted(part)] for part in (ids, ids | more))
-    first, later = held_out(names, 0.3), held_out(grown, 0.3)
+    first, later = held_out(names, 0.3, 0), held_out(grown, 0.3, 0)
     assert first and (len(first) == 1 or first <= later)
-    assert held_out(names, 0.0) == set() and held_out(["5" * 16], 1e-12) == set()
+    assert held_out(names, 0.0, 0) == set() and held_out(["5" * 16], 1e-12, 0) == set()
 
 
 def test_large_vocabularies_take_four_bytes():
@@ -103,11 +103,11 @@ def test_seen_is_the_share_of_ngrams_in_training(held, train, shared):
 
 def test_a_held_out_document_within_a_longer_one_is_left_out(tmp_path, tokenizer):
     rows = [documents.document(f"http://web/{n}", "web", text(n, 6)) for n in range(40)]
-    (chosen, *_) = sorted(held_out([row["id"] for row in rows], 0.2))
+    (chosen, *_) = sorted(held_out([row["id"] for row in rows], 0.2, 0))
     part = next(row["text"] for row in rows if row["id"] == chosen)
     ids = (f"http://web/whole{n}" for n in itertools.count())
     url = next(
-        url for url in ids if documents.document_id(url) not in held_out([documents.document_id(url), chosen], 0.2)
+        url for url in ids if documents.document_id(url) not in held_out([documents.document_id(url), chosen], 0.2, 0)
     )
     metrics = run(tmp_path, [*rows, documents.document(url, "web", text(99, 9) + part)], tokenizer, heldout_share=0.2)
     assert metrics["left_out_as_seen"] == {"web": 1}

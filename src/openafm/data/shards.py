@@ -33,13 +33,13 @@ class ShardsConfig(Config):
     that largely stand in training documents."""
 
 
-def held_out(ids: list[str], share: float) -> set[str]:
+def held_out(ids: list[str], share: float, seed: int) -> set[str]:
     """The ids whose hash is in the lowest `share` of all hashes, at least one of two or more.
 
     A document's place does not depend on the other documents, so a larger crawl holds out a superset. The id is hashed
     anew: it is a digest itself, and what came before may have chosen by it.
     """
-    hashed = {i: xxhash.xxh3_64_intdigest(f"heldout/{i}".encode()) for i in ids}
+    hashed = {i: xxhash.xxh3_64_intdigest(f"heldout/{seed}/{i}".encode()) for i in ids}
     chosen = {i for i in ids if hashed[i] < share * 2**64}
     return chosen or ({min(ids, key=lambda i: hashed[i])} if len(ids) > 1 and share > 0 else set())
 
@@ -120,7 +120,7 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     for flow in context.track(flows, "flows encoded"):
         encoded = _encoded(documents, flow, tokenizer)
         ids = {identity for identity, _, _ in encoded}
-        apart = held_out(sorted(ids), config.heldout_share)
+        apart = held_out(sorted(ids), config.heldout_share, context.seed)
         unseen = _unseen(encoded, apart)
         left_out[flow] = len(apart) - len(unseen)
         for split, chosen in (("train", ids - apart), ("heldout", unseen)):
