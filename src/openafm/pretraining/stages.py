@@ -88,6 +88,7 @@ def pretrain(
         "tokens": total,
         "steps": len(tokens),
         "epochs": tokens.epochs,
+        "absent": tokens.absent,
         "rope_base": transformer.config.rope_base,
         "final_cross_entropy": curve[-1]["cross_entropy"],
         "skipped_steps": optimizer.skipped,
