@@ -87,7 +87,9 @@ class Drill:
 
 def digests(run: Path) -> dict[str, str]:
     """Digest of each finished step."""
-    return {path.parent.name: json.loads(path.read_text())["digest"] for path in sorted(run.glob("[!.]*/manifest.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text())["digest"] for path in sorted(run.glob("[!.]*/manifest.json"))
+    }
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
@@ -103,14 +105,19 @@ def kills(drill: Drill, count: int) -> tuple[int, str]:
         finished += 1
         run = drill.prepare(drill.folder / f"killed-{finished}")
         for _ in range(min(8, count - done)):
-            step = kill_once(drill, run.parent, rng.uniform(0.5, max(4.0, drill.seconds / 4)), whole_group=done % 2 == 0)
+            step = kill_once(
+                drill, run.parent, rng.uniform(0.5, max(4.0, drill.seconds / 4)), whole_group=done % 2 == 0
+            )
             if step is None:
                 break
             steps_hit.add(step)
             done += 1
         drill.finish(run.parent)
         drill.compare(run)
-    return done, f"{finished} runs ended with the unbroken bytes, killed in {len(steps_hit)} different steps; no orphans"
+    return (
+        done,
+        f"{finished} runs ended with the unbroken bytes, killed in {len(steps_hit)} different steps; no orphans",
+    )
 
 
 def kill_once(drill: Drill, runs: Path, seconds: float, whole_group: bool) -> str | None:
@@ -176,7 +183,9 @@ def flips(drill: Drill) -> tuple[int, str]:
         for step in drill.reference:
             damage(random_file(run / step, rng) if kind != "manifest" else run / step / artifacts.MANIFEST, kind, rng)
         printed = drill.finish(run.parent).stdout
-        unnamed = [step for step in drill.reference if f"the artifact of {step} is corrupt and is made again" not in printed]
+        unnamed = [
+            step for step in drill.reference if f"the artifact of {step} is corrupt and is made again" not in printed
+        ]
         assert not unnamed, f"{kind}: not named: {unnamed}"
         drill.compare(run)
         tries += len(drill.reference)
@@ -216,7 +225,9 @@ def seen_by_inspection(run: Path, drill: Drill, rng: random.Random) -> int:
 
 
 def random_file(folder: Path, rng: random.Random) -> Path:
-    return rng.choice([path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != artifacts.MANIFEST])
+    return rng.choice(
+        [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != artifacts.MANIFEST]
+    )
 
 
 def damage(path: Path, kind: str, rng: random.Random) -> bytes:
@@ -256,7 +267,9 @@ def disk(drill: Drill) -> tuple[int, str]:
         _mount("-o", "remount,rw", str(mounted))
         drill.finish(mounted)
         drill.compare(run)
-    return len(kept) + 1, f"full with {', '.join(map(str, kept))} steps kept, read-only told; with room the unbroken bytes"
+    return len(
+        kept
+    ) + 1, f"full with {', '.join(map(str, kept))} steps kept, read-only told; with room the unbroken bytes"
 
 
 @contextmanager
@@ -347,7 +360,8 @@ def warc(drill: Drill) -> tuple[int, str]:
     metrics = extract(ExtractConfig(), Context(out, scratch), sources=broken)
     lost = metrics["rejected_without_url"] + metrics["dropped"].get("warc.broken", 0)
     whole = {
-        row["url"]: row["text"] for row in pq.read_table(drill.folder / "unbroken/tiny/extract/documents.parquet").to_pylist()
+        row["url"]: row["text"]
+        for row in pq.read_table(drill.folder / "unbroken/tiny/extract/documents.parquet").to_pylist()
     }
     read = pq.read_table(out / "documents.parquet").to_pylist()
     same = sum(whole.get(row["url"]) == row["text"] for row in read if row["reason"] != "warc.broken")
@@ -393,7 +407,9 @@ def main() -> int:
             "warc": lambda: warc(drill),
         }
         drill.unbroken()
-        print(f"{'unbroken':<9} {1:>5} {drill.seconds:>7.0f} s  {len(drill.reference)} steps, the reference", flush=True)
+        print(
+            f"{'unbroken':<9} {1:>5} {drill.seconds:>7.0f} s  {len(drill.reference)} steps, the reference", flush=True
+        )
         held = [report(name, known[name]) for name in options.drills or known]
     return 0 if all(held) else 1
 
