@@ -106,7 +106,7 @@ def kills(drill: Drill, count: int) -> tuple[int, str]:
         run = drill.prepare(drill.folder / f"killed-{finished}")
         for _ in range(min(8, count - done)):
             step = kill_once(
-                drill, run.parent, rng.uniform(0.5, max(4.0, drill.seconds / 4)), whole_group=done % 2 == 0
+                drill, run.parent, rng.uniform(0.5, min(20.0, max(4.0, drill.seconds / 4))), whole_group=done % 2 == 0
             )
             if step is None:
                 break
