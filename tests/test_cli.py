@@ -102,7 +102,7 @@ def test_every_verb_has_help_with_an_example(name):
 def test_doctor_lists_what_is_missing_with_the_remedy():
     result = CliRunner().invoke(app, ["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(result.output)}
-    assert checks["python"]["good"] and checks["bwrap"]["remedy"]
+    assert checks["python"]["good"] and checks["sandbox"]["remedy"] and checks["packages"]["found"]
     assert result.exit_code == (0 if all(check["good"] or not check["needed"] for check in checks.values()) else 1)
 
 

@@ -171,9 +171,12 @@ def chat(
     Example: openafm chat nano --adapter summary
     """
     with _plain_errors():
+        from openafm.recipe.artifacts import verify
         from openafm.serving.chat import chat as talk
+        from openafm.serving.chat import latest_model
 
-        folder = model if model.exists() else _folder(model)
+        folder = latest_model(model if model.exists() else _folder(model))
+        verify(folder)
         talk(folder, adapter, max_tokens=max_tokens, temperature=temperature)
 
 
@@ -225,5 +228,5 @@ def doctor(json_: AsJson = False) -> None:
     else:
         for check in checks:
             mark = "ok     " if check.good else "MISSING" if check.needed else "without"
-            typer.echo(f"{mark}  {check.name:<20} {check.found}" + ("" if check.good else f"  {check.remedy}"))
+            typer.echo(f"{mark}  {check.name:<14} {check.found}" + ("" if check.good else f"; get it: {check.remedy}"))
     raise typer.Exit(0 if all(check.good or not check.needed for check in checks) else 1)

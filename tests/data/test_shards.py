@@ -51,6 +51,8 @@ def test_shards_hold_every_kept_document_once(tmp_path, tokenizer):
     metrics = run(tmp_path, rows, tokenizer, heldout_share=0.2)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["splits"] == metrics["splits"] and index["dtype"] == "uint16" and index["vocab_size"] == 320
+    assert index["absent"] == metrics["absent"] == ["code", "licensed", "public"]
+    assert "no text of code, licensed, public" in metrics["headline"]
     for flow in ("web", "math"):
         texts = {split: [] for split in ("train", "heldout")}
         for split, found in texts.items():

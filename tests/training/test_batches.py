@@ -41,6 +41,20 @@ def test_missing_source_is_named(token_shards):
         TokenBatches(token_shards, {"poems": 1}, sequence_length=8, batch_tokens=8, tokens=80, seed=0)
 
 
+def test_a_source_that_the_machine_cannot_have_leaves_its_share_to_the_others(token_shards):
+    index = json.loads((token_shards / "index.json").read_text())
+    (token_shards / "index.json").write_text(json.dumps(index | {"absent": ["public"]}))
+    shape = {"sequence_length": 16, "batch_tokens": 64, "tokens": 2000, "seed": 0}
+    without = TokenBatches(token_shards, {"web": 3, "code": 1, "public": 1}, **shape)
+    assert without.absent == ["public"] and [source.name for source in without.sources] == ["code", "web"]
+    plain = TokenBatches(token_shards, {"web": 3, "code": 1}, **shape)
+    assert plain.absent == [] and np.array_equal(without.draws, plain.draws)
+    with pytest.raises(ValueError, match="none of this mixture's sources: public"):
+        TokenBatches(token_shards, {"public": 1}, **shape)
+    with pytest.raises(ValueError, match=r"no publik\.bin"):
+        TokenBatches(token_shards, {"publik": 1}, **shape)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0.05, 1), min_size=1, max_size=5), st.integers(1, 200))
 def test_the_mixture_holds_at_every_point(weights, count):

@@ -13,7 +13,7 @@ from openafm.stage import Config
 
 Form = Literal[
     "html", "markdown", "pydoc", "code", "text", "html_text", "quips", "jsonl", "reasoning", "descriptions",
-    "release_notes", "benchmark", "file", "files", "gguf",
+    "release_notes", "docstrings", "benchmark", "file", "files", "gguf",
 ]  # fmt: skip
 Flow = Literal["web", "code", "math", "licensed", "public", "human", "benchmark", "model", "words"]
 
@@ -48,6 +48,8 @@ class Source(Config):
     """Rules of the host's robots.txt; without any, one folder is shut out."""
     target: str = ""
     """Name of the benchmark, or path in the artifact, for what is not text to train on."""
+    instead_of: Tier | None = None
+    """Taken only where this tier cannot be had, or is left out."""
     names: tuple[str, ...] = ()
     """Modules for `pydoc`, generators for `reasoning`."""
 

@@ -75,12 +75,13 @@ def fetch_catalogue(
     """
     catalogue, root = load(name)
     cache = cache or packages.default_cache()
-    wanted = sorted({source.archive for source in catalogue.sources if source.tier in set(tiers)})
-    reasons: dict[str, str | None] = {
-        tier: packages.missing_tool(tier) for tier in sorted({package.tier for package in wanted})
-    }
+    asked = sorted({source.tier for source in catalogue.sources} & set(tiers))
+    reasons: dict[str, str | None] = {tier: packages.missing_tool(tier) for tier in asked}
     tiers_missing = {tier: reason for tier, reason in reasons.items() if reason}
-    usable = [package for package in wanted if package.tier not in tiers_missing]
+    at_hand = set(asked) - tiers_missing.keys()
+    chosen = tuple(source for source in catalogue.sources if source.instead_of not in at_hand)
+    catalogue = catalogue.model_copy(update={"sources": chosen})
+    usable = sorted({source.archive for source in chosen if source.tier in at_hand})
     if any(package.tier == "apt" and not packages.in_cache(package, cache) for package in usable):
         progress("package lists", 0, None)
         packages.refresh_apt(cache)

@@ -1,9 +1,10 @@
 """How the files of a package become web pages, documents and pairs, one function a form of the catalogue."""
 
+import ast
 import dataclasses
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import pydoc
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -101,7 +103,7 @@ def pairs(source: Source, files: Members) -> list[dict[str, str]]:
     if source.form == "jsonl":
         rows = [row for name, data in files for row in jsonl.parse(data, name)]
     else:
-        rows = list({"descriptions": _synopses, "release_notes": _release_notes}[source.form](source, files))
+        rows = list(_PAIRS[source.form](source, files))
     return sample(rows, source.limit, lambda row: row["id"])
 
 
@@ -325,3 +327,26 @@ def _release_notes(source: Source, files: Members) -> Iterator[dict[str, str]]:
             subject = heading.text_content().strip().rstrip("¶").strip()
             identity = f"mail/{shorten(name, source)}#{section.get('id')}"
             yield {"id": identity, "source": source.package, "text": "\n\n".join(body), "summary": subject}
+
+
+def _docstrings(source: Source, files: Members) -> Iterator[dict[str, str]]:
+    """This interpreter's standard library: a docstring's first line sums up its other paragraphs (PEP 257)."""
+    for name in sorted(sys.stdlib_module_names):
+        if name.startswith("_") or name in ("antigravity", "this"):
+            continue
+        found = importlib.util.find_spec(name)
+        if found is None or not (found.origin or "").endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse(Path(str(found.origin)).read_bytes())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
+                if rest and "\n" not in first:
+                    identity = f"docstring/{name}.{node.name}:{node.lineno}"
+                    yield {"id": identity, "source": source.package, "text": rest.strip(), "summary": first.rstrip(".")}
+
+
+_PAIRS: dict[str, Callable[[Source, Members], Iterator[dict[str, str]]]] = {
+    "descriptions": _synopses,
+    "release_notes": _release_notes,
+    "docstrings": _docstrings,
+}

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from openafm.data.documents import FLOWS
 from openafm.data.frames import daft, kept
 from openafm.data.ngrams import ngram_hashes
 from openafm.stage import Config, Context, Metrics
@@ -110,7 +111,8 @@ def _split(encoded: list[tuple[str, np.ndarray, int]], ids: set[str]) -> Iterato
 def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer: Path) -> Metrics:
     """Encode the kept documents of each flow into training and held-out shards.
 
-    Writes `train/` and `heldout/` with a shard a flow, `index.json`, and the documents' last `funnel.json`.
+    Writes `train/` and `heldout/` with a shard a flow, `index.json`, and the documents' last `funnel.json`. Flows
+    without a document, as on a machine without npm and apt, are listed as `absent`: mixtures go on without them.
     """
     vocab_size = load(tokenizer).vocab_size
     dtype = token_type(vocab_size)
@@ -125,12 +127,15 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
         left_out[flow] = len(apart) - len(unseen)
         for split, chosen in (("train", ids - apart), ("heldout", unseen)):
             splits[split][flow] = write_shard(context.out / split, flow, _split(encoded, chosen), dtype)
-    index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits}
+    absent = sorted(set(FLOWS) - set(flows))
+    index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits, "absent": absent}
     (context.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     shutil.copyfile(documents / "funnel.json", context.out / "funnel.json")
     tokens = {split: _total(part) for split, part in splits.items()}
     headline = ", ".join(f"{n:,} tokens {split}" for split, n in tokens.items())
-    return {"headline": headline, "splits": splits, "tokens": tokens, "left_out_as_seen": left_out}
+    if absent:
+        headline += f"; no text of {', '.join(absent)}: in mixtures the others take its share"
+    return {"headline": headline, "splits": splits, "tokens": tokens, "left_out_as_seen": left_out, "absent": absent}
 
 
 def _total(part: dict[str, Metrics]) -> int:

@@ -90,6 +90,7 @@ def pretrain(
         "tokens": total,
         "steps": len(tokens),
         "epochs": tokens.epochs,
+        "absent": tokens.absent,
         "rope_base": transformer.config.rope_base,
         "final_cross_entropy": round(ended, 5),
         "skipped_steps": optimizer.skipped,

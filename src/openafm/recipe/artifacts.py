@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Manifest:
     times: dict[str, Any] = field(default_factory=dict)
     planned_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    sha256: str = ""
+    """Of all the rest, so that a bit flipped in a metric is noticed too."""
 
     def part(self, path: str = "") -> str:
         """The digest of the outputs at or below `path`; ValueError when there are none."""
@@ -62,6 +64,12 @@ class Manifest:
         return sum(entry["bytes"] for entry in self.outputs.values())
 
 
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 of the manifest without this very digest, as JSON with sorted keys."""
+    rest = asdict(manifest) | {"sha256": ""}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def outputs_digest(outputs: dict[str, dict[str, Any]]) -> str:
     """SHA-256 over paths and contents."""
     lines = "".join(f"{name} {outputs[name]['sha256']}\n" for name in sorted(outputs))
@@ -74,9 +82,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not folder.exists():
         return None
     try:
-        return Manifest(**json.loads(path.read_text()))
+        manifest = Manifest(**json.loads(path.read_text()))
+        whole = manifest.sha256 == manifest_digest(manifest)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is corrupt ({type(error).__name__})") from None
+    if not whole:
+        raise ValueError(f"{path} is corrupt (its checksum is wrong)")
+    return manifest
+
+
+def verify(folder: Path) -> None:
+    """Raise ValueError when `folder` is an artifact and a file of it is not what the step wrote."""
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    wrong = damage(folder, manifest) if manifest else None
+    if wrong:
+        raise ValueError(f"{wrong}: `openafm run` makes it again")
 
 
 def damage(folder: Path, manifest: Manifest) -> str | None:
@@ -132,7 +152,9 @@ def seal(out: Path, manifest: Manifest) -> Manifest:
         assert not path.is_symlink(), f"{name}: an artifact holds files, not links"
         assert name != MANIFEST, f"{name} is the runner's own file"
     outputs = {name: entry for name, entry in zip(names, _hashes(files), strict=True) if entry is not None}
-    manifest = Manifest(**asdict(manifest) | {"outputs": outputs, "digest": outputs_digest(outputs)})
+    manifest = replace(manifest, outputs=outputs, digest=outputs_digest(outputs))
+    manifest = Manifest(**json.loads(json.dumps(asdict(manifest))))  # as it is read again: tuples become lists
+    manifest = replace(manifest, sha256=manifest_digest(manifest))
     for path in (*files, *(path for path in out.rglob("*") if path.is_dir())):
         _flush(path)
     write_json(out / MANIFEST, asdict(manifest))

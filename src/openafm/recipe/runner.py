@@ -14,7 +14,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,14 +24,18 @@ from rich.console import Console
 
 from openafm.recipe import artifacts
 from openafm.recipe.artifacts import Manifest
+from openafm.recipe.estimate import ALMOST_FULL, announce, free_mb, missing_mb
 from openafm.recipe.progress import Display, clock
 from openafm.recipe.recipe import Recipe, Step
-from openafm.recipe.status import State, blank_manifest, input_digests, inspect
+from openafm.recipe.status import State, blank_manifest, input_digests, inspect, read_settings, states
 from openafm.recipe.summary import finish
 from openafm.stage import Context, Hardware
 
 VERSIONED = ("torch", "numpy", "sentencepiece", "tokenizers", "daft", "pyarrow", "fasttext-community", "resiliparse")
 """Packages whose versions a manifest notes (they are not compared)."""
+
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class RunError(Exception):
@@ -58,13 +62,16 @@ def run(
     selected = _selected(recipe, only, until)
     forced = recipe.followers(recipe.find(start).name) if start else set()
     folder = runs_dir / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder), Display(console, {step.name: step.seconds for step in selected}) as display:
-        hardware = _open(folder, recipe, command, hardware, display)
+    planned = {step.name: step.seconds for step in selected}
+    with _disk_errors(folder, recipe), _lock(folder), Display(console, planned) as display:
+        settings = _open(folder, recipe, command, hardware, display)
+        hardware = Hardware(**settings["hardware"])
+        _settle_torch(hardware)
         for name in recipe.steps:
             artifacts.publish(folder, name)
         if only:
             _warn_of_stale_inputs(folder, recipe, recipe.steps[only], hardware, display)
+        _announce(folder, recipe, selected, forced, settings, display)
         return [_bring_up(folder, recipe, step, hardware, step.name in forced, display) for step in selected]
 
 
@@ -81,7 +88,8 @@ def run_to_the_end(
     """`run`, then its ending: stage table, report, next commands (`openafm run`)."""
     started = time.monotonic()
     before = run(recipe, runs_dir, command=command, only=only, start=start, until=until, console=console)
-    finish(runs_dir / recipe.name, recipe, before, time.monotonic() - started, console)
+    with _disk_errors(runs_dir / recipe.name, recipe):
+        finish(runs_dir / recipe.name, recipe, before, time.monotonic() - started, console)
 
 
 def _selected(recipe: Recipe, only: str | None, until: str | None) -> list[Step]:
@@ -94,7 +102,8 @@ def _selected(recipe: Recipe, only: str | None, until: str | None) -> list[Step]
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Nobody else runs in this folder meanwhile; the lock ends with the process."""
+    """Nobody else runs in this folder meanwhile; the lock ends with the process, also with a killed one."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,10 +114,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _open(
     folder: Path, recipe: Recipe, command: Sequence[str], hardware: Hardware | None, display: Display
-) -> Hardware:
-    """Write or reuse run.json, check the disk, set the threads; the run's hardware choice."""
+) -> dict[str, Any]:
+    """Write or reuse run.json, and check the disk; the run's settings."""
     path = folder / "run.json"
-    settings = json.loads(path.read_text()) if path.exists() else _first_start(hardware, display)
+    settings = read_settings(folder) if path.exists() else _first_start(hardware, display)
     settings |= {
         "recipe": recipe.name,
         "title": recipe.title,
@@ -121,10 +130,13 @@ def _open(
         ],
     }
     artifacts.write_json(path, settings)
-    _check_disk(folder, recipe)
-    chosen = Hardware(**settings["hardware"])
-    _settle_torch(chosen)
-    return chosen
+    needed, free = missing_mb(folder, recipe), free_mb(folder)
+    if free < needed:
+        raise RunError(
+            f"recipe {recipe.name} needs about {needed:.0f} MB more in {folder}, {free:.0f} MB are free: make room, or "
+            "choose another disk with --runs-dir"
+        )
+    return settings
 
 
 def _first_start(hardware: Hardware | None, display: Display) -> dict[str, Any]:
@@ -148,14 +160,18 @@ def _settle_torch(hardware: Hardware) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _check_disk(folder: Path, recipe: Recipe) -> None:
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    free = shutil.disk_usage(folder).free / 1e6
-    if free < recipe.disk_mb - there:
-        raise RunError(
-            f"recipe {recipe.name} needs about {recipe.disk_mb - there:.0f} MB more in {folder}, "
-            f"{free:.0f} MB are free: make room, or choose another disk with --runs-dir"
-        )
+def _announce(
+    folder: Path, recipe: Recipe, selected: list[Step], forced: set[str], settings: dict[str, Any], display: Display
+) -> None:
+    """Say what the run will take."""
+    names = {step.name for step in selected}
+    found = [
+        replace(state, state="stale") if state.step.name in forced else state
+        for state in states(folder, recipe, Hardware(**settings["hardware"]))
+        if state.step.name in names
+    ]
+    if said := announce(folder, recipe, found, settings):
+        display.line(said)
 
 
 def _warn_of_stale_inputs(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, display: Display) -> None:
@@ -202,6 +218,8 @@ def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, force
     started = time.time()
     _reset_peak_memory()
     metrics = step.signature.function(step.config, context, **_paths(folder, step)) or {}
+    if shutil.disk_usage(out).free < ALMOST_FULL:  # a library may have cut off what it wrote without a word
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _check_plain(metrics, context.notes)
     manifest = artifacts.seal(
         out,
@@ -249,18 +267,45 @@ def _versions() -> dict[str, str]:
 
 def _failure(folder: Path, recipe: Recipe, step: Step, error: Exception) -> RunError:
     """What to tell of a step that failed; the traceback goes to a file beside its scratch."""
-    if _is_disk_full(error):
-        free = shutil.disk_usage(folder).free / 1e6
-        wanted = f"the recipe plans {recipe.disk_mb:.0f} MB in all" if recipe.disk_mb else "make room"
-        return RunError(
-            f"step {step.name}: the disk of {folder} is full ({free:.0f} MB free; {wanted}). "
-            "Finished steps are kept: make room, then the same command goes on"
-        )
+    if _is_disk_full(error) or shutil.disk_usage(folder).free < ALMOST_FULL:
+        return _full(f"step {step.name}: ", folder, recipe)
+    if getattr(error, "errno", None) in UNWRITABLE:
+        return RunError(f"step {step.name}: {_unwritable(folder, error)}")
     log = artifacts.partial(folder, step.name) / "error.txt"
-    if log.parent.exists():
+    with suppress(OSError):
         log.write_text("".join(traceback.format_exception(error)))
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return RunError(f"step {step.name}: {kind}{error} (traceback: {log}). Finished steps are kept")
+
+
+@contextmanager
+def _disk_errors(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """What the disk refuses outside of the steps, said with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if _is_disk_full(error):
+            raise _full("", folder, recipe) from error
+        if error.errno in UNWRITABLE:
+            raise RunError(_unwritable(folder, error)) from error
+        raise
+
+
+def _full(where: str, folder: Path, recipe: Recipe) -> RunError:
+    free = shutil.disk_usage(_existing(folder)).free / 1e6
+    wanted = f"the recipe plans {recipe.disk_mb:.0f} MB in all" if recipe.disk_mb else "make room"
+    return RunError(
+        f"{where}the disk of {folder} is full ({free:.1f} MB free; {wanted}). "
+        "Finished steps are kept: make room, then the same command goes on"
+    )
+
+
+def _unwritable(folder: Path, error: Exception) -> str:
+    return f"cannot write in {folder} ({error}): make it writable, or choose another folder with --runs-dir"
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -138,9 +138,25 @@ def states(run: Path, recipe: Recipe, hardware: Hardware) -> list[State]:
     return list(found.values())
 
 
+def read_settings(run: Path) -> dict[str, Any]:
+    """The run's run.json; ValueError when it is damaged."""
+    path = run / "run.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+        Hardware(**settings["hardware"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is corrupt ({type(error).__name__}: {error}): delete it; the next run measures the machine anew, "
+            "and steps made with other choices run again"
+        ) from None
+    return settings
+
+
 def of_run(run: Path) -> list[State]:
     """How the steps of the run in this folder stand, by the recipe it was last run with (`openafm status`)."""
-    settings = json.loads((run / "run.json").read_text())
+    settings = read_settings(run)
+    if not settings.get("command"):
+        raise ValueError(f"{run / 'run.json'} does not name its recipe: bring the run up to date with `openafm run`")
     name, *overrides = settings["command"]
     return states(run, load(name, overrides), Hardware(**settings["hardware"]))
 

@@ -120,6 +120,15 @@ def _prlimit(limits: Limits) -> list[str]:
     ]  # fmt: skip
 
 
+def _ulimit(limits: Limits) -> list[str]:
+    """The limits that every POSIX shell can set; memory only where the system knows such a limit (macOS does not)."""
+    script = (
+        f"ulimit -t {limits.cpu_seconds}; ulimit -f {limits.file_bytes // 512}; ulimit -n {limits.open_files}; "
+        f'ulimit -c 0; ulimit -v {limits.memory_bytes // 1024} 2>/dev/null; exec "$@"'
+    )
+    return ["/bin/sh", "-c", script, "sh"]
+
+
 def _tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
@@ -148,7 +157,8 @@ def _strong_command(limits: Limits) -> list[str]:
 
 def _weak_command(limits: Limits) -> list[str]:
     """Isolated-mode Python under rlimits; for root also as nobody, without network and in its own process space."""
-    program = [*_prlimit(limits), str(_interpreter()[0]), "-I", "-B"]
+    limited = _prlimit(limits) if shutil.which("prlimit") else _ulimit(limits)  # macOS has no prlimit(1)
+    program = [*limited, str(_interpreter()[0]), "-I", "-B"]
     if os.geteuid() != 0:
         return program
     return [*(_APART if _apart_works() else []), *_unprivileged(), *program]
@@ -240,5 +250,7 @@ def _text(raw: bytes) -> str:
 
 
 def backend() -> str:
-    """The backend `run` uses on this machine."""
-    return "bubblewrap" if _bubblewrap_works() else "weak"
+    """The backend `run` uses on this machine; "none" where only the weak one is there and nobody has allowed it."""
+    if _bubblewrap_works():
+        return "bubblewrap"
+    return "weak" if os.environ.get(ALLOW_WEAK) == "1" else "none"

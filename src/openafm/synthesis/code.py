@@ -229,13 +229,17 @@ def _outputs(config: CodeConfig, exercise: Exercise, code: str, verdict: Verdict
 
 
 def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics:
-    """Make code examples: `examples.jsonl`, `solutions.jsonl` (problem -> program, with tests) and `rejected.jsonl`."""
+    """Make code examples: `examples.jsonl`, `solutions.jsonl` (problem -> program, with tests) and `rejected.jsonl`.
+
+    Programs are left out where there is no sandbox to run them in, and the metrics say so.
+    """
     rng = random.Random(f"{context.seed}/code_data")
     collected, solutions = Collected(), list[Example]()
     for task in tasks.CODE:
         collected.keep(tasks.draw(task, config.per_task, context.seed))
-    exercises = seeds(config, rng)
-    writer = Writer.open(sources, context, wanted=config.written > 0)
+    backend = sandbox.backend()  # without one nothing is run: the programmatic tasks, whose answers are known, remain
+    exercises = seeds(config, rng) if backend != "none" else []
+    writer = Writer.open(sources, context, wanted=config.written > 0 and backend != "none")
     if writer.present:
         exercises += _written(config, writer, rng)
     for start in context.track(range(0, len(exercises), 8), "code in the sandbox"):
@@ -245,4 +249,10 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
     jsonl.write(context.out / "solutions.jsonl", solutions)
     metrics = finish(context, collected, writer.used)
     kept_topics = {row["topic"] for row in solutions}
-    return {**metrics, "solutions": len(solutions), "topics": len(kept_topics), "sandbox": sandbox.backend()}
+    metrics |= {"solutions": len(solutions), "topics": len(kept_topics), "sandbox": backend}
+    if backend == "none":
+        metrics["headline"] = (
+            f"no sandbox here: {metrics['examples']} examples whose answers are known, no programs "
+            "(`openafm doctor` says how to get one; then --from code_data)"
+        )
+    return metrics

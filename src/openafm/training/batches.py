@@ -64,7 +64,8 @@ class TokenBatches:
 
     `mixture` maps sources to weights. Step by step, each source supplies its share of the windows drawn so far (largest
     deficit first), so the mixture holds at every point of a run. `tokens` is rounded down to whole batches. A source is
-    looked for in the folders of `shards` in turn. Raises ValueError where it is in none.
+    looked for in the folders of `shards` in turn. Raises ValueError where it is in none, unless the shards name it as
+    `absent`, for this machine could not get any: then the others share its weight in proportion.
     """
 
     def __init__(
@@ -82,7 +83,13 @@ class TokenBatches:
         self.steps = max(1, tokens // (self.rows * sequence_length))
         wanted = {name: weight for name, weight in mixture.items() if weight > 0}
         folders = [shards] if isinstance(shards, Path) else list(shards)
-        self.sources = [Source(folders, split, name, sequence_length, seed) for name in sorted(wanted)]
+        self.absent = sorted(wanted.keys() & _absent(folders))
+        present = sorted(wanted.keys() - set(self.absent))
+        if not present:
+            raise ValueError(
+                f"the shards hold none of this mixture's sources: {', '.join(sorted(wanted)) or 'none given'}"
+            )
+        self.sources = [Source(folders, split, name, sequence_length, seed) for name in present]
         weights = np.array([wanted[source.name] for source in self.sources])
         self.draws = _interleave(weights / weights.sum(), self.steps * self.rows)
 
@@ -99,6 +106,13 @@ class TokenBatches:
         """How often the run reads each source."""
         counts = np.bincount(self.draws[:, 0], minlength=len(self.sources))
         return {s.name: round(float(n) / s.windows, 3) for s, n in zip(self.sources, counts, strict=True)}
+
+
+def _absent(folders: Sequence[Path]) -> set[str]:
+    """Sources that the shards name as not to be had on this machine, and that no other folder holds."""
+    indexes = [json.loads((folder / "index.json").read_text()) for folder in folders]
+    held = {name for index in indexes for names in index["splits"].values() for name in names}
+    return {name for index in indexes for name in index.get("absent", [])} - held
 
 
 def _interleave(shares: np.ndarray, count: int) -> np.ndarray:
