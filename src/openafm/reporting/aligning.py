@@ -60,7 +60,7 @@ def examples(artifacts: Artifacts) -> Iterator[Block]:
     yield Table(
         "What each way of making examples yields: made, and kept once programs have checked them. Kinds that begin "
         "with `writer` are written by SmolLM2-135M-Instruct, which stands in for the server-side model.",
-        ["step and kind", "made", "kept", "kept, %"], yields,
+        ["step and kind", "made", "kept", "share"], yields,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def finetuning(artifacts: Artifacts) -> Iterator[Block]:
     if found:
         alt = "; ".join(f"{step} from {line.y[0]:.2f} to {line.y[-1]:.2f} nats" for step, line in found.items())
         axis = "tokens of the stage, thousands"
-        svg = plots.lines(found, axis, "nats an answer token", name="sft", alt=alt)
+        svg = plots.lines(found, axis, "nats a token", name="sft", alt=alt)
         yield Figure("Training loss on the answers, nats a token.", svg)
     for step in artifacts.of("sft_arms"):
         metrics = artifacts.metrics(step)
@@ -111,12 +111,12 @@ def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> It
     }
     alt = "; ".join(f"{name}: {dot.value:.0f}%" for name, dot in dots.items())
     yield Figure(
-        f"{title}held-out pairs that the reward model ranks rightly, by strength of the preference, with Wilson's 95% "
+        f"{title}Held-out pairs that the reward model ranks rightly, by strength of the preference, with Wilson's 95% "
         "intervals. Dotted: chance, 50%.",
         plots.points(dots, "pairs ranked rightly, %", name=f"reward-{index}", alt=alt, mark=50),
     )
     yield Table(
-        f"{title}the probability that the preferred answer is better: the target it was trained towards, and what it "
+        f"{title}The probability that the preferred answer is better: the target it was trained towards, and what it "
         "says on average.", ["strength", "target, %", "reward model, %"],
         [[n, number(100 * f["target"], 0), number(100 * f["expected"], 1)] for n, f in strengths.items()],
     )  # fmt: skip
@@ -126,7 +126,7 @@ def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> It
         for name, found in measured.get("grades", {}).items()
     ]
     headings = ["dimension", "right, %", "n", "always the commonest, %"]
-    yield Table(f"{title}grades (three each) on held-out answers, beside guessing the commonest.", headings, rows)
+    yield Table(f"{title}Grades (three each) on held-out answers, beside guessing the commonest.", headings, rows)
     pairs = artifacts.input(step, "preferences")
     if mapping := artifacts.metrics(pairs).get("mapping"):
         noise = artifacts.manifests[str(pairs)].get("config", {}).get("label_noise")

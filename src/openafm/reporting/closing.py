@@ -62,9 +62,9 @@ def stages(artifacts: Artifacts) -> Iterator[Block]:
     for prefix, caption in (
         ("bits_per_byte/", "Bits per byte by flow."),
         ("top1/", "Next-token top-1 accuracy by flow, %."),
-        ("task/", "Held-out problems answered rightly by task, %."),
     ):
         yield from _by_model(artifacts, prefix, caption)
+    yield _by_task(artifacts)
 
 
 def _dot(row: Row, metric: str, scale: float) -> plots.Dot:
@@ -87,12 +87,25 @@ def _by_model(artifacts: Artifacts, prefix: str, caption: str) -> Iterator[Block
     yield Table(caption, ["stage", *headings], body)
 
 
+def _by_task(artifacts: Artifacts) -> Table:
+    """A line a task, a column a model."""
+    models = [model for model in artifacts.evaluated if "task/all" in model.row.estimates]
+    names = sorted({m for model in models for m in model.row.estimates if m.startswith("task/")} - {"task/all"})
+    rows: Rows = []
+    for name in names:
+        found = [model.row.estimates.get(name) for model in models]
+        n = number(max(e.n for e in found if e))
+        rows.append([name.removeprefix("task/"), n, *(estimate_cell(name, e) for e in found)])
+    caption = "Held-out problems answered rightly by task, %, with Wilson's 95% intervals."
+    return Table(caption, ["task", "n", *(model.label for model in models)], rows)
+
+
 def samples(artifacts: Artifacts) -> Iterator[Block]:
     """What the models write, side by side."""
     models = artifacts.evaluated
     prompts = list(dict.fromkeys(sample["prompt"] for m in models for sample in m.row.samples))
     items = [
-        (prompt, [Sample(m.label, s["text"]) for m in models for s in m.row.samples if s["prompt"] == prompt])
+        (f"“{prompt} …”", [Sample(m.label, s["text"]) for m in models for s in m.row.samples if s["prompt"] == prompt])
         for prompt in prompts
     ]
     if items:

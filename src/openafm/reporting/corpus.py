@@ -55,13 +55,13 @@ def funnel(artifacts: Artifacts) -> Iterator[Block]:
     yield Figure(caption, plots.bars(bars, "megabytes of text", name="funnel", alt=alt))
     yield Table(
         "Real documents of each flow. Planted ones are counted apart, below.",
-        ["flow", "read", "kept", "kept, %"],
+        ["flow", "read", "kept", "share"],
         [_flow_row(flow, [e for e in entries if e["flow"] == flow]) for flow in flows],
     )
     yield _reasons(entries, filters)
     yield Table(
         "Real documents that each filter read and dropped, for whatever reason.",
-        ["filter", "read", "dropped", "dropped, %"], _drops(entries, filters),
+        ["filter", "read", "dropped", "share"], _drops(entries, filters),
     )  # fmt: skip
 
 

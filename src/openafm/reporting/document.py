@@ -231,8 +231,10 @@ def span(low: float | None, high: float | None, scale: float = 1, digits: int = 
 
 def number(value: Any, digits: int = 2) -> str:
     """A number as tables print it: counts with commas, others to `digits` decimals, nothing as a dash."""
-    if value is None or isinstance(value, bool | str):
-        return "–" if value in (None, "") else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or isinstance(value, str):
+        return value or "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 

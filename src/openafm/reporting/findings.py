@@ -29,7 +29,7 @@ def _missed(artifacts: Artifacts) -> Iterator[str]:
         kinds = [f"{kind} {planted - caught - (gone or 0)}" for _, kind, planted, caught, gone in counts
                  if planted > caught + (gone or 0)]  # fmt: skip
         total = sum(planted for _, _, planted, _, _ in counts)
-        yield f"{missed} of {number(total)} planted documents were missed by the filter for them ({', '.join(kinds)})."
+        yield f"Planted documents missed by the filter for them: {missed} of {number(total)} ({', '.join(kinds)})."
 
 
 def _judge(artifacts: Artifacts) -> Iterator[str]:
@@ -37,7 +37,7 @@ def _judge(artifacts: Artifacts) -> Iterator[str]:
         yield "The judge of quality agrees with itself no better than chance when asked in other words."
     for step in artifacts.of("quality"):
         if why := artifacts.metrics(step).get("why_not"):
-            yield f"The quality filter dropped no page: {why}."
+            yield f"The quality filter: {why}."
 
 
 def _masks(artifacts: Artifacts) -> Iterator[str]:
@@ -56,12 +56,12 @@ def _distillation(artifacts: Artifacts) -> Iterator[str]:
         bits, top1 = (paired_difference(artifacts, ours, theirs, metric) for metric in ("bits", "top1"))
         if bits and bits.low is not None and bits.low > 0:
             yield (
-                f"{ours} is worse than {theirs} in bits per byte, by {bits.value:.3f} "
+                f"`{ours}` is worse than `{theirs}` in bits per byte, by {bits.value:.3f} "
                 f"[{span(bits.low, bits.high, 1, 3)}] on the same windows."
             )
         if top1 and top1.low is not None and top1.low <= 0:
             yield (
-                f"In top-1 accuracy {ours} is not ahead of {theirs} beyond the interval: {top1.value:+.2f} points "
+                f"In top-1 accuracy `{ours}` is not ahead of `{theirs}` beyond the interval: {top1.value:+.2f} points "
                 f"[{span(top1.low, top1.high)}]."
             )
 
@@ -75,7 +75,7 @@ def _needles(artifacts: Artifacts) -> Iterator[str]:
             values = ", ".join(percent(e.value, 0) for e in needles)
             n = max(e.n for e in needles)
             told = f"{values} right, n = {n} each"
-            yield f"{model.label} does not find facts in long contexts beyond chance (25%): {told}."
+            yield f"`{model.label}` does not find facts in long contexts beyond chance (25%): {told}."
 
 
 def _forgetting(artifacts: Artifacts) -> Iterator[str]:
@@ -85,8 +85,8 @@ def _forgetting(artifacts: Artifacts) -> Iterator[str]:
     lost = paired_difference(artifacts, tuned, base, "bits") if base and tuned else None
     if lost and lost.low is not None and lost.low > 0:
         yield (
-            f"Fine-tuning costs bits per byte on text: {tuned} needs {lost.value:.2f} "
-            f"[{span(lost.low, lost.high)}] more than {base}."
+            f"Fine-tuning costs bits per byte on text: `{tuned}` needs {lost.value:.2f} "
+            f"[{span(lost.low, lost.high)}] more than `{base}`."
         )
 
 
@@ -95,7 +95,7 @@ def _problems(artifacts: Artifacts) -> Iterator[str]:
         right = model.row.estimates["task/all"]
         if right.high is not None and right.high < 0.5:
             told = rate_text({"rate": right.value, "low": right.low, "high": right.high})
-            yield f"The last model, {model.label}, answers most held-out problems wrongly: {told} of {right.n} right."
+            yield f"The last model, `{model.label}`, answers most held-out problems wrongly: {told} of {right.n} right."
 
 
 def _writer(artifacts: Artifacts) -> Iterator[str]:
@@ -112,12 +112,13 @@ def _reward(artifacts: Artifacts) -> Iterator[str]:
         heldout = artifacts.metrics(step).get("heldout", {})
         overall = heldout.get("accuracy") or {}
         if overall.get("low") is not None and overall["low"] <= 0.5:
-            yield f"Reward model {step} does not rank held-out pairs beyond chance: {rate_text(overall)}."
+            yield f"Reward model `{step}` does not rank held-out pairs beyond chance: {rate_text(overall)}."
             continue
         for name, found in heldout.get("by_strength", {}).items():
             if found.get("rate") is not None and found["low"] <= 0.5:
                 below = "below chance" if found["high"] < 0.5 else "not beyond chance"
-                yield f"Reward model {step} is {below} on {name} preferences: {rate_text(found)} of {found['n']} pairs."
+                told = f"{rate_text(found)} of {found['n']} pairs"
+                yield f"Reward model `{step}` is {below} on {name} preferences: {told}."
 
 
 def _committee(artifacts: Artifacts) -> Iterator[str]:
@@ -129,7 +130,7 @@ def _committee(artifacts: Artifacts) -> Iterator[str]:
         if controls and others and max(f["low"] for f in others.values()) <= max(f["high"] for f in controls):
             best = max(others, key=lambda name: others[name]["rate"])
             yield (
-                f"{step}: no member is ahead of the control beyond the intervals ({best} {rate_text(others[best])}, "
+                f"`{step}`: no member is ahead of the control beyond the intervals ({best} {rate_text(others[best])}, "
                 f"control {rate_text(controls[0])}, n = {others[best]['n']})."
             )
 
@@ -139,10 +140,10 @@ def _recovery(artifacts: Artifacts) -> Iterator[str]:
         metrics = artifacts.metrics(step)
         interval = metrics.get("regained_interval")
         if metrics.get("regained") is None:
-            yield f"{step}: quantization lost no log-loss here, so the share that the adapter regains is not measured."
+            yield f"`{step}`: quantization lost no log-loss here, so there was nothing for the adapter to regain."
         elif interval and interval[0] <= 0:
             share = f"{percent(metrics['regained'], 0)} [{span(interval[0], interval[1], 100, 0)}]"
-            yield f"{step}: that the adapter regains any of the lost log-loss is not shown ({share})."
+            yield f"`{step}`: that the adapter regains any of the lost log-loss is not shown ({share})."
 
 
 def _task_adapters(artifacts: Artifacts) -> Iterator[str]:
@@ -152,8 +153,8 @@ def _task_adapters(artifacts: Artifacts) -> Iterator[str]:
         if gain and gain[0] <= 0:
             word = "is worse than" if gain[1] < 0 else "is not ahead of"
             yield (
-                f"{step} {word} copying the text's first sentence: ROUGE-L {percent(metrics['rouge_adapter'])} against "
-                f"{percent(metrics['rouge_lead_1'])}."
+                f"`{step}` {word} copying the text's first sentence: ROUGE-L "
+                f"{percent(metrics['rouge_adapter'])} against {percent(metrics['rouge_lead_1'])}."
             )
 
 

@@ -23,6 +23,7 @@ from openafm.reporting.document import (
 )
 from openafm.reporting.learning import paired_difference
 
+COMPUTED = ("q", "k", "v", "o", "gate", "up", "down")
 VARIANTS = {
     "base": "unquantized",
     "base_and_adapter": "unquantized + adapter (control)",
@@ -65,18 +66,21 @@ def _choice(step: str, layers: dict[str, dict[str, Any]], index: int) -> Iterato
     yield Figure(
         f"Bits of each projection by layer (step {step}): {alt}.", plots.grid(cells, name=f"bits-{index}", alt=alt)
     )
-    axis = "KL to the whole model with this projection alone at 2 bits, nats a token"
+    axis = "KL with this projection alone at 2 bits, nats a token"
     yield Figure(
-        "Why: sensitivity of each projection, one dot a layer. The least sensitive for their size go to 2 bits.",
+        "Why: sensitivity of each projection, one dot a layer: KL to the whole model. "
+        "The least sensitive for their size go to 2 bits.",
         plots.sprinkle(
             costs, axis, "bits", name=f"sensitivity-{index}", alt=f"sensitivity of {len(layers)} projections"
         ),
     )
 
 
-def _place(name: str) -> list[tuple[int, str]]:
-    """Sorts layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+def _place(name: str) -> tuple[int, int, str]:
+    """By layer, then in the order in which a layer computes."""
+    row, part = _names(name)
+    layer = row.removeprefix("layer ")
+    return int(layer) if layer.isdigit() else -1, COMPUTED.index(part) if part in COMPUTED else len(COMPUTED), part
 
 
 def _names(name: str) -> tuple[str, str]:

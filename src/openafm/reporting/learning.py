@@ -47,7 +47,7 @@ def curves(artifacts: Artifacts) -> Iterator[Block]:
         )  # fmt: skip
     names = ("parameters", "tokens", "steps", "rope_base", "final_cross_entropy", "skipped_steps")
     rows: Rows = []
-    for step in artifacts.of(*PRETRAINING):
+    for step in artifacts.of("pretrain"):
         metrics = artifacts.metrics(step)
         start_from = artifacts.input(step, "model") or "drawn at random"
         digits = {"rope_base": 0, "final_cross_entropy": 3}
@@ -83,20 +83,22 @@ def pruning(artifacts: Artifacts) -> Iterator[Block]:
 def _masks(artifacts: Artifacts, step: str, index: int) -> Figure:
     tensors = load_file(artifacts.folders[step] / "masks.safetensors")
     kept, start = tensors["masks"] > 0, tensors["importance"]
+    units = kept.shape[1]
+    edges = np.linspace(0, units, min(48, units) + 1).round().astype(int)
     shares = {}
     for layer in range(kept.shape[0]):
         by_rank = kept[layer][np.argsort(-start[layer], kind="stable")]
-        shares[f"layer {layer}"] = [float(part.mean()) for part in np.array_split(by_rank, min(48, len(by_rank)))]
+        shares[f"layer {layer}"] = [float(part.mean()) for part in np.split(by_rank, edges[1:-1])]
     keep = int(kept[0].sum())
-    cut = 100 * keep / kept.shape[1]
+    cut = 100 * keep / units
     moved = artifacts.metrics(step).get("moved_from_start")
-    alt = f"{keep} of {kept.shape[1]} units kept in each of {kept.shape[0]} layers"
+    alt = f"{keep} of {units} units kept in each of {kept.shape[0]} layers"
     axis = "units by rank before learning, % (most important left)"
-    svg = plots.ridges(shares, axis, name=f"masks-{index}", alt=alt, mark=cut)
+    svg = plots.ridges(shares, (100 * edges / units).tolist(), axis, name=f"masks-{index}", alt=alt, mark=cut)
     told = "" if moved is None else f" Learning moved {100 * moved:.1f}% of the kept units in from the right."
     return Figure(
         f"The learned pruning masks: a strip is filled as high as the share of FFN units kept ({keep} of "
-        f"{kept.shape[1]} in each layer), by rank in the score they started from (mean activation times the norm of "
+        f"{units} in each layer), by rank in the score they started from (mean activation times the norm of "
         "the down column). A cut by that score alone would fill all left of the dotted line and nothing right of it."
         f"{told}",
         svg,

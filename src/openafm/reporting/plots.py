@@ -127,17 +127,18 @@ def bars(
         return _svg(canvas, name, alt)
 
 
-def ridges(shares: Mapping[str, Sequence[float]], x_label: str, *, name: str, alt: str, mark: float) -> Markup:
-    """One strip a label, filled as high as each share (0 to 1) of equal bins over 0 to 100%; `mark` in percent."""
+def ridges(
+    shares: Mapping[str, Sequence[float]], edges: Sequence[float], x_label: str, *, name: str, alt: str, mark: float
+) -> Markup:
+    """One strip a label, filled as high as each share (0 to 1) of the bins between `edges`, which end the axis too."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(0.6 + (0.34 if len(shares) < 12 else 0.2) * len(shares))
         for row, values in enumerate(shares.values()):
-            edges = [100 * i / len(values) for i in range(len(values) + 1)]
-            axes.fill_between([0, 100], row + 0.4, row - 0.4, color=FAINT, alpha=0.35, linewidth=0)
+            axes.fill_between([edges[0], edges[-1]], row + 0.4, row - 0.4, color=FAINT, alpha=0.35, linewidth=0)
             tops = [row + 0.4 - 0.8 * value for value in (*values, values[-1])]
             axes.fill_between(edges, row + 0.4, tops, step="post", color=SERIES[0], alpha=0.85, linewidth=0)
         axes.axvline(mark, color=INK, linewidth=0.9, linestyle=":")
-        axes.set_xlim(0, 100)
+        axes.set_xlim(edges[0], edges[-1])
         _label_rows(axes, list(shares), x_label)
         return _svg(canvas, name, alt)
 

@@ -20,7 +20,7 @@ from openafm.reporting.document import (
     span,
 )
 from openafm.reporting.findings import disappointments, rate_text, times_of
-from openafm.reporting.learning import PRETRAINING, distilled_pairs, paired_difference
+from openafm.reporting.learning import distilled_pairs, paired_difference
 
 KeyFigure = tuple[str, Cell, str]
 STAND_IN = (
@@ -56,24 +56,23 @@ def what_was_made(artifacts: Artifacts) -> str:
     """The run as one paragraph, of the steps that have run."""
     said = []
     if kept := sum(entry["real"] for entry in funnel_of(artifacts) if not entry["stage"]):
-        said.append(f"{kept:,} cleaned documents")
+        said.append(f"cleaned {kept:,} documents")
     trained = {step: artifacts.metrics(step).get("parameters") for step in artifacts.of("pretrain")}
     if trained:
         first, end = next(iter(trained)), next(reversed(trained))
-        cut = f", pruned and distilled to {_size(trained[end])}" if artifacts.of("prune") else ""
-        said.append(f"a language model of {_size(trained[first])} parameters ({first}){cut}")
+        said.append(f"trained a language model of {_size(trained[first])} parameters")
+        if artifacts.of("prune"):
+            said.append(f"pruned and distilled it to {_size(trained[end])}")
     if examples := mixture_of(artifacts).get("train", {}).get("examples"):
-        said.append(f"fine-tuning on {examples:,} examples")
+        said.append(f"fine-tuned on {examples:,} examples")
     if rounds := rounds_of(artifacts):
         members = sum(not is_control(name) for _, _, table in rounds for name in table)
-        said.append(f"{_times(len(rounds), 'round')} of a teaching committee ({members} members)")
+        said.append(f"ran {_times(len(rounds), 'round')} of a teaching committee ({members} members)")
     if package := artifacts.metrics(last(artifacts.of("compress"))):
-        said.append(f"a package at {number(package.get('projection_bits_per_weight'))} bits a projection weight")
-    if recovered := artifacts.of("recovery"):
-        said.append(_times(len(recovered), "recovery adapter"))
-    if adapters := artifacts.of("task_adapter"):
-        said.append(_times(len(adapters), "task adapter"))
-    return f"This run made: {'; '.join(said)}." if said else ""
+        said.append(f"packed the model at {number(package.get('projection_bits_per_weight'))} bits a projection weight")
+    adapters = {"recovery adapter": artifacts.of("recovery"), "task adapter": artifacts.of("task_adapter")}
+    said += [f"trained {_times(len(steps), kind)}" for kind, steps in adapters.items() if steps]
+    return f"This run {', '.join(said[:-1])}{' and ' if said[1:] else ''}{said[-1]}." if said else ""
 
 
 def _times(count: int, what: str) -> str:
@@ -102,7 +101,7 @@ def _planted(artifacts: Artifacts) -> Iterator[KeyFigure]:
 
 
 def _tokens(artifacts: Artifacts) -> Iterator[KeyFigure]:
-    steps = artifacts.of(*PRETRAINING)
+    steps = artifacts.of("pretrain")
     if seen := sum(artifacts.metrics(step).get("tokens", 0) for step in steps):
         told = f"{_times(len(steps), 'stage')}, controls included"
         yield "Pretraining tokens", Cell(f"{seen / 1e6:.2f} M"), told
@@ -112,8 +111,8 @@ def _distilled(artifacts: Artifacts) -> Iterator[KeyFigure]:
     for ours, theirs in distilled_pairs(artifacts)[-1:]:
         gap = paired_difference(artifacts, ours, theirs, "top1")
         if gap:
-            cell = Cell(f"{gap.value:+.2f} points", span(gap.low, gap.high))
-            yield "Distilled minus scratch, top-1", cell, f"{ours} − {theirs}, {gap.n} windows, paired"
+            cell = Cell(f"{gap.value:+.2f}", span(gap.low, gap.high))
+            yield "Distilled minus scratch, top-1 points", cell, f"{ours} − {theirs}, {gap.n} windows, paired"
 
 
 def _human(artifacts: Artifacts) -> Iterator[KeyFigure]:
