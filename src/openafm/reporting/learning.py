@@ -135,6 +135,7 @@ def distillation(artifacts: Artifacts) -> Iterator[Block]:
     teachers = [artifacts.input(step, "model") for step in artifacts.of("cache_teacher")]
     models = [artifacts.evaluation(step) for step in (*teachers, *before, *(step for pair in pairs for step in pair))]
     found = [model for model in models if model]
+    pairs = pairs if found else []
     metrics = {"top1/all": "top-1, %", "bits_per_byte/all": "bits per byte"}
     if pairs:
         yield Table(

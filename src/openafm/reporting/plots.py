@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Canvas
 
 INK, FAINT, PAGE = "#010203", "#010204", "#01020b"
 SERIES = tuple(f"#01020{digit}" for digit in "56789a")
-WIDTH = 4.4
+WIDTH = 4.0
 """Inches: on a phone, which shows the figure at about this width, labels are as large as in print."""
 
 _STYLE: Any = {
