@@ -23,7 +23,7 @@ def rate_text(found: dict[str, Any]) -> str:
 
 
 def _missed(artifacts: Artifacts) -> Iterator[str]:
-    counts = list(planted_counts(artifacts))
+    counts = [found for found in planted_counts(artifacts) if found[0] not in artifacts.of("extract")]  # robots apart
     missed = sum(planted - caught - (gone or 0) for _, _, planted, caught, gone in counts)
     if missed > 0:
         kinds = [f"{kind} {planted - caught - (gone or 0)}" for _, kind, planted, caught, gone in counts

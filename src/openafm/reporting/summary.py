@@ -64,7 +64,7 @@ def what_was_made(artifacts: Artifacts) -> str:
         if artifacts.of("prune"):
             said.append(f"pruned and distilled it to {_size(trained[end])}")
     if examples := mixture_of(artifacts).get("train", {}).get("examples"):
-        said.append(f"fine-tuned on {examples:,} examples")
+        said.append(f"{'fine-tuned it on' if artifacts.of('sft') else 'made'} {examples:,} examples")
     if rounds := rounds_of(artifacts):
         members = sum(not is_control(name) for _, _, table in rounds for name in table)
         said.append(f"ran {_times(len(rounds), 'round')} of a teaching committee ({members} members)")
@@ -92,9 +92,10 @@ def _documents(artifacts: Artifacts) -> Iterator[KeyFigure]:
 
 
 def _planted(artifacts: Artifacts) -> Iterator[KeyFigure]:
-    counts = list(planted_counts(artifacts))
-    if total := sum(planted for _, _, planted, _, _ in counts):
-        caught = sum(found for _, _, _, found, _ in counts)
+    cleaning = artifacts.of("clean")
+    counts = [(planted, caught) for step, _, planted, caught, _ in planted_counts(artifacts) if step in cleaning]
+    if total := sum(planted for planted, _ in counts):
+        caught = sum(caught for _, caught in counts)
         cell = share_cell(rate(caught, total))
         note = f"{number(caught)} of {number(total)}. Precision on real pages: not labelled"
         yield "Recall on planted dirt, %", cell, note
