@@ -82,6 +82,20 @@ def test_steps_are_typed_and_ordered_by_their_inputs(folder):
     assert recipe.followers("a") == {"a", "b"}
 
 
+def test_a_star_is_every_other_step_of_the_recipe(folder):
+    mine = write(
+        folder,
+        "extends: base\nname: mine\nsteps:\n  late: {run: make}\n  all: {run: use, inputs: {first: a, more: '*'}}\n",
+    )
+    recipe = load(mine, stages=STAGES)
+    assert recipe.steps["all"].inputs["more"] == {"a": "a", "b": "b", "late": "late"}
+    assert list(recipe.steps)[-1] == "all"
+    with pytest.raises(ValueError, match="must be a step's name"):
+        load(
+            write(folder, "extends: base\nname: mine\nsteps:\n  all: {run: use, inputs: {first: '*'}}\n"), stages=STAGES
+        )
+
+
 def test_extends_merges_and_null_removes(folder):
     write(folder, BASE + "  c: {run: use, inputs: {first: a, more: {one: a, two: b}}}\n", "large")
     mine = write(folder, "extends: large\nname: mine\nsteps:\n  b: {with: {shape: {width: 32}}}\n  c: null\n")

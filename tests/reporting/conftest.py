@@ -86,6 +86,7 @@ def _learning(run):
     masks = (noisy >= np.sort(noisy, 1)[:, -24][:, None]).astype(np.float32)
     save_file({"masks": masks, "importance": importance, "scores": importance}, run / "masks" / "masks.safetensors")
     losses = {"uncut teacher": 3.6, "learned masks and weights": 3.7, "magnitude units": 5.2, "random units": 6.4}
+    metrics["teacher_tokens"] = {"tokens": 480_000}
     metrics["prune"] = {"held_out_loss": losses, "held_out_tokens": 16_384, "logit_difference": 3e-7}
     return metrics
 
@@ -119,20 +120,28 @@ def _aligning(run):
         "tokens": 8.2,
         "tasks": {"add": _rate(40, 80), "copy": _rate(80, 176)},
     }
-    members = {
-        name: {"validation": compared, "heldout": compared} for name in ("sft", "rejection", "dpo", "mdloo", "control")
-    }
-    _json(run / "committee" / "committee.json", {"best": "dpo", "members": members})
+    for step, best, right in (("committee", "dpo", 120), ("committee_2", "mdloo", 150)):
+        members = {
+            name: {"validation": compared, "heldout": compared | _rate(right + 10 * (name == best), 256)}
+            for name in ("sft", "rejection", "dpo", "mdloo", "control")
+        }
+        _json(run / step / "committee.json", {"best": best, "members": members})
+    _lines(run / "mdloo" / "iterations.jsonl",
+           [{"iteration": i, "reward": 0.5 + 0.01 * i, "kl_reference": 0.1 * i} for i in range(6)])  # fmt: skip
     point = {"reward": 0.5, "best_of_n": _rate(30, 64), "single": _rate(20, 64)}
     return {
         "sft_mixture": mixture,
-        "math_data": {"yield": 0.9, "headline": HOSTILE},
+        "math_data": {"yield": {"writer-wider": {"made": 40, "kept": 3}}, "headline": HOSTILE},
         "sft": {"answer_loss": 0.7},
         "sft_arms": {"arm": "equal", "arms": {"equal": _rate(30, 64), "more_math": _rate(25, 64)}},
         "sft_best": {"checkpoint": "step_200", "checkpoints": {"step_100": point, "step_200": point}},
         "preferences": {"mapping": "margin 1 -> negligible; margin 4 or more -> significant"},
         "reward": {"pairs": 800, "heldout": measured},
+        "rollouts": {"sft_best": {"reward": 0.5, **_rate(30, 96)}, "sft_last": {"reward": 0.4, **_rate(20, 96)}},
+        "rollouts_2": {"dpo": {"reward": 0.61, **_rate(44, 96)}},
+        "mdloo": {"steps": 6},
         "committee": {"best": "dpo"},
+        "committee_2": {"best": "mdloo"},
     }
 
 
@@ -155,7 +164,8 @@ def _fitting(run):
     )
     rouge = {f"rouge_{name}": 0.2 for name in ("adapter", "parent", "lead_1")}
     return {
-        "compress": {"bits_per_weight_projections": 3.62, "kl": 0.08, "layers": layers},
+        "compress": {"projection_bits_per_weight": 3.62, "kl": 0.08, "kl_interval": [0.07, 0.09], "layers": layers},
+        "recovery_8": {"rank": 8, "bits_per_byte": losses, "kl_adapted": 0.1, "regained": 0.5},
         "recovery": {"rank": 16, "heldout_tokens": 16_384, "bits_per_byte": losses}
         | {"kl_quantized": 0.2, "kl_adapted": 0.06, "regained": 0.77, "regained_interval": [0.7, 0.84]},
         "summariser": rouge | {"rouge_n": 64, "rouge_adapter_interval": [0.17, 0.23]},
@@ -165,7 +175,19 @@ def _fitting(run):
 def _evaluations(run):
     rng = random.Random(1)
     for i, model in enumerate(
-        ("teacher", "prune", "distil", "scratch", "continued", "scratch_continued", "long", "sft", "recovery")
+        (
+            "teacher",
+            "prune",
+            "distil",
+            "scratch",
+            "continued",
+            "scratch_continued",
+            "long",
+            "sft_best",
+            "committee",
+            "compress",
+            "recovery",
+        )
     ):
         folder = run / f"evaluate_{model}"
         rows = []
@@ -201,6 +223,35 @@ def _evaluations(run):
         yield f"evaluate_{model}", {}
 
 
+STAGES = {
+    "pretrain": ("teacher", "distil", "scratch", "continued", "scratch_continued", "long"),
+    "learn_masks": ("masks",),
+    "cache_teacher": ("teacher_tokens",),
+    "committee": ("committee", "committee_2"),
+    "rollouts": ("rollouts", "rollouts_2"),
+    "recovery": ("recovery", "recovery_8"),
+    "task_adapter": ("summariser",),
+}
+INPUTS = {
+    "masks": {"model": "teacher"},
+    "prune": {"model": "masks"},
+    "teacher_tokens": {"model": "teacher"},
+    "distil": {"model": "prune", "teacher_tokens": "teacher_tokens"},
+    "continued": {"model": "distil"},
+    "scratch_continued": {"model": "scratch"},
+    "long": {"model": "continued"},
+    "reward": {"preferences": "preferences"},
+    "committee": {"members.dpo": "dpo", "control": "sft_control"},
+    "compress": {"model": "committee/model"},
+    "recovery": {"model": "committee", "package": "compress"},
+}
+
+
+def _stage(step):
+    named = {name: stage for stage, names in STAGES.items() for name in names}
+    return "evaluate" if step.startswith("evaluate_") else named.get(step, step)
+
+
 @pytest.fixture
 def run(tmp_path):
     """The run's folder, every step done."""
@@ -215,9 +266,10 @@ def run(tmp_path):
     for i, (step, found) in enumerate(metrics.items()):
         manifest = {
             "step": step,
-            "stage": step,
+            "stage": _stage(step),
             "config": {"label_noise": 0.05},
-            "inputs": {},
+            "inputs": {name: {"step": other, "digest": ""} for name, other in INPUTS.get(step, {}).items()}
+            | ({"model": {"step": step.removeprefix("evaluate_"), "digest": ""}} if "evaluate" in step else {}),
             "metrics": found,
             "notes": {},
         }

@@ -33,6 +33,8 @@ from openafm.stage import Config
 
 Reference = str | dict[str, str]
 """`step` or `step/path/in/its/artifact`, or a named group of those."""
+EVERY = "*"
+"""For a group: every other step of the recipe, each under its own name (what the report reads)."""
 
 RECIPE_KEYS = ("name", "title", "seed", "disk_mb", "defaults", "steps")
 STEP_KEYS = ("run", "inputs", "seconds", "with")
@@ -111,7 +113,7 @@ def parse(source: Source, stages: Stages = STAGES) -> Recipe:
     defaults = _typed(source, ("defaults",), values, dict, {})
     for stage in defaults:
         _check_stage(source, ("defaults", stage), stage, stages)
-    steps = {step: _step(source, step, body, defaults, stages) for step, body in bodies.items()}
+    steps = {step: _step(source, step, body, defaults, stages, bodies) for step, body in bodies.items()}
     for step in steps.values():
         _check_references(source, step, steps)
     return Recipe(
@@ -123,7 +125,7 @@ def parse(source: Source, stages: Stages = STAGES) -> Recipe:
     )
 
 
-def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages: Stages) -> Step:
+def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages: Stages, steps: Iterable[str]) -> Step:
     keys: Keys = ("steps", str(name))
     if not isinstance(body, dict):
         raise source.error(keys, f"a step is a mapping with the keys {', '.join(STEP_KEYS)}")
@@ -136,7 +138,10 @@ def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages
     given = _typed(source, (*keys, "with"), body, dict, {})
     shared = defaults.get(stage) or {}
     config = _config(source, (*keys, "with"), ("defaults", stage), asked.config, given, shared)
-    inputs = _inputs(source, (*keys, "inputs"), _typed(source, (*keys, "inputs"), body, dict, {}), asked)
+    others = {other: other for other in steps if other != name}
+    named = _typed(source, (*keys, "inputs"), body, dict, {})
+    named = {key: others if reference == EVERY else reference for key, reference in named.items()}
+    inputs = _inputs(source, (*keys, "inputs"), named, asked)
     seconds = float(_typed(source, (*keys, "seconds"), body, (int, float), 0))
     return Step(name, stage, asked, config, inputs, seconds)
 
@@ -190,7 +195,8 @@ def _inputs(source: Source, keys: Keys, given: dict[str, Any], asked: Signature)
             continue
         members = reference.values() if wanted.group and isinstance(reference, dict) else [reference]
         if wanted.group != isinstance(reference, dict) or not all(isinstance(member, str) for member in members):
-            shape = "a mapping of names to steps" if wanted.group else "a step's name, or STEP/path"
+            group = f"a mapping of names to steps, or {EVERY!r} for every other step"
+            shape = group if wanted.group else "a step's name, or STEP/path"
             raise source.error((*keys, name), f"must be {shape}")
         inputs[name] = reference
     return inputs

@@ -4,27 +4,41 @@ from collections.abc import Iterator
 from typing import Any
 
 from openafm.reporting import plots
-from openafm.reporting.document import Artifacts, Block, Cell, Chapter, Figure, Table, Text, number, percent
+from openafm.reporting.document import (
+    Artifacts,
+    Block,
+    Chapter,
+    Figure,
+    Rows,
+    Table,
+    Text,
+    last,
+    number,
+    percent,
+    share_cell,
+)
 
-EXAMPLE_STEPS = ("math_data", "tool_data", "code_data", "human_data")
+MAKERS = ("math_data", "tool_data", "code_data", "human_data", "summaries")
+"""The stages that make examples."""
 
 
-def rate_cell(found: dict[str, Any] | None) -> Cell:
-    """A success rate {"rate", "low", "high", "n"} in percent."""
-    if not found or found.get("rate") is None:
-        return Cell("–")
-    return Cell(f"{100 * found['rate']:.1f}", f"{100 * found['low']:.0f}–{100 * found['high']:.0f}")
+def mixture_of(artifacts: Artifacts) -> dict[str, Any]:
+    """The last mixture of examples; empty where there is none."""
+    step = last(artifacts.of("sft_mixture"))
+    return (artifacts.json(step, "mixture.json") or artifacts.metrics(step)) if step else {}
 
 
 def examples(artifacts: Artifacts) -> Iterator[Block]:
     """Where the examples of fine-tuning come from, and what part of them people wrote."""
-    found = artifacts.json("sft_mixture", "mixture.json") or artifacts.metrics("sft_mixture")
+    found = mixture_of(artifacts)
     parts: dict[str, dict[str, int]] = found.get("parts", {})
     reasons = sorted({reason for counts in parts.values() for reason in counts} - {"kept"})
     rows = [[part, *(number(counts.get(r, 0)) for r in ("kept", *reasons))] for part, counts in parts.items()]
     headings = ["part", "kept", *(reason.strip("_").replace("_", " ") for reason in reasons)]
     yield Table("Examples by part: kept, or left out for the first of these reasons.", headings, rows)
-    splits = {name: found[name] for name in ("train", "validation", "heldout") if name in found}
+    splits: dict[str, dict[str, Any]] = {
+        name: found[name] for name in ("train", "validation", "heldout") if name in found
+    }
     splits |= {f"arm {name}": shares for name, shares in found.get("arms", {}).items()}
     rows = [
         [
@@ -38,77 +52,86 @@ def examples(artifacts: Artifacts) -> Iterator[Block]:
         "and by the writer model and checked by programs. Splits go by what a problem asks, not by its wording.",
         ["split", "examples", "human", "synthetic", "human, by characters"], rows,
     )  # fmt: skip
-    facts = [[f"{step}: {name}", value] for step in EXAMPLE_STEPS for name, value in artifacts.facts(step)]
-    if facts:
-        yield Table("What the steps that made them report.", ["measure", "value"], facts)
+    yields: Rows = [
+        [f"{step}: {kind}", number(n["made"]), number(n["kept"]), percent(n["kept"] / n["made"] if n["made"] else None)]
+        for step in artifacts.of(*MAKERS)
+        for kind, n in artifacts.metrics(step).get("yield", {}).items()
+    ]
+    yield Table(
+        "What each way of making examples yields: made, and kept once programs have checked them. Kinds that begin "
+        "with `writer` are written by SmolLM2-135M-Instruct, which stands in for the server-side model.",
+        ["step and kind", "made", "kept", "share"], yields,
+    )  # fmt: skip
 
 
 def finetuning(artifacts: Artifacts) -> Iterator[Block]:
     """Loss curves, the mixture arms and the choice of a checkpoint."""
     found = {}
-    for step in ("sft", "sft_control", "rejection"):
+    for step in artifacts.of("sft", "rejection"):
         records = artifacts.lines(step, "metrics.jsonl")
         if len(records) > 1:
             found[step] = plots.Line([r["tokens"] / 1000 for r in records], [r["loss"] for r in records])
     if found:
-        svg = plots.lines(found, "tokens of the stage, thousands", "nats an answer token", name="sft")
-        yield Figure("Training loss on the answers.", svg)
-    arms = artifacts.metrics("sft_arms").get("arms", {})
-    if arms:
-        rows = [[name, rate_cell(arm), number(arm.get("n"))] for name, arm in arms.items()]
-        chosen = artifacts.metrics("sft_arms").get("arm")
-        caption = (
-            f"Mixture arms trained for the same few tokens: validation problems answered rightly. Chosen: {chosen}."
-        )
-        yield Table(caption, ["arm", "right %", "n"], rows)
-    points = artifacts.metrics("sft_best").get("checkpoints", {})
-    if points:
-        rows = [
-            [name, number(p["reward"], 3), rate_cell(p["best_of_n"]), rate_cell(p["single"])]
-            for name, p in points.items()
-        ]
-        chosen = artifacts.metrics("sft_best").get("checkpoint")
-        caption = (
+        alt = "; ".join(f"{step} from {line.y[0]:.2f} to {line.y[-1]:.2f} nats" for step, line in found.items())
+        axis = "tokens of the stage, thousands"
+        svg = plots.lines(found, axis, "nats a token", name="sft", alt=alt)
+        yield Figure("Training loss on the answers, nats a token.", svg)
+    for step in artifacts.of("sft_arms"):
+        metrics = artifacts.metrics(step)
+        yield Table(
+            "Mixture arms trained for the same few tokens: validation problems answered rightly, with Wilson's 95% "
+            f"intervals. Chosen: {metrics.get('arm')}.", ["arm", "right, %", "n"],
+            [[name, share_cell(arm), number(arm.get("n"))] for name, arm in metrics.get("arms", {}).items()],
+        )  # fmt: skip
+    for step in artifacts.of("sft_best"):
+        metrics = artifacts.metrics(step)
+        yield Table(
             "Checkpoints by the mean reward of the best of several answers, which decides; beside it, how often that "
-            f"answer is right, and how often a single one is. Kept: {chosen}."
-        )
-        yield Table(caption, ["checkpoint", "reward", "best of n, right %", "single, right %"], rows)
+            f"answer is right, and how often a single one is. Kept: {metrics.get('checkpoint')}.",
+            ["checkpoint", "reward", "best of n right, %", "single right, %"],
+            [[name, number(p["reward"], 3), share_cell(p["best_of_n"]), share_cell(p["single"])]
+             for name, p in metrics.get("checkpoints", {}).items()],
+        )  # fmt: skip
 
 
-def reward_model(artifacts: Artifacts) -> Iterator[Block]:
-    """Accuracy by strength, and of the grades."""
-    measured = artifacts.json("reward", "heldout.json") or artifacts.metrics("reward").get("heldout", {})
-    strengths = measured.get("by_strength", {})
-    values = {
-        f"{name} (n = {found['n']})": (100 * found["rate"], 100 * found["low"], 100 * found["high"])
+def reward_models(artifacts: Artifacts) -> Iterator[Block]:
+    """Accuracy by strength and of the grades, of each reward model."""
+    steps = artifacts.of("reward")
+    for index, step in enumerate(steps):
+        yield from _reward_model(artifacts, step, index, f"{step}: " if len(steps) > 1 else "")
+
+
+def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> Iterator[Block]:
+    measured = artifacts.json(step, "heldout.json") or artifacts.metrics(step).get("heldout", {})
+    strengths = {name: f for name, f in measured.get("by_strength", {}).items() if f.get("rate") is not None}
+    dots = {
+        f"{name} (n = {found['n']})": plots.Dot(100 * found["rate"], 100 * found["low"], 100 * found["high"])
         for name, found in {**strengths, "all": measured.get("accuracy", {})}.items()
         if found.get("rate") is not None
     }
-    svg = plots.points(values, "pairs ranked rightly, %", name="reward", mark=50)
+    alt = "; ".join(f"{name}: {dot.value:.0f}%" for name, dot in dots.items())
     yield Figure(
-        "Held-out pairs that the reward model ranks rightly, by strength, with Wilson's 95% intervals; chance is 50%.",
-        svg,
+        f"{title}Held-out pairs that the reward model ranks rightly, by strength of the preference, with Wilson's 95% "
+        "intervals. Dotted: chance, 50%.",
+        plots.points(dots, "pairs ranked rightly, %", name=f"reward-{index}", alt=alt, mark=50),
     )
-    rows = [
-        [name, number(100 * found["target"], 0), number(100 * found["expected"], 1)]
-        for name, found in strengths.items()
-        if found.get("rate") is not None
-    ]
     yield Table(
-        "The probability that the preferred answer is better: the target it was trained towards, and what it says on "
-        "average.", ["strength", "target %", "reward model %"], rows,
+        f"{title}The probability that the preferred answer is better: the target it was trained towards, and what it "
+        "says on average.", ["strength", "target, %", "reward model, %"],
+        [[n, number(100 * f["target"], 0), number(100 * f["expected"], 1)] for n, f in strengths.items()],
     )  # fmt: skip
     commonest = measured.get("commonest_grade", {})
-    rows = [
-        [name, rate_cell(found), number(found["n"]), number(100 * commonest[name], 1) if name in commonest else "–"]
+    rows: Rows = [
+        [name, share_cell(found), number(found["n"]), number(100 * commonest[name], 1) if name in commonest else "–"]
         for name, found in measured.get("grades", {}).items()
     ]
-    headings = ["dimension", "right %", "n", "always the commonest %"]
-    yield Table("Grades (three each) on held-out answers, beside guessing the commonest grade.", headings, rows)
-    if mapping := artifacts.metrics("preferences").get("mapping"):
-        noise = artifacts.manifest("preferences").get("config", {}).get("label_noise")
+    headings = ["dimension", "right, %", "n", "always the commonest, %"]
+    yield Table(f"{title}Grades (three each) on held-out answers, beside guessing the commonest.", headings, rows)
+    pairs = artifacts.input(step, "preferences")
+    if mapping := artifacts.metrics(pairs).get("mapping"):
+        noise = artifacts.manifests[str(pairs)].get("config", {}).get("label_noise")
         told = f" Labels are swapped in {100 * noise:g}% of the training pairs, in no held-out pair." if noise else ""
-        yield Text(f"Strengths come from independent programmatic checks: {mapping}.{told}")
+        yield Text(f"Strengths come from independent programmatic checks, not from people: {mapping}.{told}")
     if bias := measured.get("length_bias", {}):
         yield Text(
             f"Correlation of reward with answer length: {number(bias.get('reward'))}; of the labels themselves with "
@@ -116,39 +139,100 @@ def reward_model(artifacts: Artifacts) -> Iterator[Block]:
         )
 
 
+def rounds_of(artifacts: Artifacts) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each committee round in order: its step, the best member by validation, members (and the control) by name."""
+    found = [(step, artifacts.json(step, "committee.json") or {}) for step in artifacts.of("committee")]
+    return [(step, table["best"], table["members"]) for step, table in found if table.get("members")]
+
+
+def is_control(member: str) -> bool:
+    """Whether a line of a committee's table is its control: measured beside the members, never picked."""
+    return member.startswith("control")
+
+
 def committee(artifacts: Artifacts) -> Iterator[Block]:
-    """The round's members beside the control."""
-    found = artifacts.json("committee", "committee.json") or {"best": "", "members": {}}
-    rows = []
-    for name, splits in found["members"].items():
+    """Every round's members beside its control."""
+    rounds = rounds_of(artifacts)
+    dots = {}
+    for number_, (_, best, members) in enumerate(rounds, 1):
+        for name, splits in members.items():
+            if (found := splits.get("heldout", {})).get("rate") is not None:
+                label = f"{f'round {number_}: ' if len(rounds) > 1 else ''}{name}{' (best)' if name == best else ''}"
+                dots[label] = plots.Dot(100 * found["rate"], 100 * found["low"], 100 * found["high"], is_control(name))
+    if dots:
+        alt = "; ".join(f"{name}: {dot.value:.1f}%" for name, dot in dots.items())
+        yield Figure(
+            "Held-out problems answered rightly, as programs verify it, with Wilson's 95% intervals. “Best” was picked "
+            "on validation problems. The diamond is the control: SFT continued for as many optimizer steps.",
+            plots.points(dots, "verified right, %", name="committee", alt=alt),
+        )
+    for step, best, members in rounds:
+        yield from _round(artifacts, step, best, members)
+    yield _rollouts(artifacts)
+    yield from _mdloo(artifacts)
+
+
+def _round(artifacts: Artifacts, step: str, best: str, members: dict[str, Any]) -> Iterator[Table]:
+    rows: Rows = []
+    for name, splits in members.items():
         held_out, validation = splits.get("heldout", {}), splits.get("validation", {})
-        label = f"{name} (best)" if name == found["best"] else name
+        made_by = artifacts.input(step, f"members.{name}") or (
+            artifacts.input(step, "control") if is_control(name) else ""
+        )
         rows.append(
             [
-                label, rate_cell(held_out), rate_cell(validation), number(held_out.get("n")),
-                number(held_out.get("reward"), 3), number(held_out.get("tokens"), 1),
+                f"{name} (best)" if name == best else name, made_by or "", share_cell(held_out), share_cell(validation),
+                number(held_out.get("n")), number(held_out.get("reward"), 3), number(held_out.get("tokens"), 1),
             ]
         )  # fmt: skip
     yield Table(
-        "One committee round: every member starts from the SFT model and learns from the same sampled answers. "
-        "Validation problems picked the best; held-out problems are reported only. The control is SFT continued for as "
-        "many optimizer steps. Greedy answers, Wilson's 95% intervals.",
-        ["member", "held-out %", "validation %", "n", "reward", "tokens an answer"], rows,
+        f"The round of step {step}. Validation problems picked the best; held-out problems are only reported. Greedy "
+        "answers, Wilson's 95% intervals, mean reward and length of an answer.",
+        ["member", "made by", "held-out right, %", "validation right, %", "n", "reward", "tokens"], rows, 2,
     )  # fmt: skip
-    tasks = sorted(
-        {task for splits in found["members"].values() for task in splits.get("heldout", {}).get("tasks", {})}
-    )
-    if tasks:
-        rows = [
-            [task, *(rate_cell(s.get("heldout", {}).get("tasks", {}).get(task)) for s in found["members"].values())]
-            for task in tasks
-        ]
-        yield Table("The same held-out answers by task, % right.", ["task", *found["members"]], rows)
+    tasks = sorted({task for splits in members.values() for task in splits.get("heldout", {}).get("tasks", {})})
+    yield Table(
+        f"The same held-out answers of {step} by task, right in %.", ["task", *members],
+        [[task, *(share_cell(s.get("heldout", {}).get("tasks", {}).get(task)) for s in members.values())]
+         for task in tasks],
+    )  # fmt: skip
+
+
+def _rollouts(artifacts: Artifacts) -> Table:
+    """What the members that a round samples from answered."""
+    rows: Rows = [
+        [step, name, number(found.get("reward"), 3), share_cell(found), number(found.get("n"))]
+        for step in artifacts.of("rollouts")
+        for name, found in artifacts.metrics(step).items()
+        if isinstance(found, dict)
+    ]
+    return Table(
+        "The answers that members learn from, sampled from all models so far on training problems.",
+        ["step", "sampled from", "mean reward", "verified right, %", "answers"], rows, 2,
+    )  # fmt: skip
+
+
+def _mdloo(artifacts: Artifacts) -> Iterator[Figure]:
+    found = {step: artifacts.lines(step, "iterations.jsonl") for step in artifacts.of("mdloo")}
+    curves = {
+        step: plots.Line([row["iteration"] for row in rows], [row["reward"] for row in rows])
+        for step, rows in found.items()
+        if len(rows) > 1
+    }
+    if curves:
+        ends = {step: found[step][-1].get("kl_reference") for step in curves}
+        told = "; ".join(f"{step} ends {number(kl, 3)} nats from where it began" for step, kl in ends.items())
+        alt = "; ".join(f"{step} from {line.y[0]:.2f} to {line.y[-1]:.2f}" for step, line in curves.items())
+        yield Figure(
+            f"MDLOO: mean reward of the sampled answers by iteration (KL to the SFT model: {told}). Reward is what it "
+            "is trained on, so a rise alone shows no better answers.",
+            plots.lines(curves, "iteration", "mean reward", name="mdloo", alt=alt, height=2.2),
+        )
 
 
 CHAPTERS = (
     Chapter("Examples for fine-tuning", ("sft_mixture",), examples),
     Chapter("Fine-tuning", ("sft",), finetuning),
-    Chapter("Reward model", ("reward",), reward_model),
-    Chapter("Committee round", ("committee",), committee),
+    Chapter("Reward model", ("reward",), reward_models),
+    Chapter("Committee rounds", ("committee",), committee),
 )

@@ -7,84 +7,130 @@ from typing import Any
 
 from openafm.evaluation.intervals import rate
 from openafm.reporting import plots
-from openafm.reporting.document import Artifacts, Block, Cell, Chapter, Figure, Rows, Table, Text, number, percent
+from openafm.reporting.document import (
+    Artifacts,
+    Block,
+    Cell,
+    Chapter,
+    Figure,
+    Rows,
+    Table,
+    Text,
+    last,
+    number,
+    percent,
+    share_cell,
+)
 
-DATA_STEPS = ("extract", "clean", "dedup", "quality", "decontaminate")
+FILTERS = ("extract", "clean", "dedup", "quality", "decontaminate")
+"""The stages that judge documents."""
 
 
 def funnel_of(artifacts: Artifacts) -> list[dict[str, Any]]:
-    """The funnel of the last data step that has run."""
-    found = [artifacts.json(step, "funnel.json") for step in reversed(DATA_STEPS) if artifacts.has(step)]
+    """The funnel of the last filter that has run."""
+    found = [artifacts.json(step, "funnel.json") for step in reversed(artifacts.of(*FILTERS))]
     return next((funnel for funnel in found if funnel), [])
 
 
-def stages_of(artifacts: Artifacts) -> list[str]:
+def filters_of(artifacts: Artifacts) -> list[str]:
     """Names of the filters in the order in which they judged: each step's funnel adds its own."""
-    stages: list[str] = []
-    for step in DATA_STEPS:
-        if artifacts.has(step):
-            for entry in artifacts.json(step, "funnel.json") or []:
-                if entry["stage"] and entry["stage"] not in stages:
-                    stages.append(entry["stage"])
-    return stages
+    entries = [entry for step in artifacts.of(*FILTERS) for entry in artifacts.json(step, "funnel.json") or []]
+    return list(dict.fromkeys(entry["stage"] for entry in entries if entry["stage"]))
 
 
 def funnel(artifacts: Artifacts) -> Iterator[Block]:
     """Documents left after each filter, and why the others went."""
-    entries, stages = funnel_of(artifacts), stages_of(artifacts)
+    entries, filters = funnel_of(artifacts), filters_of(artifacts)
     flows = sorted({entry["flow"] for entry in entries})
     left = {flow: sum(e["bytes"] for e in entries if e["flow"] == flow) / 1e6 for flow in flows}
     bars = {"all documents": dict(left)}
-    for stage in stages:
+    for name in filters:
         for flow in flows:
-            left[flow] -= sum(e["bytes"] for e in entries if e["flow"] == flow and e["stage"] == stage) / 1e6
-        bars[f"after {stage}"] = {flow: max(0.0, size) for flow, size in left.items()}
-    caption = "Text that is left after each filter, by flow, planted documents included. Filters judge in this order."
-    yield Figure(caption, plots.bars(bars, "megabytes of text", name="funnel"))
+            left[flow] -= sum(e["bytes"] for e in entries if e["flow"] == flow and e["stage"] == name) / 1e6
+        bars[f"after {name}"] = {flow: max(0.0, size) for flow, size in left.items()}
+    caption = (
+        "Text left after each filter, in megabytes, by flow, planted documents included. Filters judge in this order."
+    )
+    alt = "; ".join(f"{name}: {sum(sizes.values()):.1f} MB" for name, sizes in bars.items())
+    yield Figure(caption, plots.bars(bars, "megabytes of text", name="funnel", alt=alt))
+    yield Table(
+        "Real documents of each flow. Planted ones are counted apart, below.",
+        ["flow", "read", "kept", "share"],
+        [_flow_row(flow, [e for e in entries if e["flow"] == flow]) for flow in flows],
+    )
+    yield _reasons(entries, filters)
+    yield Table(
+        "Real documents that each filter read and dropped, for whatever reason.",
+        ["filter", "read", "dropped", "share"], _drops(entries, filters),
+    )  # fmt: skip
+
+
+def _flow_row(flow: str, entries: list[dict[str, Any]]) -> list[Cell | str]:
+    kept = [entry for entry in entries if not entry["stage"]]
+    read, left = sum(e["real"] for e in entries), sum(e["real"] for e in kept)
+    return [flow, number(read), number(left), percent(left / read if read else None)]
+
+
+def _reasons(entries: list[dict[str, Any]], filters: list[str]) -> Table:
+    """Every reason a document went for."""
     sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for entry in entries:
         total = sums[(entry["stage"], entry["reason"])]
         for i, column in enumerate(("real", "planted", "bytes")):
             total[i] += entry[column]
-    ordered = sorted(sums.items(), key=lambda item: (_place(item[0][0], stages), -item[1][0], item[0][1]))
+    ordered = sorted(sums.items(), key=lambda item: (_place(item[0][0], filters), -item[1][0], item[0][1]))
     rows = [
-        [stage or "kept", reason if stage else "", number(real), number(planted), number(size / 1e6)]
-        for (stage, reason), (real, planted, size) in ordered
+        [name or "kept", reason if name else "", number(real), number(planted), number(size / 1e6)]
+        for (name, reason), (real, planted, size) in ordered
     ]
-    yield Table(
-        "Every document has one verdict. `openafm why URL` tells any document's. Planted documents were rendered to "
-        "measure the filters and are counted apart.", ["filter", "reason", "real", "planted", "MB"], rows, 2,
+    return Table(
+        "Every document has one verdict; `openafm why URL` tells any document's. Planted documents were rendered to "
+        "measure the filters.", ["filter", "reason", "real", "planted", "MB"], rows, 2,
     )  # fmt: skip
 
 
-def _place(stage: str, stages: list[str]) -> int:
-    return stages.index(stage) if stage in stages else len(stages)
-
-
-def recalls(artifacts: Artifacts) -> Iterator[Block]:
-    """What part of the planted dirt each step caught, beside what the same filters did to real documents."""
+def _drops(entries: list[dict[str, Any]], filters: list[str]) -> Rows:
+    judged = sum(entry["real"] for entry in entries)
     rows: Rows = []
-    for step in DATA_STEPS:
+    for name in filters:
+        dropped = sum(entry["real"] for entry in entries if entry["stage"] == name)
+        rows.append([name, number(judged), number(dropped), percent(dropped / judged if judged else None)])
+        judged -= dropped
+    return rows
+
+
+def _place(name: str, filters: list[str]) -> int:
+    return filters.index(name) if name in filters else len(filters)
+
+
+def planted_counts(artifacts: Artifacts) -> Iterator[tuple[str, str, int, int, int | None]]:
+    """Step, kind of dirt, and how many were planted, caught by the filter for it, and gone for another reason."""
+    for step in artifacts.of(*FILTERS):
         metrics = artifacts.metrics(step)
         found = metrics.get("planted_recall", metrics.get("planted"))
         for kind, counts in found.items() if isinstance(found, dict) else ():
             if counts.get("planted"):
                 caught = int(counts["caught" if "caught" in counts else "found"])
-                share = rate(caught, counts["planted"])
-                interval = f"{100 * (share.low or 0):.0f}–{100 * (share.high or 0):.0f}"
-                recall = Cell(f"{100 * share.value:.1f}", interval)
-                hits = _real_hits(artifacts, step, kind)
-                gone = number(counts.get("gone"))
-                rows.append([f"{step}: {kind}", number(counts["planted"]), number(caught), gone, recall, number(hits)])
+                yield step, kind, counts["planted"], caught, counts.get("gone")
+
+
+def recalls(artifacts: Artifacts) -> Iterator[Block]:
+    """Recall on planted dirt and precision on real pages, in columns of their own."""
+    rows: Rows = []
+    for step, kind, planted, caught, gone in planted_counts(artifacts):
+        hits = number(_real_hits(artifacts, step, kind))
+        recall = share_cell(rate(caught, planted))
+        rows.append([f"{step}: {kind}", number(planted), number(caught), number(gone), recall, hits, "not labelled"])
     yield Table(
-        "Planted documents: those that the filter for their kind of dirt caught, those gone for another reason, and "
-        "recall with Wilson's 95% intervals. They come from templates, easier than the web's own dirt. Real documents: "
-        "how many the same filter dropped or redacted.",
-        ["step and kind", "planted", "caught", "gone otherwise", "recall %", "real documents hit"],
+        "Recall is the share of planted documents that the filter for their kind of dirt caught, with Wilson's 95% "
+        "interval; some went for another reason before it saw them. Planted dirt comes from templates and is easier "
+        "than the web's own. Precision on real pages is another question: the last columns say how many real documents "
+        "the same filter dropped or redacted, and that nobody has labelled them.",
+        ["step and kind", "planted", "caught", "gone otherwise", "recall on planted, %", "real documents hit",
+         "precision on real, %"],
         rows,
-    )
+    )  # fmt: skip
     yield from audit(artifacts)
-    yield from precision(artifacts)
 
 
 def _real_hits(artifacts: Artifacts, step: str, kind: str) -> int:
@@ -93,18 +139,20 @@ def _real_hits(artifacts: Artifacts, step: str, kind: str) -> int:
     if hits := artifacts.metrics(step).get("real_hits"):
         return sum(n for reason, n in hits.items() if kind in reason.split("."))
     entries = artifacts.json(step, "funnel.json") or []
-    return sum(entry["real"] for entry in entries if entry["stage"] == step and kind in entry["reason"].split("."))
+    name = artifacts.manifests[step]["stage"]
+    return sum(entry["real"] for entry in entries if entry["stage"] == name and kind in entry["reason"].split("."))
 
 
 def audit(artifacts: Artifacts) -> Iterator[Block]:
     """A real document for each reason, so that a reader can judge the filters' precision."""
     first: dict[str, dict[str, Any]] = {}
-    for entry in artifacts.lines("clean", "audit.jsonl"):
-        first.setdefault(entry["reason"], entry)
+    for step in artifacts.of("clean"):
+        for entry in artifacts.lines(step, "audit.jsonl"):
+            first.setdefault(entry["reason"], entry)
     rows = [[reason, entry["url"], _shown(entry)] for reason, entry in sorted(first.items())]
     yield Table(
-        "Precision on real pages takes a reader: nobody has labelled them. The first real document of each reason of "
-        "step clean; `clean/audit.jsonl` in the run's folder has up to 20 of each.",
+        "For a reader who judges precision: the first real document of each reason of the cleaning. `audit.jsonl` in "
+        "that step's folder has up to 20 of each.",
         ["reason", "document", "evidence"], rows, 3,
     )  # fmt: skip
 
@@ -115,32 +163,23 @@ def _shown(entry: dict[str, Any]) -> str:
     return found.group() if found else str(entry["evidence"])
 
 
-def precision(artifacts: Artifacts) -> Iterator[Block]:
-    """What share of the real documents each filter dropped."""
-    entries, stages = funnel_of(artifacts), stages_of(artifacts)
-    judged = sum(entry["real"] for entry in entries)
-    rows = []
-    for stage in stages:
-        dropped = sum(entry["real"] for entry in entries if entry["stage"] == stage)
-        rows.append([stage, number(judged), number(dropped), percent(dropped / judged if judged else None)])
-        judged -= dropped
-    caption = "Real documents that each step read and dropped, for whatever reason."
-    yield Table(caption, ["step", "real documents read", "dropped", "share"], rows)
-
-
 def quality(artifacts: Artifacts) -> Iterator[Block]:
     """The judge's agreement with itself, and the classifier's with the judge."""
-    for step, what in (("judge", "The judge"), ("quality", "The classifier distilled from it")):
-        if facts := artifacts.facts(step):
-            yield Table(f"{what} (step {step}).", ["measure", "value"], [[name, value] for name, value in facts])
     yield Text(
-        "The judge is SmolLM2-135M-Instruct: its yes/no logit scores a sample, and a small classifier learns that."
+        "The judge is SmolLM2-135M-Instruct, which stands in for the server-side model: its yes/no logit scores a "
+        "sample of pages, and a small classifier learns that. Nothing is dropped where the classifier does not "
+        "foretell the judge better than chance."
     )
+    for stage, what in (("judge", "The judge, and its agreement with itself in a second wording"),
+                        ("quality", "The classifier distilled from it, on pages it has not seen")):  # fmt: skip
+        for step in artifacts.of(stage):
+            facts = [[name, value] for name, value in artifacts.facts(step)]
+            yield Table(f"{what} (step {step}).", ["measure", "value"], facts)
 
 
 def tokenizer(artifacts: Artifacts) -> Iterator[Block]:
     """Vocabulary and compression by flow."""
-    metrics = artifacts.metrics("tokenizer")
+    metrics = artifacts.metrics(last(artifacts.of("tokenizer")))
     rows = [
         [flow, number(size["documents"]), number(size["characters"]), number(size["bytes_per_token"])]
         for flow, size in metrics.get("flows", {}).items()
@@ -154,7 +193,7 @@ def tokenizer(artifacts: Artifacts) -> Iterator[Block]:
 
 CHAPTERS = (
     Chapter("Data funnel", ("extract",), funnel),
-    Chapter("What the filters catch", ("extract",), recalls),
+    Chapter("What the filters catch", ("clean",), recalls),
     Chapter("Quality by a model", ("quality",), quality),
     Chapter("Tokenizer", ("tokenizer",), tokenizer),
 )

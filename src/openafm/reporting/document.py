@@ -1,8 +1,14 @@
-"""What a report is made of: sections of text, tables, figures and samples, and the artifacts they are read from."""
+"""What a report is made of: sections of text, tables, figures and samples, and the artifacts they are read from.
+
+Artifacts are found by the stage that made them, as their manifests tell it, and by what they were made of; no chapter
+knows a step's name. So a recipe may have any steps, in any number: two committee rounds, three recovery adapters.
+"""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ from markupsafe import Markup
 
 from openafm import jsonl
 from openafm.evaluation.intervals import Estimate
-from openafm.evaluation.table import cell
+from openafm.evaluation.table import Row, cell, read_row
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,23 @@ class Text:
 
     text: str
     kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list, under a heading of its own."""
+
+    heading: str
+    items: Sequence[str]
+    kind: str = "points"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Key figures: label, value with its interval, and what it is measured on or against."""
+
+    figures: Sequence[tuple[str, Cell, str]]
+    kind: str = "keys"
 
 
 @dataclass(frozen=True)
@@ -53,36 +76,61 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What one model wrote; `passed` where a program has checked it."""
+
+    label: str
+    text: str
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
 class Samples:
     """Texts side by side: a title, and what each model made of it."""
 
     caption: str
-    items: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    items: Sequence[tuple[str, Sequence[Sample]]]
     kind: str = "samples"
 
 
-Block = Text | Table | Figure | Samples
+Block = Text | Points | Keys | Table | Figure | Samples
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluated model: its name in tables, the step that made it, and what was measured."""
+
+    label: str
+    model: str
+    row: Row
+    folder: Path
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The artifacts a report reads, by step; steps that have not run are absent."""
+    """The artifacts a report reads, by step, in the recipe's order; steps that have not run are absent."""
 
     folders: dict[str, Path]
-    evaluations: dict[str, Path] = field(default_factory=dict)
+    run: dict[str, Any] | None = None
+    """The run's own record (run.json); None inside step `report`, whose artifact holds no times and no machine."""
 
-    def has(self, step: str) -> bool:
-        """Whether the step has run."""
-        return (self.folders.get(step) or self.evaluations.get(step) or Path("/nowhere")).is_dir()
+    @cached_property
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """Every step's manifest. Raises ValueError naming a damaged one."""
+        return {step: read_json(folder / "manifest.json") or {} for step, folder in self.folders.items()}
 
-    def manifest(self, step: str) -> dict[str, Any]:
-        """The step's manifest; empty where there is none."""
-        folder = self.folders.get(step) or self.evaluations.get(step)
-        return read_json(folder / "manifest.json") or {} if folder else {}
+    def of(self, *stages: str) -> list[str]:
+        """The steps that these stages made, in the recipe's order."""
+        return [step for step, manifest in self.manifests.items() if manifest.get("stage") in stages]
 
-    def metrics(self, step: str) -> dict[str, Any]:
-        """What the step's stage returned."""
-        return self.manifest(step).get("metrics") or {}
+    def input(self, step: str, name: str) -> str | None:
+        """The step that `step` read as its input `name`."""
+        found = self.manifests[step].get("inputs", {}).get(name)
+        return found["step"].partition("/")[0] if found else None
+
+    def metrics(self, step: str | None) -> dict[str, Any]:
+        """What the step's stage returned; empty for no step."""
+        return self.manifests.get(step or "", {}).get("metrics") or {}
 
     def facts(self, step: str) -> list[tuple[str, str]]:
         """The step's plain metrics, names and values as text; nested names are joined, lists left out."""
@@ -90,12 +138,32 @@ class Artifacts:
 
     def json(self, step: str, name: str) -> Any:
         """A JSON file of the artifact; None where it is absent."""
-        return read_json(self.folders[step] / name) if self.has(step) and step in self.folders else None
+        return read_json(self.folders[step] / name)
 
     def lines(self, step: str, name: str) -> list[dict[str, Any]]:
         """A JSONL file of the artifact; empty where it is absent."""
-        path = self.folders.get(step, Path("/nowhere")) / name
+        path = self.folders[step] / name
         return jsonl.read(path) if path.is_file() else []
+
+    @cached_property
+    def evaluated(self) -> list[Evaluated]:
+        """Every evaluated model, in the recipe's order; its step's name where two have the same."""
+        steps = self.of("evaluate")
+        found = [(step, read_row(step, self.folders[step]), self.input(step, "model") or step) for step in steps]
+        names = Counter(row.model for _, row, _ in found)
+        return [
+            Evaluated(row.model if names[row.model] == 1 else step, model, row, self.folders[step])
+            for step, row, model in found
+        ]
+
+    def evaluation(self, model: str | None) -> Evaluated | None:
+        """The evaluation of what step `model` made; where there are several, the last."""
+        return next((e for e in reversed(self.evaluated) if e.model == model), None)
+
+
+def last(steps: Sequence[str]) -> str | None:
+    """The last of the steps, which is the state the recipe ends with."""
+    return steps[-1] if steps else None
 
 
 def read_json(path: Path) -> Any:
@@ -121,7 +189,7 @@ def _flat(metrics: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A section to be: its title, the steps it cannot do without, and who makes its blocks."""
+    """A section to be: its title, the stages it cannot do without, and who makes its blocks."""
 
     title: str
     needs: tuple[str, ...]
@@ -130,8 +198,9 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """A section of the page, in one of its parts."""
 
+    part: str
     title: str
     blocks: list[Block]
 
@@ -146,10 +215,26 @@ def estimate_cell(metric: str, estimate: Estimate | None) -> Cell:
     return Cell(*cell(metric, estimate))
 
 
+def share_cell(found: Estimate | dict[str, Any] | None) -> Cell:
+    """A success rate with its interval, in percent: an estimate, or a stage's {"rate", "low", "high", "n"}."""
+    if isinstance(found, Estimate):
+        found = {"rate": found.value, "low": found.low, "high": found.high}
+    if not found or found.get("rate") is None:
+        return Cell("–")
+    return Cell(f"{100 * found['rate']:.1f}", span(found.get("low"), found.get("high"), 100, 0))
+
+
+def span(low: float | None, high: float | None, scale: float = 1, digits: int = 2) -> str:
+    """The ends of an interval; empty where there are none."""
+    return "" if low is None or high is None else f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+
+
 def number(value: Any, digits: int = 2) -> str:
     """A number as tables print it: counts with commas, others to `digits` decimals, nothing as a dash."""
-    if value is None or isinstance(value, bool | str):
-        return "–" if value in (None, "") else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or isinstance(value, str):
+        return value or "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 

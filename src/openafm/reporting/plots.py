@@ -7,24 +7,24 @@ suits light and dark. Text stays text, so that it can be read aloud, searched an
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
-INK, FAINT = "#010203", "#010204"
+INK, FAINT, PAGE = "#010203", "#010204", "#01020b"
 SERIES = tuple(f"#01020{digit}" for digit in "56789a")
-WIDTH = 5.8
-"""Inches: small enough that a phone's reader can read the labels."""
+WIDTH = 4.0
+"""Inches: on a phone, which shows the figure at about this width, labels are as large as in print."""
 
 _STYLE: Any = {
     "svg.hashsalt": "openafm",
     "svg.fonttype": "none",
-    "font.size": 9,
+    "font.size": 8.5,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "xtick.color": INK,
@@ -49,8 +49,18 @@ class Line:
 
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] = field(default=())
-    high: Sequence[float] = field(default=())
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One value and the ends of its 95% interval, where there are any; a control is drawn in another colour."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    control: bool = False
 
 
 def lines(
@@ -59,12 +69,13 @@ def lines(
     y_label: str,
     *,
     name: str,
-    height: float = 2.8,
+    alt: str,
+    height: float = 2.6,
     chance: float | None = None,
 ) -> Markup:
     """Curves with a legend above them, `chance` a dotted line; `name` sets the figure's ids apart from others'."""
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(height)
+        canvas, axes = _canvas(height + 0.16 * ((len(curves) + 2) // 3))
         for index, (label, curve) in enumerate(curves.items()):
             colour, dash = SERIES[index % len(SERIES)], ("-", "--", ":")[index // len(SERIES) % 3]
             marker = "o" if len(curve.x) < 12 else None
@@ -76,40 +87,101 @@ def lines(
         if chance is not None:
             axes.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
         if len(curves) > 1:
-            canvas.legend(loc="outside upper left", ncols=4, fontsize=8)
-        return _svg(canvas, name)
+            canvas.legend(loc="outside upper left", ncols=3, fontsize=8, columnspacing=1.2, handlelength=1.5)
+        return _svg(canvas, name, alt)
 
 
-def points(
-    values: Mapping[str, tuple[float, float | None, float | None]], x_label: str, *, name: str, mark: float
+def points(dots: Mapping[str, Dot], x_label: str, *, name: str, alt: str, mark: float | None = None) -> Markup:
+    """One line a label: a dot at the value, a bar over its interval; `mark` is chance or no difference."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(0.6 + 0.22 * len(dots))
+        for row, dot in enumerate(dots.values()):
+            colour = SERIES[1 if dot.control else 0]
+            if dot.low is not None and dot.high is not None:
+                axes.plot([dot.low, dot.high], [row, row], "-", color=colour, linewidth=2.4, alpha=0.45)
+            axes.plot([dot.value], [row], "D" if dot.control else "o", color=colour, markersize=4.5)
+        if mark is not None:
+            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+        _label_rows(axes, list(dots), x_label)
+        return _svg(canvas, name, alt)
+
+
+def bars(
+    parts: Mapping[str, Mapping[str, float]], x_label: str, *, name: str, alt: str, stacked: bool = True
 ) -> Markup:
-    """One line a label: a dot at the value, a bar over its 95% interval; `mark` is chance or no difference."""
+    """Horizontal bars, one a label, of named parts: stacked, or one under the other."""
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(0.7 + 0.24 * len(values))
-        for row, (value, low, high) in enumerate(values.values()):
-            if low is not None and high is not None:
-                axes.plot([low, high], [row, row], "-", color=SERIES[0], linewidth=2, alpha=0.5)
-            axes.plot([value], [row], "o", color=SERIES[0], markersize=4.5)
-        axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
-        _label_rows(axes, list(values), x_label)
-        return _svg(canvas, name)
-
-
-def bars(parts: Mapping[str, Mapping[str, float]], x_label: str, *, name: str) -> Markup:
-    """Horizontal bars, one a label, each stacked of named parts."""
-    with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(0.8 + 0.24 * len(parts))
         names = list(dict.fromkeys(part for stack in parts.values() for part in stack))
-        starts = [0.0] * len(parts)
+        canvas, axes = _canvas(0.8 + (0.22 if stacked else 0.3) * len(parts))
+        starts, thickness = [0.0] * len(parts), 0.66 if stacked else 0.8 / len(names)
         for index, part in enumerate(names):
             widths = [stack.get(part, 0.0) for stack in parts.values()]
+            at = [row + (0 if stacked else (index - (len(names) - 1) / 2) * thickness) for row in range(len(parts))]
             colour = SERIES[index % len(SERIES)]
-            axes.barh(range(len(parts)), widths, 0.66, starts, color=colour, label=_plain(part), linewidth=0)
-            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+            axes.barh(at, widths, thickness, starts, color=colour, label=_plain(part), linewidth=0)
+            if stacked:
+                starts = [start + width for start, width in zip(starts, widths, strict=True)]
         _label_rows(axes, list(parts), x_label)
         if len(names) > 1:
-            canvas.legend(loc="outside upper left", ncols=6, fontsize=8, columnspacing=1.2)
-        return _svg(canvas, name)
+            canvas.legend(loc="outside upper left", ncols=5, fontsize=8, columnspacing=1.2, handlelength=1)
+        return _svg(canvas, name, alt)
+
+
+def ridges(
+    shares: Mapping[str, Sequence[float]], edges: Sequence[float], x_label: str, *, name: str, alt: str, mark: float
+) -> Markup:
+    """One strip a label, filled as high as each share (0 to 1) of the bins between `edges`, which end the axis too."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(0.6 + (0.34 if len(shares) < 12 else 0.2) * len(shares))
+        for row, values in enumerate(shares.values()):
+            axes.fill_between([edges[0], edges[-1]], row + 0.4, row - 0.4, color=FAINT, alpha=0.35, linewidth=0)
+            tops = [row + 0.4 - 0.8 * value for value in (*values, values[-1])]
+            axes.fill_between(edges, row + 0.4, tops, step="post", color=SERIES[0], alpha=0.85, linewidth=0)
+        axes.axvline(mark, color=INK, linewidth=0.9, linestyle=":")
+        axes.set_xlim(edges[0], edges[-1])
+        _label_rows(axes, list(shares), x_label)
+        return _svg(canvas, name, alt)
+
+
+def grid(cells: Mapping[str, Mapping[str, int]], *, name: str, alt: str) -> Markup:
+    """A table of small whole numbers, a colour a number: one line a label, one column a part."""
+    with matplotlib.rc_context(_STYLE):
+        columns = list(dict.fromkeys(part for row in cells.values() for part in row))
+        kinds = sorted({value for row in cells.values() for value in row.values()}, reverse=True)
+        canvas, axes = _canvas(0.7 + (0.24 if len(cells) < 12 else 0.17) * len(cells))
+        for kind in kinds:
+            here = [(x, y) for y, row in enumerate(cells.values()) for x, part in enumerate(columns)
+                    if row.get(part) == kind]  # fmt: skip
+            colour = SERIES[kinds.index(kind) % len(SERIES)]
+            at, rows = [x for x, _ in here], [y - 0.44 for _, y in here]
+            axes.bar(at, 0.88, 0.94, rows, color=colour, alpha=0.8, linewidth=0, label=f"{kind} bits")
+            for x, y in here:
+                axes.text(x, y, str(kind), ha="center", va="center", fontsize=7.5, color=PAGE)
+        axes.set_xticks(range(len(columns)), [_plain(column) for column in columns])
+        axes.grid(visible=False)
+        axes.tick_params(axis="x", length=0)
+        axes.spines[:].set_visible(False)
+        _label_rows(axes, list(cells), "")
+        canvas.legend(loc="outside upper left", ncols=6, fontsize=8, columnspacing=1.2, handlelength=1)
+        return _svg(canvas, name, alt)
+
+
+def sprinkle(
+    dots: Mapping[str, Sequence[tuple[float, int]]], x_label: str, unit: str, *, name: str, alt: str
+) -> Markup:
+    """One line a label with all its dots on a logarithmic axis, a colour a kind (the second number)."""
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _canvas(0.8 + 0.24 * len(dots))
+        kinds = sorted({kind for row in dots.values() for _, kind in row}, reverse=True)
+        for index, kind in enumerate(kinds):
+            here = [(value, y) for y, row in enumerate(dots.values()) for value, k in row if k == kind and value > 0]
+            x, y = [value for value, _ in here], [row for _, row in here]
+            colour = SERIES[index % len(SERIES)]
+            axes.plot(x, y, "o", color=colour, markersize=4.5, alpha=0.75, label=f"{kind} {unit}", linewidth=0)
+        axes.set_xscale("log")
+        _label_rows(axes, list(dots), x_label)
+        canvas.legend(loc="outside upper left", ncols=6, fontsize=8, columnspacing=1.2, handlelength=1)
+        return _svg(canvas, name, alt)
 
 
 def _canvas(height: float) -> tuple[Canvas, Axes]:
@@ -131,8 +203,8 @@ def _plain(label: str) -> str:
     return label.replace("$", r"\$").lstrip("_")[:60]
 
 
-def _svg(canvas: Canvas, name: str) -> Markup:
-    """The drawing as an SVG element without size, date, or ids that another figure could have."""
+def _svg(canvas: Canvas, name: str, alt: str) -> Markup:
+    """The drawing as an SVG element without size, date, or ids that another figure could have; `alt` says it aloud."""
     file = io.StringIO()
     canvas.savefig(
         file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
@@ -141,9 +213,10 @@ def _svg(canvas: Canvas, name: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    text = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r'\1 role="img" aria-label="' + name + '"', text)
+    spoken = f' role="img" aria-label="{escape(alt)}"'
+    text = re.sub(r'^(<svg[^>]*?) width="[^"]*"', lambda found: found[1] + spoken, text)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     for index, colour in enumerate(SERIES):
         text = text.replace(colour, f"var(--c{index})")
-    return Markup(text.replace(INK, "currentColor").replace(FAINT, "var(--line)"))
+    return Markup(text.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(PAGE, "var(--page)"))
