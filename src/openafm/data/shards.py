@@ -22,7 +22,9 @@ class ShardsConfig(Config):
     """What is held out."""
 
     heldout_share: float = 0.03
-    """Share of each flow's documents that is never trained on, chosen by a hash of their ids."""
+    """Share of each flow's documents that is never trained on, chosen by a hash of their ids; 1 holds out all."""
+    flows: tuple[str, ...] = ()
+    """Flows to encode; empty takes all that there are."""
 
 
 def held_out(ids: list[str], share: float) -> set[str]:
@@ -85,7 +87,10 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     """
     vocab_size = load(tokenizer).vocab_size
     dtype = token_type(vocab_size)
-    flows = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
+    found = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
+    flows = [flow for flow in found if flow in (config.flows or found)]
+    if missing := sorted(set(config.flows) - set(found)):
+        raise ValueError(f"{documents} keeps no document of {', '.join(missing)}; it has {', '.join(found) or 'none'}")
     splits: dict[str, dict[str, Metrics]] = {"train": {}, "heldout": {}}
     for flow in context.track(flows, "flows encoded"):
         encoded = _encoded(documents, flow, tokenizer)

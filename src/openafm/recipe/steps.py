@@ -33,6 +33,7 @@ STAGES: Stages = {
     "tokenizer": ("openafm.tokenizer.train:train_tokenizer", "SentencePiece BPE with split digits and byte fallback"),
     "shards": ("openafm.data.shards:shards", "token shards of the kept documents, some held out"),
     # Pretraining
+    "import_model": ("openafm.model.importing:import_model", "any open dense model: a folder, a GGUF file, a Hub name"),
     "pretrain": ("openafm.pretraining.stages:pretrain", "core, continued or context-lengthening pretraining"),
     "learn_masks": ("openafm.pretraining.pruning:learn_masks", "Soft-Top-K masks on the FFN, learned while training"),
     "prune": ("openafm.pretraining.pruning:prune", "the masked units really cut"),
