@@ -60,9 +60,11 @@ STAGES: Stages = {
     # Fitting the device
     "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
     "recovery": ("openafm.compression.recovery:recovery", "the accuracy-recovery adapter and its control"),
+    "task_data": ("openafm.compression.task_data:task_data", "a user's examples of a task, checked line by line"),
     "task_adapter": ("openafm.compression.task_adapter:task_adapter", "a task's adapter, from the recovery adapter"),
     # What came of it
     "evaluate": ("openafm.evaluation.evaluate:evaluate", "held-out text and tasks, with n and 95% intervals"),
+    "fit_table": ("openafm.evaluation.fitting:fit_table", "base, compressed, recovered and control, side by side"),
     "report": ("openafm.reporting.report:report", "one HTML page on all of it"),
 }
 
