@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openafm.model.config import ModelConfig
+from openafm.model.transformer import Transformer
 
 QK_NORM = {"llama": False, "qwen3": True}
 """Model types that can be computed here, and whether they normalise queries and keys."""
@@ -42,6 +43,7 @@ def import_folder(source: Path, folder: Path) -> None:
     weights = _tied(read_weights(source), bool(settings.get("tie_word_embeddings", False)), source)
     weights[EMBEDDING] = weights[EMBEDDING][:rows].clone()
     config = config.model_copy(update={"vocab_size": rows})
+    _check_fit(weights, config, source)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")
 
@@ -111,6 +113,18 @@ def _tied(weights: dict[str, Tensor], declared: bool, source: Path) -> dict[str,
     if head is not None and not declared and not torch.equal(head, weights[EMBEDDING]):
         raise ValueError(f"{source}: an output matrix of its own; only models with tied embeddings can be imported")
     return weights
+
+
+def _check_fit(weights: Mapping[str, Tensor], config: ModelConfig, source: Path) -> None:
+    """Raise ValueError for the first tensor that the shape has no place for, lacks or holds in another size."""
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in expected:
+            raise ValueError(f"{source}: the tensor {name} has no place in a plain {config.n_layers}-layer decoder")
+        if name not in weights or weights[name].shape != expected[name]:
+            found = list(weights[name].shape) if name in weights else "missing"
+            raise ValueError(f"{source}: the tensor {name} is {found}, config.json asks for {list(expected[name])}")
 
 
 def write_tokenizer(source: Path, folder: Path) -> int:

@@ -1,7 +1,7 @@
 """The verbs `import`, `compress` and `adapt`: a model of the user's through the recipe `fit`, by the ordinary runner.
 
-Each is the recipe with overrides, kept in run.json as `openafm run` keeps them, so resuming, manifests and `status` work
-alike. A task becomes two steps, `data_TASK` and `adapt_TASK`; each task's package goes on from the last one's.
+Each is the recipe with overrides, kept in run.json as `openafm run` keeps them, so resuming, manifests and `status`
+work alike. A task becomes two steps, `data_TASK` and `adapt_TASK`; each task's package goes on from the last one's.
 """
 
 import json
@@ -57,7 +57,7 @@ def adapt(model: str, task: str, data: Path, runs_dir: Path, overrides: Sequence
     `model` is what `compress` took, or a run that has a step `recovery`.
     """
     if not TASK.fullmatch(task) or task in RESERVED or task.startswith("recovery-"):
-        raise ValueError(f"{task!r} cannot name a task: use up to 40 letters, digits, - and _, and none of the package's")
+        raise ValueError(f"{task!r} cannot name a task: use up to 40 letters, digits, - and _, a letter or digit first")
     if not data.is_file():
         raise ValueError(f"{data} does not exist: give a JSON Lines file of examples")
     folder, command = _run_of(model, runs_dir)

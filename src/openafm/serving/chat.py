@@ -15,8 +15,8 @@ from openafm.engine.package import find_package
 from openafm.tokenizer import Message
 
 BEST_FIRST = (
-    "summariser", "recovery", "compress", "import", "committee", "sft_best", "sft", "long", "continued", "distil", "prune",
-    "scratch", "teacher",
+    "summariser", "recovery", "compress", "import", "committee", "sft_best", "sft", "long", "continued", "distil",
+    "prune", "scratch", "teacher",
 )  # fmt: skip
 """Steps whose output can be talked to, the furthest along the recipe first."""
 TALKS = frozenset(BEST_FIRST[: BEST_FIRST.index("sft") + 1])
