@@ -229,6 +229,26 @@ def chat(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    to: Annotated[str, typer.Option(help="hf: a Hugging Face checkpoint; peft: one adapter.")] = "hf",
+    adapter: Annotated[str | None, typer.Option(help="hf: merged into the weights; peft: which.")] = None,
+) -> None:
+    """Write a model or an adapter for transformers, vLLM or PEFT.
+
+    Example: openafm export device --to peft --adapter recovery --out exported/recovery
+    """
+    with _plain_errors():
+        from openafm.serving.exporting import export_hf, export_peft
+
+        folder = model if model.exists() else _folder(model)
+        if to not in ("hf", "peft"):
+            raise ValueError(f"--to {to}: choose hf or peft")
+        typer.echo(export_hf(folder, out, adapter) if to == "hf" else export_peft(folder, out, adapter or "recovery"))
+
+
+@app.command()
 def report(run: Run) -> None:
     """Write the run's report.html anew from its artifacts.
 

@@ -33,7 +33,8 @@ def write_hf_tokenizer(folder, **settings):
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(["<|end|>", "<|pad|>"])
     model.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|end|>", "pad_token": {"content": "<|pad|>"}, **settings}
+    pad = {"__type": "AddedToken", "content": "<|pad|>", "special": True}
+    config = {"eos_token": "<|end|>", "pad_token": pad, **settings}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 

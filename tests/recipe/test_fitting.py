@@ -5,8 +5,10 @@ import math
 import shutil
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from rich.console import Console
 from torch.nn import functional as F
 
@@ -20,7 +22,9 @@ from openafm.recipe import fitting
 from openafm.recipe.recipe import load
 from openafm.recipe.runner import run
 from openafm.recipe.status import of_run
+from openafm.reporting.report import write_report
 from openafm.serving.chat import latest_model
+from openafm.serving.exporting import export_hf, export_peft
 from openafm.stage import Hardware
 from openafm.training import hardware
 
@@ -120,6 +124,8 @@ def test_the_table_is_printed_and_the_off_grid_base_is_another(device):
     console.print(*render(device / "table_offgrid"))
     text = console.export_text()
     assert "code, never trained on" in text and "mixed + recovery, rank 8" in text and "…" not in text
+    page = write_report(device).read_text()
+    assert page.count(">mixed + recovery, rank 8<") == 4 and "never trained or calibrated on" in page
     before, after = (load_model(device / step).state_dict() for step in ("import", "offgrid"))
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
@@ -195,3 +201,25 @@ def test_import_is_whole_or_absent(model, tmp_path, monkeypatch):
     finally:
         (model / "config.away").rename(model / "config.json")
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["pet"]
+
+
+def test_exports_are_what_transformers_and_peft_compute(device, tmp_path):
+    tokens = torch.randint(0, 512, (2, 9))
+    engine = TorchEngine.load(device / "recovery")
+    with torch.no_grad():
+        bare, recovered = engine.use(None)(tokens).clone(), engine.use("recovery-4")(tokens).clone()
+    export_hf(device / "recovery", tmp_path / "hf")
+    export_peft(device / "recovery", tmp_path / "peft", "recovery-4")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "peft").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(tokens).logits, recovered, atol=0.15, rtol=0.05)  # weights in bfloat16
+        assert (adapted(tokens).logits - recovered).abs().mean() < 0.2 * (bare - recovered).abs().mean()
+        with adapted.disable_adapter():
+            torch.testing.assert_close(adapted(tokens).logits, bare, atol=0.15, rtol=0.05)
+    export_hf(device / "recovery", tmp_path / "merged", "recovery-4")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, recovered, atol=0.15, rtol=0.05)
+    with pytest.raises(ValueError, match="no adapter 'x'"):
+        export_peft(device / "recovery", tmp_path / "x", "x")

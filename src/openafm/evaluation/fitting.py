@@ -35,6 +35,8 @@ from openafm.tokenizer import load as load_tokenizer
 
 RESULT = "fitting.json"
 BASE = "base"
+HEADINGS = ("bits a weight\nprojections", "\nall", "\nMB", "\nperplexity", "KL to base\nnats a token", "regained\n%")
+"""Of what `cells` returns."""
 
 
 class FitTableConfig(Config):
@@ -217,14 +219,7 @@ def _table(rows: list[dict[str, Any]], domain: dict[str, Any]) -> Table:
     title = f"{domain['name']}{never}: {domain['tokens']:,} tokens in {domain['windows']} windows (95% intervals)"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in (
-        "bits a weight\nprojections",
-        "\nall",
-        "\nMB",
-        "\nperplexity",
-        "KL to base\nnats a token",
-        "regained\n%",
-    ):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(escape(row["name"]), *cells(row, domain["name"]))

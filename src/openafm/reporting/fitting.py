@@ -1,7 +1,9 @@
 """Chapters of the report on fitting the device: bits by layer, the recovery adapter, the task adapter."""
 
 from collections.abc import Iterator
+from typing import Any
 
+from openafm.evaluation.fitting import HEADINGS, RESULT, cells
 from openafm.reporting import plots
 from openafm.reporting.document import Artifacts, Block, Cell, Chapter, Figure, Rows, Samples, Table, number
 
@@ -59,6 +61,21 @@ def recovered(artifacts: Artifacts) -> Iterator[Block]:
             ["KL, quantized and adapter", number(metrics.get("kl_adapted"), 4)],
         ],
     )  # fmt: skip
+    for step, base in (("table", "the base"), ("table_offgrid", "a base off the 4-bit grid")):
+        yield from _compared(artifacts.json(step, RESULT), base)
+
+
+def _compared(result: dict[str, Any] | None, base: str) -> Iterator[Block]:
+    """What the recipe device measures: base, packages, recovered and control, a table a domain."""
+    for domain in (result or {}).get("domains", []):
+        unseen = ", never trained or calibrated on" if domain["unseen"] else ""
+        caption = (
+            f"{domain['name'].capitalize()}{unseen}, {base}: {number(domain['tokens'])} held-out tokens, "
+            f"{domain['windows']} windows, 95% intervals over windows. "
+            "Bits a weight over projections, and over all that ships."
+        )
+        rows: Rows = [[row["name"], *cells(row, domain["name"])] for row in (result or {})["rows"]]
+        yield Table(caption, ["model", *(heading.replace("\n", " ").strip() for heading in HEADINGS)], rows)
 
 
 def summariser(artifacts: Artifacts) -> Iterator[Block]:
