@@ -13,7 +13,9 @@ from openafm.recipe import steps
 from openafm.stage import Hardware
 from openafm.training import hardware
 
-VERBS = ["run", "status", "why", "fetch", "chat", "report", "bench", "doctor"]
+VERBS = [
+    "run", "status", "why", "fetch", "import", "compress", "adapt", "chat", "export", "report", "bench", "doctor",
+]  # fmt: skip
 TOYS = """
 from pathlib import Path
 from openafm.stage import Config, Context

@@ -159,6 +159,57 @@ def fetch(
             console.print(f"without {package}: {reason}", highlight=False, markup=False)
 
 
+@app.command("import")
+def import_(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, or a Hub name (owner/name).")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write [default: models/NAME].")] = None,
+) -> None:
+    """Turn any open dense model (Llama or Qwen3 class) into a model folder of this project.
+
+    Example: openafm import HuggingFaceTB/SmolLM2-135M-Instruct --out models/smollm2
+    """
+    with _plain_errors():
+        from openafm.recipe.fitting import import_to
+
+        folder, what = import_to(model, out)
+        typer.echo(f"{folder}: {what}")
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or a Hub name (owner/name).")],
+    runs_dir: RunsDir = RUNS,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override of the recipe fit.")] = [],  # noqa: B006
+    until: Annotated[str, typer.Option(metavar="STEP", help="Stop after this step.")] = "recovery",
+) -> None:
+    """Compress a model to a package and train its recovery adapter (the recipe fit, under the model's name).
+
+    Example: openafm compress models/smollm2 --set compress.target_bits=3.5
+    """
+    with _plain_errors():
+        from openafm.recipe.fitting import compress as fit
+
+        typer.echo(f"openafm chat {fit(model, runs_dir, set_, until, _console())}")
+
+
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Argument(help="What `compress` was given, or a run that holds a recovery adapter.")],
+    task: Annotated[str, typer.Argument(help="The adapter's name.")],
+    data: Annotated[Path, typer.Argument(help='JSON Lines: {"messages", "answer"} or {"text", "summary"} a line.')],
+    runs_dir: RunsDir = RUNS,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override of the run's recipe.")] = [],  # noqa: B006
+) -> None:
+    """Train a task's adapter on a compressed model, starting from the recovery adapter.
+
+    Example: openafm adapt models/smollm2 mails mails.jsonl
+    """
+    with _plain_errors():
+        from openafm.recipe.fitting import adapt as fit
+
+        typer.echo(f"openafm chat {fit(model, task, data, runs_dir, set_, _console())} --adapter {task}")
+
+
 @app.command()
 def chat(
     model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
@@ -178,6 +229,26 @@ def chat(
         folder = latest_model(model if model.exists() else _folder(model))
         verify(folder)
         talk(folder, adapter, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    to: Annotated[str, typer.Option(help="hf: a Hugging Face checkpoint; peft: one adapter.")] = "hf",
+    adapter: Annotated[str | None, typer.Option(help="hf: merged into the weights; peft: which.")] = None,
+) -> None:
+    """Write a model or an adapter for transformers, vLLM or PEFT.
+
+    Example: openafm export device --to peft --adapter recovery --out exported/recovery
+    """
+    with _plain_errors():
+        from openafm.serving.exporting import export_hf, export_peft
+
+        folder = model if model.exists() else _folder(model)
+        if to not in ("hf", "peft"):
+            raise ValueError(f"--to {to}: choose hf or peft")
+        typer.echo(export_hf(folder, out, adapter) if to == "hf" else export_peft(folder, out, adapter or "recovery"))
 
 
 @app.command()

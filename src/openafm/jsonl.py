@@ -1,7 +1,7 @@
 """JSON Lines files: one JSON object a line, the form of examples, preferences, rollouts and sources."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def parse(data: bytes, name: str) -> list[dict[str, Any]]:
     """All rows of a file's content; `name` is what errors call it."""
-    rows = []
+    return [row for _, row in numbered(data, name)]
+
+
+def numbered(data: bytes, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file's content, each with the number of its line."""
     for number, line in enumerate(data.split(b"\n"), 1):  # str.splitlines would cut at U+2028 too
         if not line.strip():
             continue
@@ -25,8 +29,7 @@ def parse(data: bytes, name: str) -> list[dict[str, Any]]:
             raise ValueError(f"{name}:{number} is not JSON ({error}); mend or delete the line") from error
         if not isinstance(row, dict):
             raise ValueError(f"{name}:{number} is not a JSON object; each line must hold one")
-        rows.append(row)
-    return rows
+        yield number, row
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

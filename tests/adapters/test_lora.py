@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from openafm.adapters.lora import adapted, adapter_state, attach, detach, load_adapter, merge
+from openafm.adapters.lora import (
+    adapted,
+    adapter_state,
+    attach,
+    detach,
+    load_adapter,
+    merge,
+    truncated,
+    use_rank,
+)
 from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise, trainable_groups
 
@@ -79,3 +88,22 @@ def test_an_adapter_of_another_model_is_refused(model):
     name = "model.layers.0.mlp.up_proj"
     with pytest.raises(ValueError, match="another model"):
         load_adapter(model, {f"{name}.lora_a": torch.zeros(4, 99), f"{name}.lora_b": torch.zeros(48, 4)}, 1.0)
+
+
+def test_a_truncation_is_an_adapter_of_that_rank(model):
+    attach(model, 6, 9.0)
+    randomise(model)
+    state = adapter_state(model, torch.float32)
+    use_rank(model, 2)
+    nested = model(TOKENS)
+    nested.sum().backward()
+    for layer in adapted(model).values():  # what is left out learns nothing
+        assert not layer.lora_a.grad[2:].any() and not layer.lora_b.grad[:, 2:].any() and layer.lora_a.grad[:2].any()
+    cut, alpha = truncated(state, 9.0, 2)
+    assert alpha == 3.0
+    load_adapter(model, cut, alpha)
+    torch.testing.assert_close(model(TOKENS), nested)
+    whole, alpha = truncated(state, 9.0, 6)
+    assert alpha == 9.0 and all(torch.equal(whole[key], state[key]) for key in state)
+    with pytest.raises(ValueError, match="rank 7 cannot be cut"):
+        truncated(state, 9.0, 7)

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from openafm.adapters.lora import load_adapter
+from openafm.adapters.store import AdapterStore
+from openafm.compression.calibration import compare, read_windows
 from openafm.compression.compress import CompressConfig, compress
 from openafm.compression.package import sizes, verify_package
 from openafm.compression.recovery import RecoveryConfig, recovery, regained, residual_adapter
@@ -125,6 +127,36 @@ def test_recovery_with_kl_from_zero(compressed, world, make_context):
     loss = metrics["bits_per_byte"]
     assert metrics["kl_adapted"] < metrics["kl_quantized"] and loss["base"] == loss["base_and_adapter"]
     assert loss["quantized_and_start"] == loss["quantized"]
+
+
+def test_one_run_serves_nested_ranks(compressed, world, make_context):
+    config = RECOVER.model_copy(update={"loss": "both", "nested": (1, 2)})
+    inputs = {"package": compressed[0], "model": world / "model", "shards": world / "shards"}
+    context = make_context("nested")
+    metrics = recovery(config, context, **inputs)
+    loss = metrics["bits_per_byte"]
+    assert loss["quantized_and_adapter"] < loss["quantized"] and metrics["kl_adapted"] < metrics["kl_quantized"]
+    store, control = open_package(context.out).adapters, AdapterStore(context.out / "control")
+    assert store.names() == ["recovery", "recovery-1", "recovery-2"]
+    assert control.names() == ["control", "control-1", "control-2"]
+    for adapters, name in ((store, "recovery"), (control, "control")):
+        whole, part = adapters.load(name), adapters.load(f"{name}-2")
+        assert (part.rank, part.alpha / part.rank) == (2, whole.alpha / whole.rank)
+        for key, tensor in part.state.items():
+            kept = whole.state[key][:2] if key.endswith("lora_a") else whole.state[key][:, :2]
+            assert torch.equal(tensor, kept)
+    windows = read_windows(world / "shards", "heldout", 64, 512)
+    engine = TorchEngine.load(context.out)
+    kl = [np.mean(compare(engine.use(n), load_model(world / "model"), windows).kl) for n in (None, *store.names()[1:])]
+    assert max(kl[1:]) < kl[0]  # each part helps by itself
+    with pytest.raises(ValueError, match="must lie between 0 and the rank 4"):
+        recovery(config.model_copy(update={"nested": (8,)}), make_context("bad-ranks"), **inputs)
+
+
+def test_where_all_may_have_4_bits_nothing_is_measured(world, make_context):
+    config = COMPRESS.model_copy(update={"target_bits": 4.6})
+    metrics = compress(config, make_context("uniform"), model=world / "model", shards=world / "shards")
+    assert all(set(layer) == {"bits", "error"} and layer["bits"] == 4 for layer in metrics["layers"].values())
 
 
 def test_the_residual_adapter_is_the_best_low_rank_fit(compressed, world):

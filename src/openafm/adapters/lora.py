@@ -21,10 +21,13 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.lora_a, self.lora_b, self.scale = nn.Parameter(a), nn.Parameter(b), scale
+        self.rank = a.shape[0]
+        """Leading rows in use: all, but while a nested adapter is trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., in)` to `(..., out)`."""
-        return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
+        a, b = self.lora_a[: self.rank], self.lora_b[:, : self.rank]
+        return super().forward(x) + F.linear(F.linear(x, a), b) * self.scale
 
 
 def attach(model: Transformer, rank: int, alpha: float, targets: Iterable[str] | None = None, seed: int = 0) -> None:
@@ -68,6 +71,24 @@ def adapter_state(model: Transformer, dtype: torch.dtype = torch.float16) -> dic
         state[f"{name}.lora_a"] = layer.lora_a.detach().to(dtype, copy=True)
         state[f"{name}.lora_b"] = layer.lora_b.detach().to(dtype, copy=True)
     return state
+
+
+def truncated(state: Mapping[str, Tensor], alpha: float, rank: int) -> tuple[dict[str, Tensor], float]:
+    """Return the adapter of the first `rank` components of `state`, and its alpha: the scale alpha / rank stays.
+
+    Of use where the components are ordered, as the step `recovery` trains them (nested ranks).
+    """
+    whole = next(tensor.shape[0] for key, tensor in state.items() if key.endswith("lora_a"))
+    if not 0 < rank <= whole:
+        raise ValueError(f"rank {rank} cannot be cut from an adapter of rank {whole}")
+    cut = {key: tensor[:rank] if key.endswith("lora_a") else tensor[:, :rank] for key, tensor in state.items()}
+    return cut, alpha * rank / whole
+
+
+def use_rank(model: Transformer, rank: int) -> None:
+    """Let only the first `rank` components of the adapter on the model take part, and be trained."""
+    for layer in adapted(model).values():
+        layer.rank = rank
 
 
 def detach(model: Transformer) -> None:

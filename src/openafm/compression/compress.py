@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from openafm.compression.allocation import allocate
+from openafm.compression.allocation import allocate, average_bits
 from openafm.compression.calibration import Windows, compare, read_windows, replaced, second_moments
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import sizes, verify_package, write_package
@@ -46,10 +46,7 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     torch.set_num_threads(context.hardware.threads)
     base = load_model(model).requires_grad_(False)
     moments = second_moments(base, read_windows(shards, "train", config.length, config.calibration_tokens))
-    windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
-    costs = sensitivities(base, moments, windows, config.group, context)
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
-    bits = allocate(shapes, costs, config.target_bits, config.group)
+    bits, costs = _choose_bits(config, context, base, moments, shards)
     projections = {
         name: palettize(linear.weight.numpy(), bits[name], config.group, moments[name].numpy())
         for name, linear in context.track(sorted(base.linears().items()), "palettize")
@@ -58,7 +55,7 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     layers = {
         name: {
             "bits": bits[name],
-            "kl_at_2_bits": round(costs[name], 6),
+            **({"kl_at_2_bits": round(costs[name], 6)} if costs else {}),
             "error": round(_relative_error(base.linears()[name].weight, projections[name], moments[name]), 6),
         }
         for name in sorted(bits)
@@ -70,19 +67,40 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     return {"headline": f"{spent}; {lost}", **size, **judged, "layers": layers}
 
 
+def _choose_bits(
+    config: CompressConfig, context: Context, base: Transformer, moments: dict[str, Tensor], shards: Path
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Return the bits of each projection, and what each costs at 2 bits; nothing is measured where all may have 4."""
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
+    whole = dict.fromkeys(shapes, 4)
+    if average_bits(shapes, whole, config.group) <= config.target_bits:
+        return whole, {}
+    windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
+    costs = sensitivities(base, moments, windows, config.group, context)
+    return allocate(shapes, costs, config.target_bits, config.group), costs
+
+
 @torch.no_grad()
 def sensitivities(
     model: Transformer, moments: dict[str, Tensor], windows: Windows, group: int, context: Context
 ) -> dict[str, float]:
-    """Return KL to the whole model, nats a token, when each projection alone goes to 2 bits."""
+    """Return KL to the whole model, nats a token, when each projection alone goes to 2 bits.
+
+    In the run's precision: they are only compared with each other, and a model has hundreds of projections.
+    """
     batches = windows.batches(model.config.vocab_size)
-    reference = [F.log_softmax(model(rows[:, :-1]), -1) for rows in batches]
+
+    def log_probabilities(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=context.hardware.precision == "bfloat16"):
+            return F.log_softmax(model(rows[:, :-1]).float(), -1)
+
+    reference = [log_probabilities(rows) for rows in batches]
     costs = {}
     for name, linear in context.track(sorted(model.linears().items()), "sensitivity"):
         coarse = palettize(linear.weight.numpy(), 2, group, moments[name].numpy()).dequantize()
         with replaced(model, name, torch.from_numpy(coarse)):
             total = sum(
-                float(F.kl_div(F.log_softmax(model(rows[:, :-1]), -1), log_p, log_target=True, reduction="sum"))
+                float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
                 for rows, log_p in zip(batches, reference, strict=True)
             )
         costs[name] = total / windows.predicted

@@ -5,7 +5,7 @@ Used by the steps `compress` (a new package) and `recovery` and `summariser` (a 
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,16 @@ def verify_package(
             )
 
 
-def sizes(package: Package) -> dict[str, float]:
+def sizes(package: Package, shipped: Sequence[str] | None = None) -> dict[str, float]:
     """Bits a weight, twice: over projections (indices and tables), and over all that the package holds.
 
-    The second counts every byte of weights and adapters, file headers too, over the model's parameters.
+    The second counts every byte of weights and adapters (only those `shipped`, where given), file headers too, over
+    the model's parameters.
     """
     layers = package.layers
     projections = sum(package.projection(name).storage_bits for name in layers)
     store = package.adapters
-    adapters = sum(int(store.card(name)["bytes"]) for name in store.names())
+    adapters = sum(int(store.card(name)["bytes"]) for name in (store.names() if shipped is None else shipped))
     total = (package.folder / WEIGHTS).stat().st_size + adapters
     return {
         "projection_bits_per_weight": round(projections / sum(prod(layer.shape) for layer in layers.values()), 4),

@@ -1,11 +1,13 @@
 """Step `recovery`: the accuracy-recovery adapter, 16-bit LoRA on every linear layer of the frozen quantized model.
 
 AFM (arXiv 2407.21075, section 5.1) trains it through the pretraining and post-training recipe. The control is the same
-adapter on the unquantized model: what it gains there is more training, not recovery.
+adapter on the unquantized model: what it gains there is more training, not recovery. One run serves several ranks: each
+step trains the first so many components, the number drawn anew (nested dropout, Rippel et al., arXiv 1402.0915).
 """
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from math import log
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +17,8 @@ import torch
 from torch import Tensor
 
 from openafm import jsonl
-from openafm.adapters.lora import adapter_state, attach, load_adapter
-from openafm.adapters.store import Adapter
+from openafm.adapters.lora import adapter_state, attach, load_adapter, truncated, use_rank
+from openafm.adapters.store import Adapter, AdapterStore
 from openafm.compression.calibration import compare, nats, read_windows, second_moments
 from openafm.compression.package import add_adapter, sizes
 from openafm.engine.package import open_package
@@ -27,12 +29,12 @@ from openafm.scoring import intervals
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load as load_tokenizer
 from openafm.training.batches import Batch, Batches, ExampleBatches, TokenBatches, tokenize_examples
-from openafm.training.loop import train
+from openafm.training.loop import Loss, train
 from openafm.training.losses import LossOutput, divergence, next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
-NAME = "recovery"
+NAME, CONTROL = "recovery", "control"
 
 
 class RecoveryConfig(Config):
@@ -40,10 +42,12 @@ class RecoveryConfig(Config):
 
     rank: int = 16
     alpha: float = 16.0
+    nested: tuple[int, ...] = ()
+    """Smaller ranks that the adapter's first components serve alone; the package carries each as `recovery-RANK`."""
     start: Literal["residual", "zero"] = "residual"
     """From the best rank-`rank` fit of what quantization lost, or from B = 0."""
-    loss: Literal["next_token", "kl"] = "next_token"
-    """True tokens, or the unquantized model's distribution."""
+    loss: Literal["next_token", "kl", "both"] = "next_token"
+    """True tokens, the unquantized model's distribution, or the sum of both losses."""
     mixture: dict[str, float] = {}
     """Weights over the shards' sources; empty takes all by their size."""
     tokens: int = 50_000
@@ -65,8 +69,12 @@ class RecoveryConfig(Config):
 def recovery(
     config: RecoveryConfig, context: Context, *, package: Path, model: Path, shards: Path, examples: Path | None = None
 ) -> Metrics:
-    """Train the adapter on the package's model, and its control; writes the package with the adapter in it."""
+    """Train the adapter on the package's model, and its control.
+
+    Writes the package with the adapter in it, and the control as an adapter store, `control/`.
+    """
     torch.set_num_threads(context.hardware.threads)
+    _check_ranks(config)
     source = open_package(package)
     base, quantized = load_model(model).requires_grad_(False), source.model().requires_grad_(False)
     data, too_long = _batches(config, context, shards, examples, source.folder)
@@ -76,11 +84,15 @@ def recovery(
     started = nats(quantized, windows)
     state = _fit(quantized, base, data, config, context, "recovery")
     after = compare(quantized, base, windows)
+    described = ", ".join(f"{size} {label} tokens" for label, _, size in data)
     control = before.base
-    if config.loss == "next_token":  # with KL the untouched model is already the optimum
-        attach(base, config.rank, config.alpha, seed=context.seed)
-        _fit(base, base, data, config, context, "control")
-        control = nats(base, windows)
+    if config.loss != "kl":  # with KL alone the untouched model is already the optimum
+        adapted = load_model(model)
+        attach(adapted, config.rank, config.alpha, seed=context.seed)
+        store, fitted = AdapterStore(context.out / CONTROL), _fit(adapted, base, data, config, context, CONTROL)
+        store.save(CONTROL, Adapter(fitted, config.rank, config.alpha, None, described))
+        _save_nested(store, CONTROL, fitted, config)
+        control = nats(adapted, windows)
     losses = {
         "base": before.base,
         "base_and_adapter": control,
@@ -100,10 +112,22 @@ def recovery(
         "kl_adapted": round(float(np.mean(after.kl)), 6),
         **regained(before.model, after.model, control, context.seed),
     }
-    described = ", ".join(f"{size} {label} tokens" for label, _, size in data)
     result = add_adapter(source, context.out, NAME, Adapter(state, config.rank, config.alpha, None, described, metrics))
+    _save_nested(result.adapters, NAME, state, config)
     kl = f"KL {metrics['kl_quantized']:.4f} -> {metrics['kl_adapted']:.4f}"
     return {"headline": f"{kl}; share of the lost log-loss regained: {metrics['regained']}", **metrics, **sizes(result)}
+
+
+def _check_ranks(config: RecoveryConfig) -> None:
+    if not all(0 < rank < config.rank for rank in config.nested):
+        raise ValueError(f"nested ranks {config.nested} must lie between 0 and the rank {config.rank}")
+
+
+def _save_nested(store: AdapterStore, name: str, state: Mapping[str, Tensor], config: RecoveryConfig) -> None:
+    """Save the first components of the adapter `name` as adapters of their own."""
+    for rank in config.nested:
+        cut, alpha = truncated(state, config.alpha, rank)
+        store.save(f"{name}-{rank}", Adapter(cut, rank, alpha, None, f"the first {rank} components of {name}"))
 
 
 def _start(config: RecoveryConfig, context: Context, base: Transformer, quantized: Transformer, shards: Path) -> None:
@@ -121,13 +145,14 @@ def residual_adapter(
 ) -> dict[str, Tensor]:
     """Return the adapter that minimises sum of moments * (W - W_q - scale B A)^2 over each projection's weights.
 
-    The truncated SVD of the residual with columns scaled by the root of the moments (Eckart and Young, 1936).
+    The truncated SVD of the residual with columns scaled by the root of the moments (Eckart and Young, 1936); its
+    components come in the order of what they restore.
     """
     state = {}
     for name, linear in sorted(quantized.linears().items()):
         residual = base.linears()[name].weight.double() - linear.weight.double()
         weight = (moments[name] / moments[name].mean() + 1e-6).sqrt()
-        u, s, v = torch.linalg.svd(residual * weight, full_matrices=False)
+        u, s, v = torch.linalg.svd((residual * weight).float(), full_matrices=False)
         root = (s[:rank] * rank / alpha).sqrt()
         a, b = root[:, None] * v[:rank] / weight, u[:, :rank] * root
         missing = rank - len(root)  # a layer narrower than the rank
@@ -203,6 +228,20 @@ def _fit(
 
     It is left on the model as rounded to the float16 it is stored in: what is measured is what is shipped.
     """
+    loss = _loss(config, base)
+    for phase, batches, tokens in data:
+        name = f"{label}-{phase}"
+        optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
+        schedule = cosine(tokens, round(config.warmup * tokens), config.floor)
+        draw = _rank_drawer(model, config, context.seed, name)
+        train(model, batches, loss, optimizer, schedule, context, label=name, before_step=draw)
+    state = adapter_state(model)
+    load_adapter(model, state, config.alpha)
+    return state
+
+
+def _loss(config: RecoveryConfig, base: Transformer) -> Loss:
+    """The loss of both adapters: true tokens, KL to the unquantized model, or their sum."""
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
         logits = network(batch["inputs"])
@@ -210,12 +249,18 @@ def _fit(
             return next_token(logits, batch["targets"])
         with torch.no_grad():
             reference = base(batch["inputs"])
-        return divergence(logits, reference, batch["targets"])
+        kl = divergence(logits, reference, batch["targets"])
+        if config.loss == "kl":
+            return kl
+        true = next_token(logits, batch["targets"])
+        return LossOutput(true.loss + kl.loss, true.weight, true.metrics | kl.metrics)
 
-    for phase, batches, tokens in data:
-        optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
-        schedule = cosine(tokens, round(config.warmup * tokens), config.floor)
-        train(model, batches, loss, optimizer, schedule, context, label=f"{label}-{phase}")
-    state = adapter_state(model)
-    load_adapter(model, state, config.alpha)
-    return state
+    return loss
+
+
+def _rank_drawer(model: Transformer, config: RecoveryConfig, seed: int, label: str) -> Callable[[int], None] | None:
+    """What sets the rank that a step trains, drawn from all that are served; a pure function of the step."""
+    if not config.nested:
+        return None
+    ranks = sorted({*config.nested, config.rank})
+    return lambda step: use_rank(model, random.Random(f"{seed}/{label}/rank/{step}").choice(ranks))

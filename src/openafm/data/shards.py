@@ -31,7 +31,9 @@ class ShardsConfig(Config):
 
     heldout_share: float = 0.03
     """Share of each flow's documents that is never trained on, chosen by a hash of their ids; before those are left out
-    that largely stand in training documents."""
+    that largely stand in training documents. 1 holds out all."""
+    flows: tuple[str, ...] = ()
+    """Flows to encode; empty takes all that there are."""
 
 
 def held_out(ids: list[str], share: float, seed: int) -> set[str]:
@@ -116,7 +118,10 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     """
     vocab_size = load(tokenizer).vocab_size
     dtype = token_type(vocab_size)
-    flows = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
+    found = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
+    flows = [flow for flow in found if flow in (config.flows or found)]
+    if missing := sorted(set(config.flows) - set(found)):
+        raise ValueError(f"{documents} keeps no document of {', '.join(missing)}; it has {', '.join(found) or 'none'}")
     splits: dict[str, dict[str, Metrics]] = {"train": {}, "heldout": {}}
     left_out: dict[str, int] = {}
     for flow in context.track(flows, "flows encoded"):

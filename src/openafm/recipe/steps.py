@@ -33,6 +33,7 @@ STAGES: Stages = {
     "tokenizer": ("openafm.tokenizer.train:train_tokenizer", "SentencePiece BPE with split digits and byte fallback"),
     "shards": ("openafm.data.shards:shards", "token shards of the kept documents, some held out"),
     # Pretraining
+    "import_model": ("openafm.model.importing:import_model", "any open dense model: a folder, a GGUF file, a Hub name"),
     "pretrain": ("openafm.pretraining.stages:pretrain", "core, continued or context-lengthening pretraining"),
     "learn_masks": ("openafm.pretraining.pruning:learn_masks", "Soft-Top-K masks on the FFN, learned while training"),
     "prune": ("openafm.pretraining.pruning:prune", "the masked units really cut"),
@@ -59,9 +60,11 @@ STAGES: Stages = {
     # Fitting the device
     "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
     "recovery": ("openafm.compression.recovery:recovery", "the accuracy-recovery adapter and its control"),
+    "task_data": ("openafm.compression.task_data:task_data", "a user's examples of a task, checked line by line"),
     "task_adapter": ("openafm.compression.task_adapter:task_adapter", "a task's adapter, from the recovery adapter"),
     # What came of it
     "evaluate": ("openafm.evaluation.evaluate:evaluate", "held-out text and tasks, with n and 95% intervals"),
+    "fit_table": ("openafm.evaluation.fitting:fit_table", "base, compressed, recovered and control, side by side"),
     "report": ("openafm.reporting.report:report", "one HTML page on all of it"),
 }
 

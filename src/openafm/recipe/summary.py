@@ -36,12 +36,17 @@ def _write_report(run: Path) -> None:
 
 
 def _print_table(run: Path, recipe: Recipe, console: Console) -> None:
-    """One line an evaluated model."""
+    """One line an evaluated model; and what fitting to the device cost."""
     evaluations = {name: run / name for name in recipe.steps if (run / name / "evaluation.json").exists()}
     if evaluations:
         from openafm.evaluation.table import render, stage_table
 
         console.print(render(stage_table(evaluations)))
+    for name in recipe.steps:
+        if (run / name / "fitting.json").exists():
+            from openafm.evaluation import fitting
+
+            console.print(name, *fitting.render(run / name), sep="\n", highlight=False)
 
 
 def _next_commands(run: Path, recipe: Recipe) -> dict[str, str]:

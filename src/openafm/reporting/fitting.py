@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from openafm.evaluation.fitting import HEADINGS, RESULT, cells
 from openafm.evaluation.intervals import Estimate
 from openafm.reporting import plots
 from openafm.reporting.document import (
@@ -133,6 +134,20 @@ def recovered(artifacts: Artifacts) -> Iterator[Block]:
         "/ (q − (base + adapter)) in log-loss, with a 95% bootstrap interval over windows; it has no meaning where "
         "quantization lost nothing.", ["measure", *ranks], measures if found else [],
     )  # fmt: skip
+    for step in artifacts.of("fit_table"):
+        yield from _compared(artifacts.json(step, RESULT) or {}, step)
+
+
+def _compared(result: dict[str, Any], step: str) -> Iterator[Block]:
+    """Base, packages, recovered at each rank and control: a table a domain."""
+    for domain in result.get("domains", []):
+        unseen = ", never trained or calibrated on" if domain["unseen"] else ""
+        caption = (
+            f"{step}: {domain['name']}{unseen}, {number(domain['tokens'])} held-out tokens in {domain['windows']} "
+            "windows, 95% intervals over windows. Bits a weight over projections, and over all that ships."
+        )
+        rows: Rows = [[row["name"], *cells(row, domain["name"])] for row in result["rows"]]
+        yield Table(caption, ["model", *(heading.replace("\n", " ").strip() for heading in HEADINGS)], rows)
 
 
 def _beside(artifacts: Artifacts) -> Iterator[Block]:

@@ -3,6 +3,7 @@
 FOLDER is a run, a step's output, a model folder or a package. Ctrl-C stops the answer, not the program.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from openafm.engine.package import find_package
 from openafm.tokenizer import Message
 
 BEST_FIRST = (
-    "summariser", "recovery", "compress", "committee", "sft_best", "sft", "long", "continued", "distil", "prune",
-    "scratch", "teacher",
+    "summariser", "recovery", "compress", "import", "committee", "sft_best", "sft", "long", "continued", "distil",
+    "prune", "scratch", "teacher",
 )  # fmt: skip
 """Steps whose output can be talked to, the furthest along the recipe first."""
 TALKS = frozenset(BEST_FIRST[: BEST_FIRST.index("sft") + 1])
@@ -36,10 +37,17 @@ def latest_model(run: Path) -> Path:
     """
     if holds_model(run):
         return run
-    for step in BEST_FIRST:
+    for step in (*_tasks(run), *BEST_FIRST):
         if (run / step / "manifest.json").exists() and holds_model(run / step):
             return run / step
     raise ValueError(f"{run} holds no finished model yet: run its recipe, at least until the step teacher")
+
+
+def _tasks(run: Path) -> list[str]:
+    """The steps that `openafm adapt` added, the last first: each package carries the adapters of those before it."""
+    path = run / "run.json"
+    steps = json.loads(path.read_text())["steps"] if path.exists() else []
+    return [step["name"] for step in reversed(steps) if step["name"].startswith("adapt_")]
 
 
 def holds_model(folder: Path) -> bool:

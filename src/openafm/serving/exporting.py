@@ -1,0 +1,105 @@
+"""Models and adapters for other programs (`openafm export MODEL --to hf|peft`).
+
+hf: a folder that transformers, vLLM and llama.cpp's converter open as `LlamaForCausalLM`, or `Qwen3ForCausalLM` where
+queries and keys are normalised; a package is dequantized. peft: one of a package's adapters as PEFT saves it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from openafm.adapters.lora import merge
+from openafm.engine import TorchEngine
+from openafm.engine.package import open_package
+from openafm.model import ModelConfig
+from openafm.model.checkpoint import TOKENIZER_FILES
+from openafm.serving.chat import latest_model
+
+
+def export_hf(model: Path, out: Path, adapter: str | None = None) -> str:
+    """Write the model in `model` (a run, model folder or package), `adapter` merged into it; a line on it."""
+    found = latest_model(model)
+    engine = TorchEngine.load(found)
+    transformer = engine.use(adapter)
+    merge(transformer)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().to(torch.bfloat16) for name, tensor in transformer.state_dict().items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(hugging_face_config(transformer.config), indent=1) + "\n")
+    _write_tokenizer(_tokenizer_folder(found), out)
+    return f"{out}: {transformer.config.parameters / 1e6:.1f}M parameters in bfloat16 from {found}"
+
+
+def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
+    """The shape as Hugging Face's config.json says it."""
+    kind, name = ("qwen3", "Qwen3ForCausalLM") if config.qk_norm else ("llama", "LlamaForCausalLM")
+    return {
+        "architectures": [name],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def export_peft(model: Path, out: Path, adapter: str) -> str:
+    """Write one adapter of the package in `model`; a line on it. Raises ValueError where there is none so called."""
+    package = open_package(latest_model(model))
+    found = package.adapters.load(adapter)
+    halves = {"lora_a": "lora_A", "lora_b": "lora_B"}
+    state, modules = {}, set()
+    for key, tensor in found.state.items():
+        layer, _, half = key.rpartition(".")
+        state[f"base_model.model.{layer}.{halves[half]}.weight"] = tensor.contiguous()
+        modules.add(layer.rpartition(".")[2])
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": found.rank,
+        "lora_alpha": found.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(modules),
+        "inference_mode": True,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return f"{out}: adapter {adapter} of rank {found.rank} from {package.folder}"
+
+
+def _tokenizer_folder(found: Path) -> Path:
+    """Where the tokenizer's files lie: in the package, or in the model folder itself."""
+    return found if (found / "config.json").exists() else open_package(found).folder
+
+
+def _write_tokenizer(source: Path, out: Path) -> None:
+    """`tokenizer.json` with a config that transformers reads; a SentencePiece model is copied as it is."""
+    ours = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for name in set(TOKENIZER_FILES) - {"tokenizer_config.json"}:
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
+    theirs = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": ours["bos"],
+        "eos_token": ours["eos"],
+        "pad_token": ours["pad"],
+        "chat_template": ours["chat_template"],
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(theirs, indent=1, ensure_ascii=False) + "\n")
