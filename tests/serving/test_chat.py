@@ -12,7 +12,8 @@ from openafm.engine import Package, TorchEngine
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
 from openafm.model.muparam import initialise
-from openafm.serving.chat import BEST_FIRST, HELP, Conversation, chat, latest_model
+from openafm.serving.chat import HELP, Conversation, chat
+from openafm.serving.opening import BEST_FIRST, latest_model
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48)
