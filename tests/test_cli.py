@@ -13,7 +13,7 @@ from openafm.recipe import steps
 from openafm.stage import Hardware
 from openafm.training import hardware
 
-VERBS = ["run", "status", "why", "fetch", "chat", "report", "bench", "doctor"]
+VERBS = ["run", "status", "why", "fetch", "chat", "serve", "report", "bench", "doctor"]
 TOYS = """
 from pathlib import Path
 from openafm.stage import Config, Context

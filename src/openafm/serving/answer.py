@@ -6,7 +6,7 @@ The terminal chat shows its pieces, the server sends them.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from openafm.engine import Engine
 from openafm.sampling.sampler import stop_tokens
@@ -75,7 +75,7 @@ class StopStrings:
 
 
 class Answer:
-    """An engine's answer to one prompt. Iterate once for its text, a piece a token, empty where nothing can be shown."""
+    """An engine's answer to one prompt: iterate once for its text, a piece a token, empty while it is held back."""
 
     def __init__(
         self,
@@ -91,7 +91,12 @@ class Answer:
     ):
         """Prepare the answer; nothing is computed yet. `until` is the `time.monotonic()` that ends it."""
         self._engine, self._prompt, self._until = engine, prompt, until
-        self._options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "adapter": adapter}
+        self._options: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "adapter": adapter,
+        }
         self._stop = stop
         self.prompt_tokens = len(prompt)
         self.tokens = 0
