@@ -12,6 +12,9 @@ from openafm.engine import Engine
 from openafm.sampling.sampler import stop_tokens
 from openafm.tokenizer import Tokenizer
 
+UNFINISHED = 3
+"""Bytes of UTF-8 that may still become a character, and so the most U+FFFD that may still change."""
+
 
 class Characters:
     """Turns tokens into text as they come; a character whose bytes are not all here yet waits for the rest."""
@@ -19,28 +22,28 @@ class Characters:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
-        """The tokens of the last piece, for the decoder's context, and those after it."""
+        """What is decoded together: the last tokens that ended with a character, as context, and those since."""
+        self._context = 0
+        """How many of them are context."""
         self._told = 0
-        """How many of them have been told."""
+        """How many characters of their text have been told."""
 
     def push(self, token: int) -> str:
         """Return the text that this token completes."""
         self._tokens.append(token)
-        text = self._untold()
-        if not text or text.endswith("\ufffd"):
-            return ""
-        self._tokens = self._tokens[self._told :]
-        self._told = len(self._tokens)
-        return text
+        text = self._tokenizer.decode(self._tokens)
+        broken = len(text) - len(text.rstrip("\ufffd"))
+        text = text[: len(text) - min(broken, UNFINISHED)]
+        new, self._told = text[self._told :], max(self._told, len(text))
+        if new and not broken:
+            self._tokens = self._tokens[self._context :]
+            self._context = len(self._tokens)
+            self._told = len(self._tokenizer.decode(self._tokens))
+        return new
 
     def rest(self) -> str:
         """Return what is still untold when no token follows: U+FFFD for broken UTF-8."""
-        text, self._told = self._untold(), len(self._tokens)
-        return text
-
-    def _untold(self) -> str:
-        told = self._tokenizer.decode(self._tokens[: self._told])
-        return self._tokenizer.decode(self._tokens)[len(told) :]
+        return self._tokenizer.decode(self._tokens)[self._told :]
 
 
 class StopStrings:
