@@ -41,6 +41,7 @@ def run(tmp_path_factory):
     model = initialise(Transformer(SHAPE), 0).eval().requires_grad_(False)
     for step in ("teacher", "sft"):
         save_model(model, root / step, root / "tokenizer")
+    (root / "run.json").write_text("{}")
     (root / "teacher" / "manifest.json").write_text("{}")
     projections = {n: palettize(linear.weight.numpy(), 2) for n, linear in model.linears().items()}
     rest = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "norm" in name}

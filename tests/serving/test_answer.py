@@ -130,3 +130,17 @@ def test_an_answer_ends_with_the_models_stop_token(engine):
 def test_an_answer_ends_with_its_time(engine):
     with pytest.raises(TimeoutError, match="before its turn"):
         made(engine, until=0.0)
+
+
+def test_an_answer_is_cut_by_its_time(engine):
+    whole, _ = made(engine)
+    answer = Answer(
+        engine, engine.tokenizer.render_chat([{"role": "user", "content": "words"}]),
+        max_tokens=40, temperature=1.5, seed=3, stop=["".join(whole)[:2] + "never"],
+    )  # fmt: skip
+    told = []
+    for piece in answer:
+        told.append(piece)
+        if answer.tokens == 10:
+            answer._until = 0.0
+    assert (answer.tokens, answer.finish) == (10, "length") and "".join(whole).startswith("".join(told).rstrip("\ufffd"))
