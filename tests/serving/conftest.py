@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,14 +14,27 @@ from openafm.adapters.store import Adapter
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import write_package
 from openafm.compression.palettize import palettize
-from openafm.engine import Package
+from openafm.engine import Package, TorchEngine
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
 from openafm.model.muparam import initialise
+from openafm.serving.opening import open_model
 from openafm.serving.server import Limits, create_app
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48)
+
+
+class Gated(TorchEngine):
+    """Makes a token for each `permits.release()`, and counts those it made; `fail_at` breaks it there."""
+
+    def generate(self, *args, **options):
+        for token in super().generate(*args, **options):
+            self.permits.acquire()
+            if self.made == self.fail_at:
+                raise RuntimeError("the engine broke")
+            self.made += 1
+            yield token
 
 
 def random_adapter(model, seed):
@@ -68,3 +82,13 @@ def listening(opened, key=None, limits=Limits()):
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def gated(run):
+    """A server of a gated engine, with one place in its queue."""
+    engine = Gated.load(run / "sft")
+    engine.permits, engine.made, engine.fail_at = threading.Semaphore(0), 0, None
+    with listening(replace(open_model(run / "sft"), engine=engine), limits=Limits(queue=1)) as url:
+        yield engine, url
+        engine.permits.release(10_000)

@@ -143,4 +143,6 @@ def test_an_answer_is_cut_by_its_time(engine):
         told.append(piece)
         if answer.tokens == 10:
             answer._until = 0.0
-    assert (answer.tokens, answer.finish) == (10, "length") and "".join(whole).startswith("".join(told).rstrip("\ufffd"))
+    assert (answer.tokens, answer.finish) == (10, "length") and "".join(whole).startswith(
+        "".join(told).rstrip("\ufffd")
+    )

@@ -2,36 +2,21 @@
 
 import json
 import socket
-import threading
-from dataclasses import replace
 
 import httpx
 import openai
 import pytest
+from tests.serving.conftest import listening
 
-from openafm.engine import TorchEngine
 from openafm.serving.answer import Answer
 from openafm.serving.opening import open_model
 from openafm.serving.server import Limits, is_loopback, serve
 from openafm.serving.transport import BODY_BYTES
-from tests.serving.conftest import listening
 
 WORDS = [{"role": "user", "content": "words"}]
 BASE, RECOVERY, SUMMARY = "toy-recovery", "toy-recovery:recovery", "toy-recovery:summary"
 LONG = {"max_tokens": 40, "temperature": 1.5, "seed": 3}
 """An answer that no stop token ends before its 40 tokens are there."""
-
-
-class Gated(TorchEngine):
-    """Makes a token for each `permits.release()`, and counts those it made; `fail_at` breaks it there."""
-
-    def generate(self, *args, **options):
-        for token in super().generate(*args, **options):
-            self.permits.acquire()
-            if self.made == self.fail_at:
-                raise RuntimeError("the engine broke")
-            self.made += 1
-            yield token
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +28,6 @@ def opened(run):
 def server(opened):
     with listening(opened) as url:
         yield url
-
-
-@pytest.fixture
-def gated(run):
-    """A server of a gated engine, with one place in its queue."""
-    engine = Gated.load(run / "sft")
-    engine.permits, engine.made, engine.fail_at = threading.Semaphore(0), 0, None
-    with listening(replace(open_model(run / "sft"), engine=engine), limits=Limits(queue=1)) as url:
-        yield engine, url
-        engine.permits.release(10_000)
 
 
 def client(url, key="unused"):
@@ -214,9 +189,11 @@ def test_a_key_guards_all_but_page_and_health(opened):
         assert httpx.get(f"{url}/v1/models", headers=bearer).status_code == 200
 
 
-@pytest.mark.parametrize(("host", "key"), [("0.0.0.0", None), ("::", None), ("model.example", None), ("127.0.0.1", " ")])
+@pytest.mark.parametrize(
+    ("host", "key"), [("0.0.0.0", None), ("::", None), ("model.example", None), ("127.0.0.1", " ")]
+)
 def test_no_server_others_can_reach_without_a_key(run, host, key):
-    with pytest.raises(ValueError, match="API_KEY|API key"):
+    with pytest.raises(ValueError, match=r"API_KEY|API key"):
         serve(run / "sft", host, 0, key, Limits())
 
 
