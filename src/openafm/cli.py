@@ -224,7 +224,7 @@ def chat(
     with _plain_errors():
         from openafm.recipe.artifacts import verify
         from openafm.serving.chat import chat as talk
-        from openafm.serving.chat import latest_model
+        from openafm.serving.opening import latest_model
 
         folder = latest_model(model if model.exists() else _folder(model))
         verify(folder)
@@ -249,6 +249,28 @@ def export(
         if to not in ("hf", "peft"):
             raise ValueError(f"--to {to}: choose hf or peft")
         typer.echo(export_hf(folder, out, adapter) if to == "hf" else export_peft(folder, out, adapter or "recovery"))
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAFM_API_KEY", help="Key that clients must send; better by the variable.")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn.")] = 8,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest time of a request, its wait included.")] = 300,
+) -> None:
+    """Serve a model and its adapters to OpenAI clients, with a web page to talk to them.
+
+    Example: openafm serve nano --port 8000
+    """
+    with _plain_errors():
+        from openafm.serving.server import Limits
+        from openafm.serving.server import serve as listen
+
+        listen(model if model.exists() else _folder(model), host, port, api_key, Limits(queue, seconds))
 
 
 @app.command()

@@ -23,8 +23,8 @@ from openafm.recipe.recipe import load
 from openafm.recipe.runner import run
 from openafm.recipe.status import of_run
 from openafm.reporting.report import write_report
-from openafm.serving.chat import latest_model
 from openafm.serving.exporting import export_hf, export_peft
+from openafm.serving.opening import latest_model
 from openafm.stage import Hardware
 from openafm.training import hardware
 

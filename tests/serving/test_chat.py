@@ -1,42 +1,12 @@
 import io
+import json
 import shutil
 
 import pytest
 
-from openafm.adapters.store import Adapter
-from openafm.compression.embedding import quantize_embedding
-from openafm.compression.package import write_package
-from openafm.compression.palettize import palettize
-from openafm.compression.recovery import residual_adapter
-from openafm.engine import Package, TorchEngine
-from openafm.model import ModelConfig, Transformer
-from openafm.model.checkpoint import save_model
-from openafm.model.muparam import initialise
-from openafm.serving.chat import BEST_FIRST, HELP, Conversation, chat, latest_model
-from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
-
-SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with a finished teacher, a finished package and an unfinished SFT."""
-    root = tmp_path_factory.mktemp("run")
-    (root / "tokenizer").mkdir()
-    text = "some words to learn from, a few of them twice"
-    write_tokenizer(root / "tokenizer", train_sentencepiece([text] * 4, 300))
-    model = initialise(Transformer(SHAPE), 0).eval().requires_grad_(False)
-    for step in ("teacher", "sft"):
-        save_model(model, root / step, root / "tokenizer")
-    (root / "teacher" / "manifest.json").write_text("{}")
-    projections = {n: palettize(linear.weight.numpy(), 2) for n, linear in model.linears().items()}
-    rest = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "norm" in name}
-    embedding = quantize_embedding(model.model.embed_tokens.weight.numpy())
-    write_package(root / "recovery" / "model.afm", SHAPE, projections, embedding, rest, root / "tokenizer")
-    package = Package(root / "recovery" / "model.afm")
-    moments = {n: linear.weight.new_ones(linear.in_features).double() for n, linear in model.linears().items()}
-    package.adapters.save("recovery", Adapter(residual_adapter(model, package.model(), moments, 4, 4.0), 4, 4.0))
-    return root
+from openafm.engine import TorchEngine
+from openafm.serving.chat import HELP, Conversation, chat
+from openafm.serving.opening import latest_model
 
 
 def talk(folder, *lines, **options):
@@ -48,13 +18,13 @@ def talk(folder, *lines, **options):
 def test_the_furthest_finished_step_is_taken(run, tmp_path):
     assert latest_model(run) == run / "teacher"  # neither SFT nor recovery has a manifest
     shutil.copytree(run, tmp_path / "run")
-    for step in ("sft", "recovery"):
-        (tmp_path / "run" / step / "manifest.json").write_text("{}")
+    shutil.copytree(run / "sft", tmp_path / "run" / "sft_again")
+    for step in ("sft", "sft_again", "recovery"):  # of one stage the later step, of all the furthest stage
+        (tmp_path / "run" / step / "manifest.json").write_text(json.dumps({"stage": step.removesuffix("_again")}))
         assert latest_model(tmp_path / "run") == tmp_path / "run" / step
     assert latest_model(run / "sft") == run / "sft"
     with pytest.raises(ValueError, match="no finished model yet"):
         latest_model(tmp_path)
-    assert len(set(BEST_FIRST)) == len(BEST_FIRST)
 
 
 def test_a_base_model_continues_text_and_says_so(run):
@@ -68,7 +38,7 @@ def test_a_package_answers_with_an_adapter_and_commands_work(run):
     assert "answering with no adapter" in said and "answering with recovery" in said and "no adapter x" in said
     assert "unknown command /what" in said
     assert "(using recovery)" in talk(run / "recovery")
-    with pytest.raises(ValueError, match="there are recovery"):
+    with pytest.raises(ValueError, match="there are recovery, summary"):
         talk(run / "recovery", adapter="other")
 
 

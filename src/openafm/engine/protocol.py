@@ -11,6 +11,8 @@ class Engine(Protocol):
     """A loaded model with its tokenizer and adapters; each request names the adapter it wants, or none."""
 
     tokenizer: Tokenizer
+    max_length: int
+    """Longest sequence in tokens, prompt and answer together."""
 
     def generate(
         self,

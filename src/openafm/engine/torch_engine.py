@@ -21,6 +21,7 @@ class TorchEngine:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.max_length = model.config.max_length
         self._adapters = dict(adapters or {})
         self._current: str | None = None
         self._stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}

@@ -62,7 +62,7 @@ class MdlooConfig(OptimizerConfig):
 def mdloo(
     config: MdlooConfig, context: Context, *, model: Path, reward: Path, examples: Path, reference: Path | None = None
 ) -> Metrics:
-    """Train `model`, held near `reference`, the SFT model (`model` itself where left out); writes `iterations.jsonl` too.
+    """Train `model`, held near `reference`, the SFT model (`model` itself where left out); also `iterations.jsonl`.
 
     A killed stage goes on: answers drawn before are read from scratch, and the loop resumes the iteration it was in.
     """

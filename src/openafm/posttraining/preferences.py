@@ -1,8 +1,8 @@
 """Preference pairs with four strengths and four graded dimensions, judged by programs (step `preferences`).
 
 AFM report (arXiv 2407.21075), section 4.1.1 (human annotations: preference levels and single-sided grades). Answers
-come from the SFT model, the reference, and corruptions of either, so that all strengths and grades occur. The judges are
-the independent checks of `openafm.scoring.checks`; people's labels come in the same format.
+come from the SFT model, the reference, and corruptions of either, so that all strengths and grades occur. The judges
+are the independent checks of `openafm.scoring.checks`; people's labels come in the same format.
 """
 
 import random

@@ -61,12 +61,15 @@ def _choice(step: str, layers: dict[str, dict[str, Any]], index: int) -> Iterato
     for name, layer in sorted(layers.items(), key=lambda item: _place(item[0])):
         row, part = _names(name)
         cells[row][part] = layer["bits"]
-        costs[part].append((layer["kl_at_2_bits"], layer["bits"]))
+        if "kl_at_2_bits" in layer:  # nothing was measured where all have 4 bits
+            costs[part].append((layer["kl_at_2_bits"], layer["bits"]))
     counts = sorted(Counter(layer["bits"] for layer in layers.values()).items(), reverse=True)
     alt = ", ".join(f"{n} projections at {kind} bits" for kind, n in counts)
     yield Figure(
         f"Bits of each projection by layer (step {step}): {alt}.", plots.grid(cells, name=f"bits-{index}", alt=alt)
     )
+    if not costs:
+        return
     axis = "KL with this projection alone at 2 bits, nats a token"
     yield Figure(
         "Why: sensitivity of each projection, one dot a layer: KL to the whole model. "

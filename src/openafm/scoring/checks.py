@@ -53,7 +53,7 @@ def grades(example: Example, text: str) -> list[int]:
 
 
 def points(graded: list[int]) -> int:
-    """Sum of grades with truthfulness three times and harm twice: a neat wrong answer must not come near a wordy right one."""
+    """Sum of grades, truthfulness three times and harm twice: a neat wrong answer must not rival a wordy right one."""
     return sum(graded) + 2 * graded[1] + graded[2]
 
 

@@ -3,56 +3,24 @@
 FOLDER is a run, a step's output, a model folder or a package. Ctrl-C stops the answer, not the program.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from openafm.engine import Engine, TorchEngine
-from openafm.engine.package import find_package
+from openafm.engine import Engine
+from openafm.sampling.sampler import Prompt, prompt_tokens
+from openafm.serving.answer import Answer
+from openafm.serving.opening import open_model
 from openafm.tokenizer import Message
 
-BEST_FIRST = (
-    "summariser", "recovery", "compress", "import", "committee", "sft_best", "sft", "long", "continued", "distil",
-    "prune", "scratch", "teacher",
-)  # fmt: skip
-"""Steps whose output can be talked to, the furthest along the recipe first."""
-TALKS = frozenset(BEST_FIRST[: BEST_FIRST.index("sft") + 1])
-"""Steps whose model has been trained to answer; the others continue text."""
-RECOVERY = "recovery"
 HELP = """/adapter NAME  answer with this adapter (none: without)
 /system TEXT   set the system message and start anew
 /reset         forget the conversation
 /help          this list
 /quit          leave (also Ctrl-D)
 Ctrl-C stops an answer."""
-
-
-def latest_model(run: Path) -> Path:
-    """Return the output of the furthest finished step of a run that holds a model, or `run` itself if it is a model.
-
-    Raises ValueError where no step with a model is finished yet.
-    """
-    if holds_model(run):
-        return run
-    for step in (*_tasks(run), *BEST_FIRST):
-        if (run / step / "manifest.json").exists() and holds_model(run / step):
-            return run / step
-    raise ValueError(f"{run} holds no finished model yet: run its recipe, at least until the step teacher")
-
-
-def _tasks(run: Path) -> list[str]:
-    """The steps that `openafm adapt` added, the last first: each package carries the adapters of those before it."""
-    path = run / "run.json"
-    steps = json.loads(path.read_text())["steps"] if path.exists() else []
-    return [step["name"] for step in reversed(steps) if step["name"].startswith("adapt_")]
-
-
-def holds_model(folder: Path) -> bool:
-    """Whether the folder is or holds a package, or is a model folder."""
-    return find_package(folder) is not None or (folder / "model.safetensors").exists()
 
 
 @dataclass
@@ -92,31 +60,23 @@ class Conversation:
 
     def answer(self, line: str) -> Iterator[str]:
         """Yield the answer in pieces of text; what was said so far is remembered even if the reader stops."""
-        tokenizer = self.engine.tokenizer
+        prompt: Prompt = line
         if self.talks:
             self.messages.append({"role": "user", "content": line})
-            prompt = tokenizer.render_chat(self.messages)
-        else:
-            prompt = [tokenizer.bos_id, *tokenizer.encode(line)]
+            prompt = self.messages
         self.seed += 1
-        tokens: list[int] = []
         said = ""
         try:
-            for token in self.engine.generate(
-                prompt,
+            for piece in Answer(
+                self.engine,
+                prompt_tokens(self.engine.tokenizer, prompt),
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 seed=self.seed,
                 adapter=self.adapter,
             ):
-                tokens.append(token)
-                text = tokenizer.decode(tokens)
-                if not text.endswith("\ufffd"):  # a character whose bytes are not all here yet
-                    yield text[len(said) :]
-                    said = text
-            if text := tokenizer.decode(tokens)[len(said) :]:
-                yield text
-                said += text
+                said += piece
+                yield piece
         finally:
             if self.talks:
                 self.messages.append({"role": "assistant", "content": said})
@@ -136,15 +96,14 @@ def chat(
     Without `adapter`, a package answers with its recovery adapter, if it has one.
     """
     out = out or sys.stdout
-    found = latest_model(folder)
-    engine = TorchEngine.load(found)
-    talks = found.name not in set(BEST_FIRST) - TALKS
-    if adapter is None and RECOVERY in engine.adapters():
-        adapter = RECOVERY  # the compressed model as it is meant to be used
-    if adapter is not None and adapter not in engine.adapters():
-        raise ValueError(f"no adapter {adapter!r} in {found}: there are {', '.join(engine.adapters()) or 'none'}")
-    conversation = Conversation(engine, talks, adapter, max_tokens, temperature)
-    print(_greeting(found, conversation), file=out, flush=True)
+    opened = open_model(folder)
+    known = opened.engine.adapters()
+    if adapter is None:
+        adapter = opened.adapter
+    if adapter is not None and adapter not in known:
+        raise ValueError(f"no adapter {adapter!r} in {opened.path}: there are {', '.join(known) or 'none'}")
+    conversation = Conversation(opened.engine, opened.talks, adapter, max_tokens, temperature)
+    print(_greeting(opened.path, conversation), file=out, flush=True)
     if lines is None:
         lines = _typed() if sys.stdin.isatty() else sys.stdin
     for line in lines:

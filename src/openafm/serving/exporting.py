@@ -17,7 +17,7 @@ from openafm.engine import TorchEngine
 from openafm.engine.package import open_package
 from openafm.model import ModelConfig
 from openafm.model.checkpoint import TOKENIZER_FILES
-from openafm.serving.chat import latest_model
+from openafm.serving.opening import latest_model
 
 
 def export_hf(model: Path, out: Path, adapter: str | None = None) -> str:

@@ -46,8 +46,10 @@ def main():
     print(json.dumps({"nonce": nonce, "passed": passed, "values": values}))
 main()
 """
-"""Runs inside the sandbox: the program, then each test by itself, then f on each input. The nonce tells our verdict from
-one that the program printed before it left early; a program that searches the interpreter's frames could still find it."""
+"""Runs inside the sandbox: the program, then each test by itself, then f on each input.
+
+The nonce tells our verdict from one that the program printed before it left early; a program that searches the
+interpreter's frames could still find it."""
 
 
 class CodeConfig(Config):

@@ -125,7 +125,7 @@ def summarised(sources: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def is_held_out(row: dict[str, Any], seed: int) -> bool:
-    """Whether a row is one in ten kept for evaluating summaries; its page or package decides, so none is on both sides."""
+    """Whether a row is one in ten kept for evaluating summaries, by its page or package: none is on both sides."""
     digest = hashlib.sha256(f"{seed}/summary/{row['id'].split('#')[0]}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 

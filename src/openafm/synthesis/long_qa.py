@@ -100,9 +100,7 @@ def _samples(config: LongQAConfig, split: str, filler: np.ndarray, tokenizer: To
     found = []
     for _ in range(getattr(config, split)):
         start = rng.randrange(max(1, len(filler) - config.length))
-        facts = [
-            (fact, (i + rng.random()) / config.facts) for i, fact in enumerate(draw_facts(config.facts, rng))
-        ]
+        facts = [(fact, (i + rng.random()) / config.facts) for i, fact in enumerate(draw_facts(config.facts, rng))]
         asked = rng.sample(range(config.facts), config.facts)
         text = filler[start : start + config.length].tolist()
         found.append(place(text, facts, asked, config.length, tokenizer))

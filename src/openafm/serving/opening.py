@@ -1,0 +1,73 @@
+"""What `openafm chat` and `openafm serve` open: a run, a step's output, a model folder or a package."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from openafm.engine import Engine, TorchEngine
+from openafm.engine.package import find_package
+
+ANSWERS = ("task_adapter", "recovery", "compress", "committee", "sft_best", "sft", "import_model")
+"""Stages whose model has learned to answer, the furthest along a recipe first."""
+CONTINUES = ("pretrain", "prune")
+"""Stages whose model continues text."""
+RECOVERY = "recovery"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to answer."""
+
+    path: Path
+    """The folder that was opened: of a run, its furthest step."""
+    name: str
+    """What the model is called: the run's name, STEP of RUN as RUN-STEP, else the folder's name."""
+    engine: Engine
+    talks: bool
+    """Whether the model answers; else it continues the text it is given."""
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter to answer with unless another is asked for: a compressed model is meant to be used recovered."""
+        return RECOVERY if RECOVERY in self.engine.adapters() else None
+
+
+def open_model(folder: Path) -> Opened:
+    """Load the best model in `folder`. Raises ValueError where there is none, or where it is damaged."""
+    path = latest_model(folder)
+    return Opened(path, _name(folder), TorchEngine.load(path), _stage(path) not in CONTINUES)
+
+
+def latest_model(run: Path) -> Path:
+    """Return the output of the furthest finished step of a run that holds a model, or `run` itself if it is a model.
+
+    Of several steps of one stage it is the last: each committee and task adapter goes on from those before.
+    Raises ValueError where no step with a model is finished yet.
+    """
+    if holds_model(run):
+        return run
+    known = json.loads((run / "run.json").read_text())["steps"] if (run / "run.json").exists() else []
+    for stage in (*ANSWERS, *CONTINUES):
+        for step in reversed([step["name"] for step in known if step["stage"] == stage]):
+            if (run / step / "manifest.json").exists() and holds_model(run / step):
+                return run / step
+    raise ValueError(f"{run} holds no finished model yet: run its recipe, at least until its first model")
+
+
+def _stage(folder: Path) -> str | None:
+    """The stage that made a step's output; None for a folder that came from elsewhere."""
+    path = folder / "manifest.json"
+    return json.loads(path.read_text())["stage"] if path.exists() else None
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether the folder is or holds a package, or is a model folder."""
+    return find_package(folder) is not None or (folder / "model.safetensors").exists()
+
+
+def _name(folder: Path) -> str:
+    folder = folder.resolve()
+    if folder.name == "model.afm":  # every package of a run is called so
+        folder = folder.parent
+    name = folder.name.removesuffix(".afm")
+    return f"{folder.parent.name}-{name}" if (folder.parent / "run.json").exists() else name

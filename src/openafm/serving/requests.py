@@ -1,0 +1,182 @@
+"""What `openafm serve` accepts: the bodies of OpenAI's chat and text completions, and errors in OpenAI's shape.
+
+A parameter that would change the answer and is not carried out is refused by name, never ignored.
+"""
+
+from typing import Any, Literal, TypeVar
+
+import orjson
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from openafm.sampling.sampler import Prompt
+from openafm.stage import Config
+
+NEUTRAL: dict[str, Any] = {
+    "n": 1, "best_of": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False,
+    "suffix": "", "tools": [], "response_format": {"type": "text"}, "modalities": ["text"], "store": False,
+    "service_tier": "auto",
+}  # fmt: skip
+"""Parameters that are accepted with the value that changes nothing, and refused with any other."""
+SILENT = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
+"""Parameters that never change an answer."""
+MAX_STOPS, MAX_STOP_LENGTH = 4, 256
+COLDEST = 0.01
+"""Lowest temperature but 0: below it logits overflow."""
+
+
+class ApiError(Exception):
+    """A request that is refused; the server answers with `body()` and `status`."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        kind = {429: "rate_limit_error"}.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class _Body(Config, strict=True):
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
+class StreamOptions(_Body):
+    """Options of a stream."""
+
+    include_usage: bool = False
+    """Send the token counts in a last chunk."""
+
+
+class Message(_Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content: Any) -> Any:
+        """Accept text in parts."""
+        if not isinstance(content, list):
+            return content
+        for part in content:
+            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                raise ValueError("this model reads text only: give a string or parts of type text")
+        return "".join(part["text"] for part in content)
+
+
+class Completion(_Body):
+    """What chats and text completions have in common."""
+
+    model: str
+    temperature: float = Field(1.0, ge=0, le=2)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: list[str] = Field([], max_length=MAX_STOPS)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @field_validator("temperature")
+    @classmethod
+    def _warm(cls, temperature: float) -> float:
+        if 0 < temperature < COLDEST:
+            raise ValueError(f"use 0 (the likeliest token) or at least {COLDEST}")
+        return temperature
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _list(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _sized(cls, stop: list[str]) -> list[str]:
+        if not all(0 < len(string) <= MAX_STOP_LENGTH for string in stop):
+            raise ValueError(f"a stop string has 1 to {MAX_STOP_LENGTH} characters")
+        return stop
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Completion":
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one")
+        if "stream_options" in self.model_fields_set and not self.stream:
+            raise ValueError("stream_options goes with stream=true only")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer, or None for what the context leaves."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class ChatCompletion(Completion):
+    """Body of `/v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+
+    def text(self) -> Prompt:
+        """The conversation; OpenAI's newer name of the system role is taken as that."""
+        renamed = {"developer": "system"}
+        return [{"role": renamed.get(m.role, m.role), "content": m.content} for m in self.messages]
+
+
+class TextCompletion(Completion):
+    """Body of `/v1/completions`."""
+
+    prompt: str
+    max_tokens: int | None = Field(16, ge=1)
+    """As with OpenAI, 16 unless told."""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list):
+            if len(prompt) != 1 or not isinstance(prompt[0], str):
+                raise ValueError("give one prompt, as text")
+            return prompt[0]
+        return prompt
+
+    def text(self) -> Prompt:
+        """The text to continue."""
+        return self.prompt
+
+
+Kind = TypeVar("Kind", ChatCompletion, TextCompletion)
+
+
+def parse(kind: type[Kind], raw: bytes) -> Kind:
+    """Read a body. Raises ApiError naming the parameter that is wrong or not supported."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    kept = {name: value for name, value in body.items() if name not in SILENT and value is not None}
+    for name, neutral in NEUTRAL.items():
+        if kept.pop(name, neutral) != neutral:
+            remedy = f"leave it out or send {orjson.dumps(neutral).decode()}"
+            raise ApiError(400, f"unsupported value of {name}: {remedy}", name, "unsupported_value")
+    try:
+        return kind.model_validate(kept)
+    except ValidationError as error:
+        raise _named(error) from None
+
+
+def _named(error: ValidationError) -> ApiError:
+    """OpenAI's error for the first thing that pydantic found."""
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"unsupported parameter: {param}", param, "unsupported_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"missing required parameter: {param}", param, "missing_required_parameter")
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{param}: {message}" if param else message, param, "invalid_value")

@@ -1,0 +1,281 @@
+"""`openafm serve MODEL`: OpenAI's protocol over HTTP, each adapter a model, and a page at / to talk to it.
+
+One answer is made at a time; others wait in a short queue. A client that leaves stops its answer.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from openafm.sampling.sampler import prompt_tokens
+from openafm.serving.answer import Answer
+from openafm.serving.metrics import MEDIA_TYPE, Metrics
+from openafm.serving.opening import Opened, open_model
+from openafm.serving.replies import Reply
+from openafm.serving.requests import ApiError, ChatCompletion, Completion, TextCompletion, parse
+from openafm.serving.transport import Counting, EventStream, answer_errors, read_body, to_json, unless_gone
+from openafm.serving.worker import Busy, Job, Worker
+
+CLOSE_SECONDS = 3
+"""How long a stopped server waits for connections before it cuts them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take from the others."""
+
+    queue: int = 8
+    """Requests that may wait; the next one is refused."""
+    seconds: float = 300.0
+    """Time of a request, its wait included."""
+
+
+class Serving:
+    """One model behind HTTP: the state that requests share."""
+
+    def __init__(self, opened: Opened, key: str | None, limits: Limits):
+        self.opened, self.engine, self.key, self.limits = opened, opened.engine, key, limits
+        self.worker = Worker(limits.queue)
+        self.metrics = Metrics()
+        self.created = int(time.time())
+        names: dict[str | None, str] = {None: opened.name}
+        names |= {adapter: f"{opened.name}:{adapter}" for adapter in self.engine.adapters()}
+        first = opened.adapter
+        self.adapters = {names[first]: first, **{model: adapter for adapter, model in names.items()}}
+        """The adapter of each model id; the one to use unless another is asked for comes first."""
+
+    def model(self, name: str) -> dict[str, Any]:
+        """OpenAI's model object, and what a client may want to know. Raises ApiError for an unknown name."""
+        if name not in self.adapters:
+            known = ", ".join(self.adapters)
+            raise ApiError(404, f"no model called {name!r}; there are: {known}", "model", "model_not_found")
+        about = {"id": name, "object": "model", "created": self.created, "owned_by": "openafm"}
+        extra = {"adapter": self.adapters[name], "max_length": self.engine.max_length, "chat": self.opened.talks}
+        return about | extra
+
+    async def admit(self, request: Request) -> None:
+        """Raise ApiError unless the client may ask: by the key, or, without one, from a page of this machine."""
+        if self.key is None:  # else a page anywhere could have its name point here and read the answers
+            if not is_loopback(_host(request)):
+                raise ApiError(403, "without an API key this server answers to localhost only", code="host")
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self.key.encode()):
+            raise ApiError(401, "wrong or missing API key: send Authorization: Bearer KEY", code="invalid_api_key")
+
+    async def respond(self, request: Request, asked: ChatCompletion | TextCompletion) -> Response:
+        """Queue the answer, wait for its first piece so that errors still have a status, then send it."""
+        answer = await self._answer(asked)
+        job = self._submit(asked.model, answer)
+        reply = Reply(asked.model, chat=isinstance(asked, ChatCompletion))
+        handed_on = False
+        try:
+            if not asked.stream:
+                text = await unless_gone(request, _joined(job))
+                return to_json(reply.whole(text, answer))
+            first = await unless_gone(request, anext(job))
+            handed_on = True
+            return EventStream(_events(reply, answer, job, first, asked.stream_options.include_usage), job)
+        except TimeoutError as error:
+            raise ApiError(503, f"{error}: try again later", code="timeout") from None
+        finally:
+            if not handed_on:
+                job.stop()
+
+    async def _answer(self, asked: ChatCompletion | TextCompletion) -> Answer:
+        """Everything that can be refused is refused here."""
+        self.model(asked.model)
+        until = time.monotonic() + self.limits.seconds
+        try:
+            prompt = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.text())
+        except ValueError as error:
+            raise ApiError(400, str(error), "messages") from None
+        return Answer(
+            self.engine,
+            prompt,
+            max_tokens=_room(asked, len(prompt), self.engine.max_length),
+            temperature=asked.temperature,
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            adapter=self.adapters[asked.model],
+            stop=asked.stop,
+            until=until,
+        )
+
+    def _submit(self, model: str, answer: Answer) -> Job:
+        asked_at = time.monotonic()
+
+        def over(job: Job) -> None:
+            began = job.began or time.monotonic()
+            self.metrics.add("openafm_queue_seconds_total", began - asked_at, model=model)
+            if job.began:
+                self.metrics.add("openafm_prompt_tokens_total", answer.prompt_tokens, model=model)
+                self.metrics.add("openafm_completion_tokens_total", answer.tokens, model=model)
+                self.metrics.add("openafm_generation_seconds_total", job.ended - job.began, model=model)
+
+        try:
+            return self.worker.submit(answer, over)
+        except Busy:
+            message = f"{self.limits.queue} requests are waiting already: try again later"
+            raise ApiError(429, message, code="queue_full") from None
+
+
+def _room(asked: Completion, prompt: int, longest: int) -> int:
+    """Tokens the answer may have. Raises ApiError where prompt and answer do not fit the model."""
+    wanted = 1 if asked.limit is None else asked.limit
+    if prompt + wanted > longest:
+        message = (
+            f"this model's maximum context length is {longest} tokens, and the prompt's {prompt} with an answer of "
+            f"{wanted} exceed it: shorten the prompt or lower max_tokens"
+        )
+        raise ApiError(400, message, "messages" if prompt >= longest else "max_tokens", "context_length_exceeded")
+    return asked.limit or longest - prompt
+
+
+async def _joined(job: Job) -> str:
+    return "".join([piece async for piece in job])
+
+
+async def _events(reply: Reply, answer: Answer, job: Job, first: str, counts: bool) -> AsyncIterator[bytes]:
+    def event(chunk: dict[str, Any]) -> bytes:
+        return b"data: " + orjson.dumps(chunk | {"usage": None} if counts and "usage" not in chunk else chunk) + b"\n\n"
+
+    for chunk in reply.first():
+        yield event(chunk)
+    try:
+        if first:
+            yield event(reply.piece(first))
+        async for text in job:
+            if text:
+                yield event(reply.piece(text))
+    except Exception:  # the status is sent already: the protocol tells errors in the stream
+        yield event(ApiError(500, "the engine failed in the middle of the answer").body())
+        raise
+    yield event(reply.last(answer))
+    if counts:
+        yield event(reply.counts(answer))
+    yield b"data: [DONE]\n\n"
+
+
+def create_app(opened: Opened, key: str | None = None, limits: Limits = Limits()) -> FastAPI:
+    """Build the server of an opened model; where there is a `key`, all but `/` and `/health` ask for it."""
+    serving = Serving(opened, key, limits)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        serving.worker.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Counting, metrics=serving.metrics)
+    answer_errors(app)
+    _add_routes(app, serving)
+    return app
+
+
+def _add_routes(app: FastAPI, serving: Serving) -> None:
+    admitted = [Depends(serving.admit)]
+    page, headers = _page()
+
+    @app.post("/v1/chat/completions", dependencies=admitted)
+    async def chat_completions(request: Request) -> Response:
+        return await serving.respond(request, parse(ChatCompletion, await read_body(request)))
+
+    @app.post("/v1/completions", dependencies=admitted)
+    async def completions(request: Request) -> Response:
+        return await serving.respond(request, parse(TextCompletion, await read_body(request)))
+
+    @app.get("/v1/models", dependencies=admitted)
+    async def models() -> Response:
+        return to_json({"object": "list", "data": [serving.model(name) for name in serving.adapters]})
+
+    @app.get("/v1/models/{name}", dependencies=admitted)
+    async def model(name: str) -> Response:
+        return to_json(serving.model(name))
+
+    @app.get("/metrics", dependencies=admitted)
+    async def metrics() -> Response:
+        gauges = {"openafm_running": serving.worker.running, "openafm_waiting": serving.worker.waiting}
+        return Response(serving.metrics.text(gauges), media_type=MEDIA_TYPE)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return to_json({"status": "ok"})
+
+    @app.get("/")
+    async def web() -> Response:
+        return Response(page, media_type="text/html", headers=headers)
+
+
+def _page() -> tuple[bytes, dict[str, str]]:
+    """The web page, and headers under which only its own script runs and nothing is asked elsewhere."""
+    page = resources.files("openafm.serving").joinpath("page.html").read_bytes()
+
+    def digest(tag: bytes) -> str:
+        inline = re.search(rb"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
+        assert inline
+        return f"'sha256-{base64.b64encode(hashlib.sha256(inline[1]).digest()).decode()}'"
+
+    policy = (
+        f"default-src 'none'; script-src {digest(b'script')}; style-src {digest(b'style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+
+
+def _host(request: Request) -> str:
+    """The name by which the client called this server."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can mean itself by `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits) -> None:
+    """Serve the best model in `folder` until interrupted.
+
+    Raises ValueError where others could reach the server without a key, OSError where the port is taken.
+    """
+    if key is not None and not key.strip():
+        raise ValueError("the API key is empty: give one, or none (then only this machine may ask)")
+    if key is None and not is_loopback(host):
+        raise ValueError(f"others can reach {host}: set OPENAFM_API_KEY or --api-key, or serve on 127.0.0.1")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listener:
+        opened = open_model(folder)
+        app = create_app(opened, key, limits)
+        place = f"[{host}]" if ":" in host else host
+        adapters = ", ".join(opened.engine.adapters()) or "none"
+        print(f"model {opened.path} as {opened.name}, adapters: {adapters}")
+        print(f"http://{place}:{listener.getsockname()[1]}  the page; …/v1 for clients. Ctrl-C stops.", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
+        uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,123 @@
+"""HTTP below the protocol: bodies within limits, clients that leave, errors in OpenAI's shape, counted requests."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openafm.serving.metrics import Metrics
+from openafm.serving.requests import ApiError
+from openafm.serving.worker import Job
+
+Result = TypeVar("Result")
+BODY_BYTES, BODY_SECONDS = 1 << 20, 30
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body, which must be JSON (a form could be sent by any page) and not too long or slow."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "send the header Content-Type: application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY_BYTES:
+                    raise ApiError(413, f"the body is longer than {BODY_BYTES} bytes", code="body_too_long")
+    except TimeoutError:
+        raise ApiError(408, f"the body took longer than {BODY_SECONDS} s") from None
+    return bytes(body)
+
+
+async def unless_gone(request: Request, wanted: Awaitable[Result]) -> Result:
+    """Await something for a client. Raises ClientDisconnect as soon as the client has left."""
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    leaving, doing = asyncio.ensure_future(leaves()), asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait({leaving, doing}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        leaving.cancel()
+        doing.cancel()
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that stop their job when the client leaves, or the server ends."""
+
+    def __init__(self, events: AsyncIterator[bytes], job: Job):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send; whatever ends it ends the job."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.stop()
+
+
+class Counting:
+    """Counts requests by path and status, around everything else."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and note the status."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self._metrics.add("openafm_requests_total", path=path, status=status)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape."""
+
+    def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return to_json(error.body(), error.status)
+
+    def routed(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return to_json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
+
+    def left(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)
+
+    def failed(_: Request, __: Exception) -> Response:
+        return to_json(ApiError(500, "the server failed; its log says why").body(), 500)
+
+    handlers: dict[type[Exception], Callable[[Request, Exception], Response]] = {
+        ApiError: refused, HTTPException: routed, ClientDisconnect: left, Exception: failed,
+    }  # fmt: skip
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def to_json(content: dict[str, Any], status: int = 200) -> Response:
+    """A JSON response with the headers that its status asks for."""
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}.get(status)
+    return Response(orjson.dumps(content), status, headers, "application/json")
