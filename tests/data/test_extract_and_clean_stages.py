@@ -141,7 +141,11 @@ def test_each_filter_leaves_its_reason_and_clean_documents_stay(done):
     assert rows["https://a.example/rude"]["reason"] == "safety.profanity"
     assert rows["https://a.example/german"]["reason"] == "language"
     mail = rows["https://a.example/mail"]
-    assert "<EMAIL> or call <PHONE>" in mail["text"] and [v["verdict"] for v in mail["verdicts"]] == ["keep", "redact", "keep"]
+    assert "<EMAIL> or call <PHONE>" in mail["text"] and [v["verdict"] for v in mail["verdicts"]] == [
+        "keep",
+        "redact",
+        "keep",
+    ]
     assert mail["verdicts"][1]["evidence"] == "email 1, phone 1" and not mail["evidence"]
     assert mail["bytes"] == len(mail["text"].encode())
     assert metrics["kept"] == {"code": 3, "licensed": 3, "math": 3, "public": 3, "web": 14}
