@@ -21,10 +21,8 @@ def test_precision_counts_what_was_read_and_says_what_was_not():
     assert (email["hits"], email["true"], email["false"], email["unlabelled"]) == (12, 8, 2, 2)
     # Wilson's interval of 8 of 10, as tables give it
     assert email["precision"] == 0.8 and email["precision_95"] == [0.4902, 0.9433]
-    assert found["language"] == {
-        **{"hits": 1, "true": 0, "false": 0, "unlabelled": 1},
-        **{"precision": None, "precision_95": None},
-    }
+    counts = {"hits": 1, "true": 0, "false": 0, "unlabelled": 1}
+    assert found["language"] == counts | {"precision": None, "precision_95": None}
 
 
 def test_the_hash_ignores_case_and_white_space_alone():
