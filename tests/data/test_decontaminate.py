@@ -119,7 +119,7 @@ def test_the_stage_drops_documents_of_every_flow_and_says_why(tmp_path):
     assert sorted(row["flow"] for row in dropped) == sorted(documents.FLOWS)
     assert {row["reason"] for row in dropped} == {"benchmark.ducks"}
     assert all(row["planted"] == "benchmark" and "item q1 of ducks" in row["evidence"] for row in dropped)
-    assert metrics["planted"] == {"benchmark": {"planted": 5, "caught": 5, "recall": 1.0}}
+    assert metrics["planted"] == {"benchmark": {"planted": 5, "caught": 5, "gone": 0, "missed": 0, "recall": 1.0}}
     assert metrics["benchmarks"] == {"ducks": {"items": 2, "ngrams": 9, "too_short": 1}}
     assert {entry["id"] for entry in ledger} == {row["id"] for row in dropped}
     assert all(entry["ngram"] in " ".join(re.findall(r"\w+", QUESTION.lower())) for entry in ledger)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data import documents
+from openafm.data.frames import Drop, write_verdicts
 
 
 def some(count: int) -> list[documents.Row]:
@@ -52,15 +53,28 @@ def test_lone_surrogates_do_not_reach_the_file(tmp_path):
     assert documents.rows(tmp_path)[0]["text"] == "a?b"
 
 
-def test_why_tells_the_fate_with_evidence_and_stops_at_the_drop(tmp_path):
-    row = documents.document("https://a.example/1", "web", "text", title="A page")
+def test_why_tells_every_verdict_in_order_and_stops_at_the_drop(tmp_path):
+    row = documents.judged(documents.document("https://a.example/1", "web", "text", title="A page"), "extract", "keep")
     documents.write([row], tmp_path / "extract")
-    gone = documents.drop(row, "clean", "pii.card", "1, as 41****11")
-    documents.write([gone], tmp_path / "clean")
-    documents.write([gone], tmp_path / "dedup")
-    story = documents.why("https://a.example/1", tmp_path)
-    assert "extract: kept" in story and "clean: dropped by clean: pii.card (1, as 41****11)" in story
-    assert "dedup:" not in story
+    row = documents.judged(row, "clean", "redact", "pii", "email 2")
+    documents.write([documents.judged(row, "clean", "keep", "", "by the rules")], tmp_path / "clean")
+    write_verdicts(tmp_path / "clean", tmp_path / "a", "dedup", {}, notes={row["id"]: "the best of 3 copies"})
+    write_verdicts(tmp_path / "a", tmp_path / "b", "quality", {}, {row["id"]: 0.5}, {row["id"]: "rated 0.5"})
+    write_verdicts(tmp_path / "b", tmp_path / "c", "decontaminate", {row["id"]: Drop("benchmark.x", "an n-gram")})
+    write_verdicts(tmp_path / "c", tmp_path / "d", "later", {})
+    (tmp_path / "extract" / documents.FILE).touch()  # the order of files and times says nothing
+    assert documents.why("https://a.example/1", tmp_path).splitlines() == [
+        "https://a.example/1",
+        '  "A page", 4 bytes of text',
+        "  extract: kept",
+        "  clean: redacted: pii (email 2)",
+        "  clean: kept (by the rules)",
+        "  dedup: kept (the best of 3 copies)",
+        "  quality: kept (rated 0.5)",
+        "  decontaminate: dropped: benchmark.x (an n-gram)",
+    ]
+    last = documents.read(tmp_path / "d").to_pylist()[0]
+    assert (last["verdict"], last["stage"], last["evidence"]) == ("drop", "decontaminate", "an n-gram")
     with pytest.raises(ValueError, match="no document"):
         documents.why("https://a.example/2", tmp_path)
 

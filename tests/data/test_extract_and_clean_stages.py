@@ -63,7 +63,7 @@ def sources(tmp_path_factory) -> Path:
     web |= {f"https://a.example/closed/{n}": page("Closed", sentences(f"c{n}")) for n in range(2)}
     web["https://a.example/card"] = page("Card", sentences("card"), CARD)
     web["https://a.example/mail"] = page(
-        "Mail", sentences("mail"), "Write to jane.roe@mail.org or call (212) 555-0187."
+        "Mail", sentences("mail"), "Write to jane.roe@mail.org or call (212) 736-0187."
     )
     web["https://a.example/rude"] = page("Rude", sentences("r"), "What the fuck is this shit, you bitch and asshole?")
     web["https://a.example/german"] = page(
@@ -141,12 +141,21 @@ def test_each_filter_leaves_its_reason_and_clean_documents_stay(done):
     assert rows["https://a.example/rude"]["reason"] == "safety.profanity"
     assert rows["https://a.example/german"]["reason"] == "language"
     mail = rows["https://a.example/mail"]
-    assert "<EMAIL> or call <PHONE>" in mail["text"] and mail["evidence"] == "redacted: email 1, phone 1"
+    assert "<EMAIL> or call <PHONE>" in mail["text"] and [v["verdict"] for v in mail["verdicts"]] == [
+        "keep",
+        "redact",
+        "keep",
+    ]
+    assert mail["verdicts"][1]["evidence"] == "email 1, phone 1" and not mail["evidence"]
     assert mail["bytes"] == len(mail["text"].encode())
     assert metrics["kept"] == {"code": 3, "licensed": 3, "math": 3, "public": 3, "web": 14}
     assert rows["https://a.example/closed/0"]["stage"] == "extract"  # earlier verdicts are carried on
     audit = [json.loads(line) for line in (folder / "clean" / "audit.jsonl").read_text().splitlines()]
     assert {entry["reason"] for entry in audit} >= {"language", "redacted.email", "safety.profanity"}
+    assert all(entry["url"] != "https://a.example/card" for entry in audit)  # planted
+    assert all("jane.roe" not in line and "736" not in line for entry in audit for line in entry.values())
+    counted = metrics["precision_on_real"]["redacted.phone"]
+    assert counted["hits"] == counted["unlabelled"] == 1 and counted["precision"] is None
     assert metrics["safety_model"]["trained"] is False
 
 

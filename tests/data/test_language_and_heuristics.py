@@ -32,7 +32,18 @@ def test_garbage(text, reason):
     assert judge_prose(text, 25)[0] == reason
 
 
+def test_references_and_tables_are_not_repetitive():
+    parts = TEXT.split()
+    fields = "".join(f"sql_identifier\n\nName of the {' '.join(parts[n : n + 9])}.\n\n" for n in range(0, 72, 9))
+    assert judge_prose(f"The view shows what there is in the database.\n\n{fields}", 25) == ("", "")
+    rows = "\n".join(f"backend {chr(97 + n)} | Yes | Yes | No | Yes | Yes | line {n}" for n in range(26))
+    assert judge_prose(f"{TEXT}\n\n{rows}", 25) == ("", "")
+    assert judge_prose("buy it now for this cheap price " * 12, 25)[0] == "repetitive"  # short spam still is
+
+
 def test_code_rules():
+    indented = "".join(f"{'    ' * 12}x[{n}] += y;\n" for n in range(40))
+    assert judge_code(f"void f(int *x, int y) {{\n{indented}}}\n") == ("", "")
     assert judge_code("def f(x):\n    return x + 1\n" * 10) == ("", "")
     assert judge_code("var a=1;" * 400)[0] == "code.minified"
     assert judge_code("0x1, 0x2, 0x3, 0x4, 0x5,\n" * 30)[0] == "code.data"

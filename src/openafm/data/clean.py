@@ -6,7 +6,6 @@ data and adult content go (arXiv 2407.21075, section 3.1.1); here code, math, li
 what the rules found (see `safety`) and judges the documents that are left.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from openafm.data.frames import daft
 from openafm.data.language import LanguageModel
 from openafm.data.licences import judge_licence
 from openafm.data.parallel import workers
+from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "clean"
@@ -39,14 +39,14 @@ class CleanConfig(Config):
     languages: tuple[str, ...] = ("en",)
     """Languages that web, licensed and public documents may be in (ISO 639 codes)."""
     language_probability: float = 0.5
-    """The language model must be at least this sure."""
+    """The language model must be at least this sure, or clear: three times as sure as of the next language."""
     min_words: int = 25
     """Shorter web and licensed documents are dropped."""
     min_public_words: int = 8
     """The same for public sets and math, whose documents are short by nature."""
     most_pii: int = 10
     """Documents with more personal data than this, and more than one finding in 50 words, are dropped."""
-    unsafe_probability: float = 0.9
+    unsafe_probability: float = 0.95
     """The safety model's mean probability over a document's three worst chunks that drops it."""
     model_examples: int = 40
     """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
@@ -59,9 +59,10 @@ def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
             if reason:
                 return drop(row, STAGE, reason, evidence)
         return row
-    language, probability = model.detect(row["text"])
+    language, probability, second = model.detect(row["text"])
     row = row | {"language": language}
-    foreign = language and (language not in config.languages or probability < config.language_probability)
+    sure = probability >= min(config.language_probability, 3 * second)  # prose full of names is never above a half
+    foreign = language and (language not in config.languages or not sure)
     if foreign and row["flow"] != "math":
         return drop(row, STAGE, "language", f"{language} at {probability:.2f}")
     if row["flow"] == "math":  # answers are short, steps repeat and numbers are no words
@@ -94,14 +95,16 @@ def _judge_pii(row: Row, config: CleanConfig) -> Row:
     summary = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
     if len(spans) > config.most_pii and len(spans) * 50 > len(text.split()):
         return drop(row | {"title": title}, STAGE, "pii.much", summary)
-    return _documents.with_text(row | {"title": title, "evidence": f"redacted: {summary}"}, pii.redact(text, spans))
+    row = _documents.judged(row | {"title": title}, STAGE, "redact", "pii", summary)
+    return _documents.with_text(row, pii.redact(text, spans))
 
 
 def judge(row: Row, model: LanguageModel, words: safety.Words, config: CleanConfig) -> Row:
     """Return the row with its verdict, and with its language and redacted text where it stays."""
     row = _judge_safety(row, words)
     row = _judge_pii(row, config) if row["verdict"] == "keep" else row
-    return _judge_kind(row, model, config) if row["verdict"] == "keep" else row
+    row = _judge_kind(row, model, config) if row["verdict"] == "keep" else row
+    return _documents.judged(row, STAGE, "keep", "", "by the rules") if row["verdict"] == "keep" else row
 
 
 class _Judge:
@@ -134,7 +137,7 @@ class _SafetyJudge:
             return row
         probability, worst = self.model.score(row["text"])
         if probability < self.threshold:
-            return row
+            return _documents.judged(row, STAGE, "keep", "", f"by the safety model, {probability:.2f} unsafe")
         return drop(row, STAGE, "safety.model", f"probability {probability:.2f}: {worst}")
 
 
@@ -171,22 +174,24 @@ def _learn(table: pa.Table, words: safety.Words, config: CleanConfig, context: C
     return path, counts | {"held_out_agreement_with_rules": asdict(agreement)}
 
 
-def _caught(kind: str, reason: str, evidence: str) -> bool:
+def _caught(kind: str, reason: str, redacted: list[str]) -> bool:
     """Tell whether a planted document of this kind met the filter that is for it."""
     if kind in DROPPED_KINDS:
         return reason.startswith("pii.")
     if kind in REDACTED_KINDS:
-        return reason.startswith("pii.") or kind in _redacted(evidence)
+        return reason.startswith("pii.") or kind in redacted
     return reason.startswith("safety.")
 
 
 def planted_recall(table: pa.Table) -> dict[str, Row]:
     """Count planted documents by kind: caught by the right filter, gone for another reason, and missed."""
     counts: dict[str, Counter[str]] = {}
-    columns = (table[name].to_pylist() for name in ("planted", "stage", "verdict", "reason", "evidence"))
-    for kind, stage, verdict, reason, evidence in zip(*columns, strict=True):
+    columns = (table[name].to_pylist() for name in ("planted", "stage", "verdict", "reason", "verdicts"))
+    for kind, stage, verdict, reason, verdicts in zip(*columns, strict=True):
         if kind in (*DROPPED_KINDS, *REDACTED_KINDS, *safety.CATEGORIES) and stage in ("", STAGE):
-            outcome = "caught" if _caught(kind, reason, evidence) else "gone" if verdict == "drop" else "missed"
+            outcome = (
+                "caught" if _caught(kind, reason, _redacted(verdicts)) else "gone" if verdict == "drop" else "missed"
+            )
             counts.setdefault(kind, Counter())[outcome] += 1
     return {
         kind: {"planted": found.total(), **{name: found[name] for name in ("caught", "gone", "missed")}}
@@ -195,53 +200,43 @@ def planted_recall(table: pa.Table) -> dict[str, Row]:
     }
 
 
-def _audit(before: pa.Table, table: pa.Table, limit: int = 20) -> Iterable[Row]:
-    """Yield up to `limit` real documents a reason that were dropped or redacted here, with context, for reading."""
+def _redacted(verdicts: list[dict[str, str]]) -> list[str]:
+    """Return the kinds that the redaction among the verdicts names, as in "email 2, phone 1"."""
+    said = [v["evidence"] for v in verdicts if v["stage"] == STAGE and v["verdict"] == "redact"]
+    return [part.split()[0] for evidence in said for part in evidence.split(", ")]
+
+
+def _hits(before: pa.Table, table: pa.Table) -> Iterable[Hit]:
+    """Yield what was found in real documents: a hit for each that was dropped here, and for each finding replaced."""
     texts = dict(zip(before["id"].to_pylist(), before["text"].to_pylist(), strict=True))
-    seen: Counter[str] = Counter()
     for row in table.filter(pa.compute.is_null(table["planted"])).to_pylist():
-        if row["stage"] == STAGE and seen[row["reason"]] < limit:
-            seen[row["reason"]] += 1
-            yield {name: row[name] for name in ("id", "url", "flow", "reason", "evidence")} | {
-                "text": row["text"][:200]
-            }
-        elif row["verdict"] == "keep" and any(seen[f"redacted.{kind}"] < limit for kind in _redacted(row["evidence"])):
-            text = texts[row["id"]]
-            for span in pii.find(text):
-                reason = f"redacted.{span.kind}"
-                if seen[reason] < limit:
-                    seen[reason] += 1
-                    around = text[max(0, span.start - 60) : span.start], text[span.end : span.end + 30]
-                    shown = f"{around[0]}[{pii.masked(text, span)}]{around[1]}"
-                    yield {"id": row["id"], "url": row["url"], "flow": row["flow"], "reason": reason, "evidence": shown}
-                    break
-
-
-def _redacted(evidence: str) -> list[str]:
-    """Return the kinds named by the evidence of a kept document, as in "redacted: email 2, phone 1"."""
-    if not evidence.startswith("redacted: "):
-        return []
-    return [part.split()[0] for part in evidence.removeprefix("redacted: ").split(", ")]
+        text = texts[row["id"]]
+        if row["stage"] == STAGE:
+            start = pii.redact(text[:400], pii.find(text[:400]))[:200]
+            yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
+        spans = pii.find(text) if _redacted(row["verdicts"]) else []
+        for span in spans:
+            found, shown = evidence_hash(text[span.start : span.end]), pii.in_context(text, spans, span)
+            yield Hit(f"redacted.{span.kind}", row["url"], found, row["flow"], shown)
 
 
 def _real_hits(table: pa.Table) -> dict[str, int]:
     """Count the real (not planted) documents that each reason dropped here, or in which a kind was redacted."""
     hits: Counter[str] = Counter()
     real = table.filter(pa.compute.is_null(table["planted"]))
-    for stage, verdict, reason, evidence in zip(
-        *(real[name].to_pylist() for name in ("stage", "verdict", "reason", "evidence")), strict=True
+    for stage, reason, verdicts in zip(
+        *(real[name].to_pylist() for name in ("stage", "reason", "verdicts")), strict=True
     ):
         if stage == STAGE:
             hits[reason] += 1
-        elif verdict == "keep":
-            hits.update(f"redacted.{kind}" for kind in _redacted(evidence))
+        hits.update(f"redacted.{kind}" for kind in _redacted(verdicts))
     return dict(sorted(hits.items()))
 
 
 def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Path) -> Metrics:
     """Judge `documents`; `sources` brings models/lid.176.ftz and words/*.txt.
 
-    Writes documents.parquet, funnel.json and audit.jsonl: real documents that were dropped or redacted, for reading.
+    Writes documents.parquet, funnel.json and audit.jsonl: every hit in a real document, for reading (see `precision`).
     """
     before = _documents.read(documents)
     frame = daft.from_arrow(before)
@@ -257,8 +252,6 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
         )
         table = _run(frame, safe.rows(_as_rows()), context, "safety model", len(before))
     funnel = _documents.write(table, context.out)
-    audit = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in _audit(before, table))
-    (context.out / "audit.jsonl").write_text(audit, "utf-8")
     kept = {entry["flow"]: entry["documents"] for entry in funnel if entry["stage"] == ""}
     recalls = planted_recall(table)
     there, missed = (sum(entry[name] for entry in recalls.values()) for name in ("planted", "missed"))
@@ -269,5 +262,6 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
         "dropped": _documents.drops_by_reason(funnel, STAGE),
         "planted_recall": recalls,
         "real_hits": _real_hits(table),
+        "precision_on_real": audit(_hits(before, table), context.out),
         "safety_model": learned,
     }

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from openafm import jsonl
 from openafm.data.documents import drops_by_reason, recall
 from openafm.data.frames import Drop, daft, kept, write_verdicts
+from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
 _NOT_ALNUM = re.compile(r"[\W_]+")
@@ -51,14 +53,15 @@ def letters(normalised: str) -> bytes:
 def item_ngrams(text: str, min_n: int, max_n: int) -> list[str]:
     """The n-grams that give a benchmark item away, as words with single spaces: n = min(max_n, its length in words).
 
-    Empty when the item has fewer than `min_n` words or its n-gram fewer than 8 bytes of letters and digits.
+    Empty when the item has fewer than `min_n` words; n-grams under 8 bytes of letters and digits, or under two bytes a
+    word ("0 1 2 3 ... 9 a b c"), are left out.
     """
     words = _ALNUM.findall(_without_marks(normalise(text)))
     n = min(max_n, len(words))
     if n < min_n:
         return []
     grams = (words[start : start + n] for start in range(len(words) - n + 1))
-    return [" ".join(gram) for gram in grams if len("".join(gram).encode()) >= _WIDTHS[0]]
+    return [" ".join(gram) for gram in grams if len("".join(gram).encode()) >= max(_WIDTHS[0], 2 * n)]
 
 
 def _without_marks(normalised: str) -> str:
@@ -197,33 +200,34 @@ def read_benchmarks(folder: Path, min_n: int, max_n: int) -> tuple[NgramIndex, d
     return index, counts
 
 
-def _hits(index: NgramIndex, documents: Path) -> list[tuple[str, str, list[int]]]:
-    """(id, url, n-grams) of the kept documents that hold any, sorted by id."""
+def _hits(index: NgramIndex, documents: Path) -> list[tuple[str, str, str, list[int]]]:
+    """(id, url, flow, n-grams) of the kept documents that hold any, sorted by id."""
 
     @daft.func.batch(return_dtype=daft.DataType.list(daft.DataType.int64()))
     def ngrams(texts: daft.Series) -> list[list[int]]:
         return index.find(texts.to_pylist())
 
-    frame = kept(documents, "id", "url", "text").with_column("ngrams", ngrams(daft.col("text")))
-    table = frame.select("id", "url", "ngrams").sort("id").to_pydict()
-    rows = zip(table["id"], table["url"], table["ngrams"], strict=True)
-    return [(document, url, found) for document, url, found in rows if found]
+    frame = kept(documents, "id", "url", "flow", "text").with_column("ngrams", ngrams(daft.col("text")))
+    table = frame.select("id", "url", "flow", "ngrams").sort("id").to_pydict()
+    rows = zip(*(table[name] for name in ("id", "url", "flow", "ngrams")), strict=True)
+    return [(document, url, flow, found) for document, url, flow, found in rows if found]
 
 
 def decontaminate(config: DecontaminateConfig, context: Context, *, documents: Path, sources: Path) -> Metrics:
     """Drop every document of any flow that holds an n-gram of a benchmark, unless the n-gram is a common phrase.
 
-    Writes the documents, `ledger.jsonl` (a line for each document, n-gram and item: {"id", "url", "ngram", "documents",
-    "common", "benchmark", "item"}), and the metrics count items, n-grams, common phrases and dropped documents.
+    Writes the documents, `audit.jsonl` (see `precision`), and `ledger.jsonl` (a line for each document, n-gram and
+    item: {"id", "url", "ngram", "documents", "common", "benchmark", "item"}); the metrics count items, n-grams, common
+    phrases and dropped documents.
     """
     index, benchmarks = read_benchmarks(sources / "benchmarks", config.min_n, config.max_n)
     context.report("n-grams of benchmarks", 0, None)
     hits = _hits(index, documents)
-    counts = Counter(number for _, _, found in hits for number in found)
+    counts = Counter(number for _, _, _, found in hits for number in found)
     common = {number for number, count in counts.items() if count >= config.common_count}
-    drops: dict[str, Drop] = {}
+    drops, notes, found_in = dict[str, Drop](), dict[str, str](), dict[str, Hit]()
     with (context.out / "ledger.jsonl").open("w", encoding="utf-8") as ledger:
-        for document, url, found in hits:
+        for document, url, flow, found in hits:
             for number in found:
                 line = {"id": document, "url": url, "ngram": index.ngrams[number], "documents": counts[number]}
                 for source in index.sources[number]:
@@ -232,8 +236,14 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
             if telling := [number for number in found if number not in common]:
                 source = index.sources[telling[0]][0]
                 evidence = f'"{index.ngrams[telling[0]]}" of item {source.item} of {source.benchmark}'
-                drops[document] = Drop(f"benchmark.{source.benchmark}", evidence)
-    table, funnel = write_verdicts(documents, context.out, "decontaminate", drops)
+                evidence += f", and {len(telling) - 1} more n-grams" if len(telling) > 1 else ""
+                drops[document] = drop = Drop(f"benchmark.{source.benchmark}", evidence)
+                hashed = evidence_hash(*(index.ngrams[number] for number in telling))
+                found_in[document] = Hit(drop.reason, url, hashed, flow, evidence)
+            else:
+                notes[document] = f'common phrases only, as "{index.ngrams[found[0]]}"'
+    table, funnel = write_verdicts(documents, context.out, "decontaminate", drops, notes=notes)
+    real = set(table.filter(pa.compute.is_null(table["planted"]))["id"].to_pylist())
     dropped = drops_by_reason(funnel, "decontaminate")
     return {
         "headline": f"{sum(dropped.values())} documents hold one of {len(index.ngrams):,} benchmark n-grams",
@@ -246,4 +256,5 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
         "documents_with_common_phrases_only": len(hits) - len(drops),
         "dropped": dropped,
         "planted": recall(table, {"benchmark": ("benchmark.",)}),
+        "precision_on_real": audit((hit for document, hit in found_in.items() if document in real), context.out),
     }

@@ -17,6 +17,7 @@ import xxhash
 from openafm.data.documents import Row, drops_by_reason
 from openafm.data.frames import Drop, daft, kept, write_verdicts
 from openafm.data.ngrams import WordHashes, ngram_hashes, words
+from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
 NGRAM = 5
@@ -178,6 +179,11 @@ def _drop(copy: Row, best: Row, exact: bool, hashes: WordHashes) -> Drop:
     return Drop("duplicate.near", f"Jaccard {similarity:.2f} with {best['url']}")
 
 
+def _hit(copy: Row, best: Row, said: Drop) -> Hit:
+    both = evidence_hash(copy["text"], best["text"])
+    return Hit(said.reason, copy["url"], both, copy["flow"], said.evidence, copy["text"][:200])
+
+
 def _planted_found(rows: list[Row], groups: list[set[int]]) -> dict[str, dict[str, int]]:
     """How many planted copies hang together with another document, by kind (a copy itself may be the one kept)."""
     grouped = set().union(*groups)
@@ -189,7 +195,8 @@ def _planted_found(rows: list[Row], groups: list[set[int]]) -> dict[str, dict[st
 def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
     """Drop all but the best copy of each group of equal or nearly equal documents, whatever flow they are from.
 
-    Writes the documents and `groups.jsonl`: {"kept", "dropped"} (ids) for each group.
+    Writes the documents, `groups.jsonl`: {"kept", "dropped"} (ids) for each group, and `audit.jsonl`: the real
+    documents that went for a real one (see `precision`).
     """
     context.report("signatures", 0, None)
     frame = kept(documents, "id", "url", "flow", "licence", "planted", "text")
@@ -198,16 +205,20 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
     rows = table.drop_columns(["signature"]).to_pylist()
     originals, components = link([row["text"] for row in rows], config.threshold, signed)
     groups, hashes, drops = components.groups(), WordHashes(), dict[str, Drop]()
+    notes, hits = dict[str, str](), list[Hit]()
     with (context.out / "groups.jsonl").open("w") as file:
         for group in context.track(groups, "groups of copies"):
             best = _best(group, rows)
             copies = sorted(group - {best})
             for copy in copies:
                 exact = originals[copy] == originals[best]
-                drops[rows[copy]["id"]] = _drop(rows[copy], rows[best], exact, hashes)
+                drops[rows[copy]["id"]] = said = _drop(rows[copy], rows[best], exact, hashes)
+                if not rows[copy]["planted"] and not rows[best]["planted"]:
+                    hits.append(_hit(rows[copy], rows[best], said))
+            notes[rows[best]["id"]] = f"the best of {len(group)} copies"
             line = {"kept": rows[best]["id"], "dropped": [rows[copy]["id"] for copy in copies]}
             file.write(json.dumps(line) + "\n")
-    _, funnel = write_verdicts(documents, context.out, "dedup", drops)
+    _, funnel = write_verdicts(documents, context.out, "dedup", drops, notes=notes)
     dropped = drops_by_reason(funnel, "dedup")
     return {
         "headline": f"{len(rows):,} documents, " + ", ".join(f"{reason} {n}" for reason, n in dropped.items()),
@@ -217,4 +228,5 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
         "largest_group": max(map(len, groups), default=0),
         "across_flows": sum(len({rows[i]["flow"] for i in group}) > 1 for group in groups),
         "planted": _planted_found(rows, groups),
+        "precision_on_real": audit(hits, context.out),
     }

@@ -1,7 +1,8 @@
 """The document table that every data step reads and writes: schema, files, funnel, and a document's fate.
 
 A row is a document. Filters judge the rows that are still kept and never delete any, so the last table of a run still
-holds every document with the filter, reason and evidence that dropped it. `openafm why URL` prints that fate.
+holds every document with the filter, reason and evidence that dropped it, and in `verdicts` what every filter before
+said of it, in order: nothing is overwritten. `openafm why URL` prints that fate.
 """
 
 import hashlib
@@ -21,12 +22,14 @@ ROWS_PER_GROUP = 4096
 
 Row = dict[str, Any]
 
+VERDICT = pa.struct([(name, pa.string()) for name in ("stage", "verdict", "reason", "evidence")])
+"""What one filter said: "keep", "redact" or "drop", a machine-readable reason, a short evidence for people."""
 _TEXT_COLUMNS = ("id", "url", "flow", "source", "licence", "title", "text", "code_language", "language")
 SCHEMA = pa.schema(
     [(name, pa.large_string() if name == "text" else pa.string()) for name in _TEXT_COLUMNS]
     + [("bytes", pa.int64())]
     + [(name, pa.string()) for name in ("verdict", "stage", "reason", "evidence")]
-    + [("quality", pa.float64()), ("planted", pa.string())]
+    + [("quality", pa.float64()), ("planted", pa.string()), ("verdicts", pa.list_(VERDICT))]
 )
 
 
@@ -37,7 +40,7 @@ def document_id(url: str) -> str:
 
 def document(url: str, flow: str, text: str, **columns: Any) -> Row:
     """Return a kept row; `columns` fills the rest of the schema (source, licence, title, planted, ...)."""
-    row = dict.fromkeys(SCHEMA.names, "") | {"quality": -1.0, "planted": None, "verdict": "keep"}
+    row: Row = dict.fromkeys(SCHEMA.names, "") | {"quality": -1.0, "planted": None, "verdict": "keep", "verdicts": []}
     row |= {"id": document_id(url), "url": url, "flow": flow} | columns
     return with_text(row, text)
 
@@ -48,8 +51,15 @@ def with_text(row: Row, text: str) -> Row:
     return row | {"text": encoded.decode(), "bytes": len(encoded)}
 
 
+def judged(row: Row, stage: str, verdict: str, reason: str = "", evidence: str = "") -> Row:
+    """Return `row` with one more verdict: "keep", or "redact" for text that was replaced."""
+    said = {"stage": stage, "verdict": verdict, "reason": reason, "evidence": evidence}
+    return row | {"verdicts": [*row["verdicts"], said]}
+
+
 def drop(row: Row, stage: str, reason: str, evidence: str = "") -> Row:
     """Return `row` as dropped by the filter `stage` for a machine-readable `reason`, with a short human `evidence`."""
+    row = judged(row, stage, "drop", reason, evidence)
     return row | {"verdict": "drop", "stage": stage, "reason": reason, "evidence": evidence}
 
 
@@ -119,52 +129,52 @@ def drops_by_reason(stages: list[Row], stage: str) -> dict[str, int]:
 def recall(table: pa.Table, caught: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
     """Measure each planted kind's share that was dropped for one of the reason prefixes in `caught[kind]`.
 
-    Only planted marks are counted: {"planted", "caught", "recall"} a kind.
+    Only planted marks are counted: {"planted", "caught", "gone" (dropped for another reason), "missed", "recall"} a
+    kind.
     """
-    totals = {kind: [0, 0] for kind in sorted(caught)}
+    totals = {kind: {"planted": 0, "caught": 0, "gone": 0, "missed": 0} for kind in sorted(caught)}
     for kind, reason in zip(table["planted"].to_pylist(), table["reason"].to_pylist(), strict=True):
         if kind in totals:
-            totals[kind][0] += 1
-            totals[kind][1] += reason.startswith(caught[kind])
-    return {kind: {"planted": n, "caught": hit, "recall": hit / n} for kind, (n, hit) in totals.items() if n}
+            totals[kind]["planted"] += 1
+            totals[kind]["caught" if reason.startswith(caught[kind]) else "gone" if reason else "missed"] += 1
+    return {
+        kind: counts | {"recall": counts["caught"] / n} for kind, counts in totals.items() if (n := counts["planted"])
+    }
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What one step of a run did with a document."""
+    """A document and every verdict on it, in the order in which the filters spoke."""
 
-    step: str
-    verdict: str
-    stage: str
-    reason: str
-    evidence: str
     title: str
     bytes: int
+    verdicts: tuple[dict[str, str], ...]
 
 
-def fates(url: str, run: Path) -> list[Fate]:
-    """Return the document's verdict in each data step of a run, in the order in which the steps wrote their tables.
+def fate(url: str, run: Path) -> Fate:
+    """Return what a run's filters said of a document: from the table that holds most verdicts on it.
 
     Raises ValueError when no table of the run knows the URL.
     """
-    wanted = [("id", "=", document_id(url))]
-    columns = ["verdict", "stage", "reason", "evidence", "title", "bytes"]
     found: list[Fate] = []
-    for path in sorted(run.glob(f"*/{FILE}"), key=lambda path: (path.stat().st_mtime_ns, path)):
-        for row in pq.read_table(path, columns=columns, filters=wanted).to_pylist():
-            found.append(Fate(step=path.parent.name, **row))
+    for path in sorted(run.glob(f"*/{FILE}")):
+        if "verdicts" in pq.read_schema(path).names:  # tables of older code may lie about until their step runs again
+            rows = pq.read_table(path, columns=["title", "bytes", "verdicts"], filters=[("id", "=", document_id(url))])
+            found += [Fate(row["title"], row["bytes"], tuple(row["verdicts"])) for row in rows.to_pylist()]
     if not found:
         raise ValueError(f"{run} has no document with the URL {url}: see the URLs in {run}/*/{FILE}")
-    return found
+    return max(found, key=lambda fate: len(fate.verdicts))
+
+
+_SAID = {"keep": "kept", "redact": "redacted", "drop": "dropped"}
 
 
 def why(url: str, run: Path) -> str:
-    """Tell a document's fate in a run, with the evidence, as a few lines of text."""
-    story = fates(url, run)
-    lines = [url, f'  "{story[0].title}", {story[0].bytes:,} bytes of text' if story[0].title else ""]
-    for fate in story:
-        if fate.verdict == "drop":
-            lines.append(f"  {fate.step}: dropped by {fate.stage}: {fate.reason} ({fate.evidence})")
-            break
-        lines.append(f"  {fate.step}: kept, {fate.bytes:,} bytes" + (f" ({fate.evidence})" if fate.evidence else ""))
-    return "\n".join(line for line in lines if line)
+    """Tell a document's fate in a run as a few lines of text: every verdict with its evidence, in order."""
+    found = fate(url, run)
+    lines = [url, (f'  "{found.title}", ' if found.title else "  ") + f"{found.bytes:,} bytes of text"]
+    for said in found.verdicts:
+        reason = f": {said['reason']}" if said["reason"] else ""
+        evidence = f" ({said['evidence']})" if said["evidence"] else ""
+        lines.append(f"  {said['stage']}: {_SAID[said['verdict']]}{reason}{evidence}")
+    return "\n".join(lines)

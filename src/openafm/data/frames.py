@@ -49,9 +49,17 @@ def kept(folder: Path, *columns: str) -> daft.DataFrame:
 
 
 def write_verdicts(
-    folder: Path, out: Path, stage: str, drops: Mapping[str, Drop], quality: Mapping[str, float] | None = None
+    folder: Path,
+    out: Path,
+    stage: str,
+    drops: Mapping[str, Drop],
+    quality: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> tuple[pa.Table, list[Row]]:
-    """Write the documents of `folder` to `out`, with the filter's drops and scores by id; return table and funnel."""
+    """Write the documents of `folder` to `out` with the filter's verdict on each that was still kept.
+
+    `drops` and `quality` (scores) are by id, `notes` are evidence on documents that stay. Returns table and funnel.
+    """
     known = quality or {}
     ids = sorted({*drops, *known})
     dropped = [drops.get(i) for i in ids]
@@ -67,4 +75,20 @@ def write_verdicts(
     frame = documents(folder).join(daft.from_arrow(new), on="id", how="left")
     frame = frame.with_columns({name: coalesce(daft.col(f"new_{name}"), daft.col(name)) for name in _JUDGED})
     table = frame.select(*SCHEMA.names).sort("id").to_arrow().cast(SCHEMA)
+    table = _with_verdicts(table, stage, drops, notes or {})
     return table, write(table, out)
+
+
+def _with_verdicts(table: pa.Table, stage: str, drops: Mapping[str, Drop], notes: Mapping[str, str]) -> pa.Table:
+    """The table with this filter's verdict behind the earlier ones of every document that it was shown."""
+    columns = (table[name].to_pylist() for name in ("id", "verdict", "verdicts"))
+    said = []
+    for document, verdict, earlier in zip(*columns, strict=True):
+        if drop := drops.get(document):
+            earlier.append({"stage": stage, "verdict": "drop", "reason": drop.reason, "evidence": drop.evidence})
+        elif verdict == "keep":
+            note = notes.get(document, "")
+            earlier.append({"stage": stage, "verdict": "keep", "reason": "", "evidence": note})
+        said.append(earlier)
+    at = SCHEMA.get_field_index("verdicts")
+    return table.set_column(at, SCHEMA.field(at), pa.array(said, SCHEMA.field(at).type))

@@ -50,13 +50,18 @@ class ExtractConfig(Config):
 
 
 def read_robots(paths: list[Path]) -> dict[str, tuple[int, bytes]]:
-    """Return the robots.txt answer of every host in the archives."""
+    """Return the robots.txt answer of every host in the archives.
+
+    One whose only record is damaged counts as unreachable (500), which shuts out (RFC 9309, section 2.3.1.4).
+    """
     found: dict[str, tuple[int, bytes]] = {}
+    damaged: dict[str, tuple[int, bytes]] = {}
     for path in paths:
         for page in pages(path, wanted=is_robots):
-            if not page.reject:
-                found.setdefault(urlsplit(page.url).netloc.lower(), (page.status, page.body))
-    return found
+            if page.url:
+                answers = damaged if page.reject else found
+                answers.setdefault(urlsplit(page.url).netloc.lower(), (500 if page.reject else page.status, page.body))
+    return damaged | found
 
 
 def allowed(url: str, known: Robots, agent: str) -> bool:
@@ -81,7 +86,7 @@ def page_document(page: Page, known: Robots, config: ExtractConfig) -> Row:
     row = documents.with_text(row | {"title": found.title, "language": found.language}, found.text)
     if len(found.text) < config.min_characters:
         return documents.drop(row, STAGE, "empty", f"{len(page.body)} bytes of HTML hold no body text")
-    return row
+    return documents.judged(row, STAGE, "keep")
 
 
 @daft.func(return_dtype=_PAGE)
@@ -128,7 +133,8 @@ def read_flow(path: Path, flow: str) -> tuple[list[Row], list[str]]:
                 if not (isinstance(url, str) and url and isinstance(text, str)):
                     raise ValueError("url and text must be texts")
                 columns = {name: entry.get(name) or "" for name in ("source", "licence", "title", "code_language")}
-                rows.append(documents.document(url, flow, text, **columns, planted=entry.get("planted")))
+                row = documents.document(url, flow, text, **columns, planted=entry.get("planted"))
+                rows.append(documents.judged(row, STAGE, "keep"))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 rejects.append(f"{path.name}:{number}: {type(error).__name__}: {error}"[:200])
     return rows, rejects
@@ -144,7 +150,8 @@ def planted_marks(sources: Path) -> dict[str, str]:
 def _first_of_each_url(table: pa.Table) -> tuple[pa.Table, int]:
     """Keep the first row of each id: a kept one before a dropped one; return how many others there were."""
     order = table.append_column("at", pa.array(range(len(table)))).sort_by(
-        [("id", "ascending"), ("verdict", "descending"), ("text", "ascending")]
+        [("id", "ascending"), ("verdict", "descending")]
+        + [(name, "ascending") for name in ("text", "title", "reason", "evidence")]
     )
     ids = order["id"].to_pylist()
     first = [at == 0 or ids[at] != ids[at - 1] for at in range(len(ids))]

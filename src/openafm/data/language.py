@@ -23,10 +23,11 @@ class LanguageModel:
             raise ValueError(f"{path} is missing: `openafm fetch` brings the language model, or name another one")
         self._model = fasttext.load_model(str(path))
 
-    def detect(self, text: str) -> tuple[str, float]:
-        """Return (language code, probability); ("", 0.0) when the text holds too little prose."""
+    def detect(self, text: str) -> tuple[str, float, float]:
+        """Return (language code, its probability, the runner-up's); ("", 0.0, 0.0) when there is too little prose."""
         sample = prose(text)
         if sum(map(str.isalpha, sample)) < MIN_LETTERS:
-            return "", 0.0
-        labels, probabilities = self._model.predict(sample)
-        return labels[0].removeprefix("__label__"), min(1.0, float(probabilities[0]))
+            return "", 0.0, 0.0
+        labels, probabilities = self._model.predict(sample, k=2)
+        first, second = (min(1.0, float(value)) for value in [*probabilities, 0.0][:2])
+        return labels[0].removeprefix("__label__"), first, second

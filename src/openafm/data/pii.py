@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 KINDS = ("secret", "iban", "card", "ssn", "email", "ip", "phone")
 """In order of precedence where findings overlap."""
@@ -35,15 +36,18 @@ _EMAIL = re.compile(
 _FILE_ENDINGS = frozenset(
     "png jpg jpeg gif svg webp css js mjs ts py rb go rs html json yaml yml md txt so dll service".split()
 )
+_NOBODY = re.compile(r"(?:^|[@.])(?:example\.[a-z]+|example|invalid|test|localhost|local)$", re.I)
+"""Domains that are reserved for documentation (RFC 2606, RFC 6761), or named as if they were: nobody's mail."""
 
 
 def _emails(text: str) -> Iterator[Span]:
     if not any(sign in text for sign in ("@", "at]", "at)", "at ]", "at )", "at}")):
         return
     for match in _EMAIL.finditer(text):
-        ending = re.split(r"\W", match[0])[-1].lower()
+        ending = re.split(r"\W", match[0])[-1]
         remote = text[match.end() : match.end() + 1] == ":" and match[0].startswith("git@")
-        if ending not in _FILE_ENDINGS and not remote and ".." not in match[0]:
+        named = ending.lower() in _FILE_ENDINGS or re.search("[a-z][A-Z]", ending)  # a file, or a member in code
+        if not named and not remote and ".." not in match[0] and not _NOBODY.search(match[0]):
             yield Span(match.start(), match.end(), "email")
 
 
@@ -59,6 +63,8 @@ _AMERICAN = re.compile(
     r"(?<![\w.+$#/-])(?:1[-. ])?(?:\(([2-9]\d\d)\) ?|([2-9]\d\d)([-. ]))([2-9]\d\d)([-. ])(\d{4})(?![\w/]|[-.]\d)"
 )
 _NATIONAL = re.compile(r"(?<![\w.+$#/-])\(?0\d{1,4}\)?(?:[ /-]\d{2,8}){1,5}(?![\w/]|[-.]\d)")
+_FICTIONAL = re.compile(r"(?:\+?1)?(?:\d{3})?555\d{4}|\+?1[01]\d{9}|\+?1\d{3}[01]\d{6}")
+"""North American numbers of nobody: exchange 555, and area codes and exchanges that begin with 0 or 1 (NANPA)."""
 _PHONE_WORDS = re.compile(
     r"\b(?:phones?|tel(?:ephone|efon)?|call(?: (?:me|us|him|her))?|fax|mobile|cell|contact|whats ?app|sms|text|reach\w*"
     r"|dial|hotline|ring|number)\b\W{0,3}(?:[\w']+\W+){0,4}$",
@@ -74,14 +80,20 @@ def _beside(text: str, start: int, words: re.Pattern[str], width: int = 48) -> b
     return words.search(text[max(0, start - width) : start]) is not None
 
 
+def _integer_limit(digits: str) -> bool:
+    """Tell whether a number is a power of two or one below it, as +2147483647 is."""
+    return any((value & (value - 1)) == 0 for value in (int(digits), int(digits) + 1))
+
+
 def _phones(text: str) -> Iterator[Span]:
     for match in _INTERNATIONAL.finditer(text):
         digits = re.sub(r"\D", "", match[0]).removeprefix("00")
-        written = not match[0][1:].isdigit() or len(digits) >= 10
+        written = not match[0][1:].isdigit() or (len(digits) >= 10 and not _integer_limit(digits))
         if (
             8 <= len(digits) <= 15
             and _CALLING_CODE.match(digits)
             and written
+            and not _FICTIONAL.fullmatch(digits)
             and not _beside(text, match.start(), _NOT_PHONE)
         ):
             yield Span(match.start(), match.end(), "phone")
@@ -89,7 +101,13 @@ def _phones(text: str) -> Iterator[Span]:
         area, exchange = match[1] or match[2], match[4]
         consistent = match[1] is not None or match[3] == match[5]
         spaced = match[5] == " " and match[1] is None
-        if area[1:] == "11" or exchange[1:] == "11" or not consistent or _beside(text, match.start(), _NOT_PHONE):
+        if (
+            area[1:] == "11"
+            or exchange[1:] == "11"
+            or exchange == "555"
+            or not consistent
+            or _beside(text, match.start(), _NOT_PHONE)
+        ):
             continue
         if not spaced or _beside(text, match.start(), _PHONE_WORDS):
             yield Span(match.start(), match.end(), "phone")
@@ -176,7 +194,8 @@ def _ssns(text: str) -> Iterator[Span]:
 
 
 # --- IP addresses --------------------------------------------------------------------------------------------------
-_IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+_IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d|/\d)")
+"""Not in front of a slash and a digit: a network is nobody's address."""
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-fA-F]{3}:[0-9a-fA-F:]{4,35}(?![\w:])")
 _IP_WORDS = re.compile(
     r"(?:\bips?\b|address|host|server|client|dns|ping|from|connect\w*|logged|login|resolv\w*)[^\n]{0,24}$", re.I
@@ -199,7 +218,10 @@ def _addresses(text: str) -> Iterator[Span]:
     for match in _IPV4.finditer(text):
         if not _global(match[0]) or _beside(text, match.start(), _VERSION_WORDS, 24):
             continue
-        if sorted(map(int, match[0].split(".")))[-2] >= 20 or _beside(text, match.start(), _IP_WORDS):
+        parts = list(map(int, match[0].split(".")))
+        if all(after - before == 1 for before, after in pairwise(parts)):
+            continue  # counted up, as 1.2.3.4: made up
+        if sorted(parts)[-2] >= 20 or _beside(text, match.start(), _IP_WORDS):
             yield Span(match.start(), match.end(), "ip")  # small numbers by themselves are a version or a section
     for match in _IPV6.finditer(text):
         if match[0].count(":") >= 3 and _global(match[0]):
@@ -225,7 +247,7 @@ _ASSIGNED = re.compile(
 )
 _URL_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{1,60}:([^\s/@\"'<>]{6,60})@(?!example\.)")
 _PLACEHOLDER = re.compile(
-    r"x{4,}|\*{3,}|\.{3}|example|your|change|password|passwd|secret|dummy|sample|test|placeholder|foo|none|null|token|\bmy",
+    r"x{4,}|\*{3,}|\.{3}|123456|abcdef|abc-?def|example|your|change|passw[o0]rd|passwd|s[e3]cret|dummy|sample|test|placeholder|foo|none|null|token|\bmy",
     re.I,
 )
 
@@ -280,6 +302,14 @@ def redact(text: str, spans: list[Span]) -> str:
         parts += [text[at : span.start], f"<{span.kind.upper()}>"]
         at = span.end
     return "".join(parts) + text[at:]
+
+
+def in_context(text: str, spans: list[Span], span: Span, before: int = 60, after: int = 30) -> str:
+    """Return a finding masked in brackets and what stands around it, every other finding replaced."""
+    left = redact(text[: span.start], [other for other in spans if other.end <= span.start])
+    following = [Span(s.start - span.end, s.end - span.end, s.kind) for s in spans if s.start >= span.end]
+    right = redact(text[span.end :], following)
+    return f"{left[-before:]}[{masked(text, span)}]{right[:after]}"
 
 
 def masked(text: str, span: Span) -> str:

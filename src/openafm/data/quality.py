@@ -259,7 +259,8 @@ def quality(config: QualityConfig, context: Context, *, documents: Path, judgeme
     scores = dict(zip(table["id"], table["quality"], strict=True))
     worst = sorted(scores, key=lambda i: (scores[i], i))[: int(len(scores) * config.drop_share)]
     drops = {i: Drop("quality.low", f"rated {scores[i]:.3f} of 1") for i in ([] if held_out["at_chance"] else worst)}
-    _, funnel = write_verdicts(documents, context.out, "quality", drops, scores)
+    notes = {document: f"rated {score:.3f} of 1" for document, score in scores.items()}
+    _, funnel = write_verdicts(documents, context.out, "quality", drops, scores, notes)
     metrics: Metrics = {"rated": len(scores), "held_out": held_out, "dropped": drops_by_reason(funnel, "quality")}
     if held_out["at_chance"]:
         metrics["why_not"] = "the classifier does not foretell the judge better than chance: nothing dropped"

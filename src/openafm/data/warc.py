@@ -34,7 +34,7 @@ def _page(record: WarcRecord, url: str) -> Page:
     broken = ""
     if not url or urlsplit(url).scheme not in ("http", "https"):
         broken, evidence = "warc.no-url", f"the target URI is {url[:80]!r}"
-    elif len(body) > MAX_PAGE_BYTES:
+    elif len(body) > MAX_PAGE_BYTES and not is_robots(url):  # of rules the beginning counts (RFC 9309, section 2.5)
         broken, evidence = "too-large", f"more than {MAX_PAGE_BYTES} bytes"
     elif not is_robots(url) and status != 200:
         broken, evidence = "http.status", f"status {status}"

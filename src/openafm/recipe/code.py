@@ -10,7 +10,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-DATA_SUFFIXES = (".jinja", ".txt", ".json", ".yaml", ".html", ".css")
+DATA_SUFFIXES = (".jinja", ".txt", ".json", ".jsonl", ".yaml", ".html", ".css")
 
 
 @cache
