@@ -1,0 +1,68 @@
+"""The terminal chat in a real terminal: Ctrl-C stops the answer, and the chat goes on."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+
+import pytest
+
+
+class Terminal:
+    """`openafm chat` behind a pseudo-terminal."""
+
+    def __init__(self, *words):
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "openafm", "chat", *words],
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, text):
+        os.write(self._master, text.encode())
+
+    def until(self, text, after=0):
+        """Read until `text` is on the screen after position `after`; returns the end of what was read."""
+        while text not in self.shown[after:]:
+            assert select.select([self._master], [], [], 240)[0], f"no {text!r} in {self.shown[after:]!r}"
+            self.shown += os.read(self._master, 65536).decode(errors="replace")
+        return len(self.shown)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+def _take_terminal():
+    """Make the pseudo-terminal the one whose Ctrl-C is a signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.fixture
+def terminal(run):
+    terminal = Terminal(str(run / "sft"), "--temperature", "0", "--max-tokens", "4000")  # greedy: it never ends
+    yield terminal
+    terminal.close()
+
+
+def test_control_c_stops_the_answer_and_the_chat_goes_on(terminal):
+    at = terminal.until("> ")
+    for _ in range(2):
+        terminal.type("some words\r")
+        echoed = terminal.until("some words", at)
+        said = terminal.until("e", echoed) if len(terminal.shown) == echoed else echoed
+        terminal.type("\x03")
+        at = terminal.until("> ", terminal.until("[stopped]", said) - 1)
+    terminal.type("half a line\x03")  # at the prompt it only drops what was typed
+    at = terminal.until("> ", terminal.until("half a line", at))
+    terminal.type("/help\r")
+    at = terminal.until("> ", terminal.until("Ctrl-C stops an answer", at))
+    terminal.type("/quit\r")
+    assert terminal.process.wait(timeout=240) == 0
