@@ -74,7 +74,7 @@ def _learning(run):
         rows = [{"step": 6 * i, "tokens": 12_000 * i, "loss": y, "cross_entropy": y} for i, y in enumerate(curve)]
         _lines(run / step / "metrics.jsonl", rows)
         metrics[step] = {
-            "parameters": 1_050_000,
+            "parameters": 2_800_000 if step == "teacher" else 1_050_000,
             "tokens": 480_000,
             "steps": 240,
             "rope_base": 500.0,

@@ -181,14 +181,15 @@ def _round(artifacts: Artifacts, step: str, best: str, members: dict[str, Any]) 
         )
         rows.append(
             [
-                f"{name} (best)" if name == best else name, made_by or "", share_cell(held_out), share_cell(validation),
+                f"{name} (best)" if name == best else name, share_cell(held_out), share_cell(validation),
                 number(held_out.get("n")), number(held_out.get("reward"), 3), number(held_out.get("tokens"), 1),
+                made_by or "–",
             ]
         )  # fmt: skip
     yield Table(
         f"The round of step {step}. Validation problems picked the best; held-out problems are only reported. Greedy "
         "answers, Wilson's 95% intervals, mean reward and length of an answer.",
-        ["member", "made by", "held-out right, %", "validation right, %", "n", "reward", "tokens"], rows, 2,
+        ["member", "held-out right, %", "validation right, %", "n", "reward", "tokens", "made by"], rows,
     )  # fmt: skip
     tasks = sorted({task for splits in members.values() for task in splits.get("heldout", {}).get("tasks", {})})
     yield Table(

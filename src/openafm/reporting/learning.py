@@ -109,7 +109,8 @@ def distilled_pairs(artifacts: Artifacts) -> list[tuple[str, str]]:
     """Distilled steps and their controls from scratch, and the stages that continue both alike, in order."""
     steps = artifacts.of("pretrain")
     size = {step: artifacts.metrics(step).get("parameters") for step in steps}
-    fresh = [step for step in steps if not artifacts.input(step, "model")]
+    teachers = {artifacts.input(step, "model") for step in artifacts.of("cache_teacher")}
+    fresh = [step for step in steps if not artifacts.input(step, "model") and step not in teachers]
     pairs: list[tuple[str, str]] = []
     for step in (step for step in steps if artifacts.input(step, "teacher_tokens")):
         control = next((other for other in fresh if size[other] == size[step]), None)

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullLocator
 
 INK, FAINT, PAGE = "#010203", "#010204", "#01020b"
 SERIES = tuple(f"#01020{digit}" for digit in "56789a")
@@ -179,6 +180,11 @@ def sprinkle(
             colour = SERIES[index % len(SERIES)]
             axes.plot(x, y, "o", color=colour, markersize=4.5, alpha=0.75, label=f"{kind} {unit}", linewidth=0)
         axes.set_xscale("log")
+        found = [value for row in dots.values() for value, _ in row if value > 0]
+        wide = max(found, default=1) / min(found, default=1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide < 20 else (1, 3) if wide < 300 else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         _label_rows(axes, list(dots), x_label)
         canvas.legend(loc="outside upper left", ncols=6, fontsize=8, columnspacing=1.2, handlelength=1)
         return _svg(canvas, name, alt)
