@@ -3,26 +3,31 @@ RECIPE ?= nano
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test setup lint bench clean
+.PHONY: run test setup lint bench clean help
 .DEFAULT_GOAL := run
 
-run: $(VENV)/.run ## bring a recipe's run up to date: make run RECIPE=tiny ARGS='--until teacher'
+run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 12 to 25 minutes, 1 GB)
 	@$(BIN)/openafm run $(RECIPE) $(ARGS)
 
-test: lint ## style, types, import layers, then the tests: make test ARGS=tests/recipe
+test: lint ## style, types, import layers, then the tests (6 to 10 minutes, 1 GB for a while): make test ARGS=tests/recipe
+	@echo "tests: 6 to 10 minutes on 2 cores for all of them, up to 1 GB in the temporary folder meanwhile"
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.dev ## style, types and import layers only
+lint: $(VENV)/.dev ## style, types and import layers only (half a minute)
+	@echo "lint: style, types and import layers, about half a minute"
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-setup: $(VENV)/.dev ## .venv with everything that run and test need
+setup: $(VENV)/.dev ## .venv with everything that run and test need (1 to 4 minutes, 2 GB)
 
-bench: $(VENV)/.bench ## one benchmark, or all: make bench NAME=palettize ARGS=--json
+bench: $(VENV)/.bench ## one benchmark (minutes), or all (an hour or so): make bench NAME=palettize ARGS=--json
 	@for name in $(or $(NAME),$(filter-out harness,$(basename $(notdir $(wildcard benchmarks/*.py))))); do \
 		$(BIN)/openafm bench $$name $(ARGS) || exit 1; done
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
 
 clean: ## remove .venv, builds and caches; runs/ and downloads stay
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -133,8 +133,12 @@ def why(
     """
     with _plain_errors():
         from openafm.data.documents import why
+        from openafm.recipe.artifacts import verify
 
-        typer.echo(why(url, _folder(run)))
+        folder = _folder(run)
+        for table in sorted(folder.glob("[!.]*/documents.parquet")):
+            verify(table.parent)
+        typer.echo(why(url, folder))
 
 
 @app.command()
@@ -280,9 +284,15 @@ def report(run: Run) -> None:
     Example: openafm report nano
     """
     with _plain_errors():
+        from openafm.recipe.artifacts import verify
+        from openafm.recipe.status import read_settings
         from openafm.reporting.report import write_report
 
-        typer.echo(str(write_report(_folder(run))))
+        folder = _folder(run)
+        read_settings(folder)
+        for manifest in sorted(folder.glob("[!.]*/manifest.json")):
+            verify(manifest.parent)
+        typer.echo(str(write_report(folder)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from openafm.data import readers
+from openafm.data import packages, readers
 from openafm.data.catalogue import Source, load
 from openafm.data.dirt import KINDS, DirtConfig
 from openafm.data.fetch import FLOWS, FetchConfig, fetch, fetch_catalogue
@@ -100,6 +100,32 @@ def test_a_missing_tool_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     out, metrics = run(tmp_path / "run", FetchConfig(catalogue=str(catalogue)))
     assert "apt-get" in metrics["tiers_missing"]["apt"] and metrics["documents_per_flow"] == {"public": 1}
     assert json.loads((out / "licences.json").read_text())["tiers_missing"] == metrics["tiers_missing"]
+
+
+def test_a_source_stands_in_for_a_missing_tier(tmp_path, monkeypatch):
+    catalogue = tmp_path / "x.yaml"
+    catalogue.write_text(
+        'date: "2025-01-01T00:00:00Z"\n'
+        "sources:\n"
+        "- {tier: apt, package: Translation-en, flow: human, form: descriptions, target: synopses}\n"
+        "- {tier: python, package: python, instead_of: apt, flow: human, form: docstrings, target: syn, limit: 50,\n"
+        "   names: [argparse, enum, pathlib, shutil, subprocess, tarfile, unittest, zipfile]}\n"
+    )
+    with_apt = fetch_catalogue(str(catalogue), tmp_path, tiers=["python"])
+    assert [entry.tier for entry in with_apt.catalogue.sources] == ["apt", "python"], "apt is left out by --set"
+    monkeypatch.setenv("PATH", "/nowhere")
+    out, metrics = run(tmp_path / "run", FetchConfig(catalogue=str(catalogue)))
+    assert metrics["human_pairs"] == {"syn": min(50, metrics["human_pairs"]["syn"])} and set(
+        metrics["tiers_missing"]
+    ) == {"apt"}
+    rows = lines(out / "human" / "syn.jsonl")
+    assert all(row["text"] and row["summary"] and "\n" not in row["summary"] for row in rows)
+    monkeypatch.undo()
+    if packages.missing_tool("apt") is None:
+        monkeypatch.setattr(packages, "refresh_apt", lambda cache: None)
+        monkeypatch.setattr(packages, "ensure_all", lambda wanted, *rest: ({}, {}))
+        tiers = [entry.tier for entry in fetch_catalogue(str(catalogue), tmp_path).catalogue.sources]
+        assert tiers == ["apt"], "where apt is there, nothing stands in for it"
 
 
 def test_unknown_catalogues_and_unpinned_packages_are_refused(tmp_path):

@@ -339,3 +339,43 @@ def test_a_kill_while_publishing(toys, tmp_path, monkeypatch, moment):
     bring_up(tmp_path, changed)
     assert json.loads((tmp_path / "toy/triple/scaled.json").read_text()) == [0, 4, 8, 12, 16]
     assert not list((tmp_path / "toy").glob(".*.old")) + list((tmp_path / "toy").glob(".*.partial"))
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_seen(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    path = tmp_path / "toy/double/manifest.json"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            assert runner.artifacts.read_manifest(path.parent) == runner.artifacts.Manifest(**json.loads(whole))
+        except ValueError as error:
+            assert str(path) in str(error)
+    path.write_bytes(whole.replace(b'"total": 10.0', b'"total": 18.0'))
+    executed, text = bring_up(tmp_path, recipe())
+    assert executed == ["double"] and "its checksum is wrong" in text
+
+
+def test_a_corrupt_run_json_is_named(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    (tmp_path / "toy/run.json").write_text('{"hardware": {"thr')
+    with pytest.raises(ValueError, match=r"run\.json is corrupt .*delete it"):
+        bring_up(tmp_path, recipe())
+
+
+def test_a_disk_without_room_after_a_step_is_full_although_nothing_was_raised(toys, tmp_path, monkeypatch):
+    """Some libraries cut off what they write and say nothing."""
+    real = runner.shutil.disk_usage
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: real(path)._replace(free=0))
+    monkeypatch.setattr(runner, "free_mb", lambda folder: 1e9)
+    with pytest.raises(runner.RunError, match=r"step count: the disk of .* is full"):
+        bring_up(tmp_path, recipe())
+
+
+def test_a_folder_that_cannot_be_written_names_the_remedy(toys, tmp_path, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(runner.RunError, match=r"cannot write in .*--runs-dir"):
+        bring_up(tmp_path, recipe())

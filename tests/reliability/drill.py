@@ -173,13 +173,13 @@ def two(drill: Drill) -> tuple[int, str]:
     return 1, "the second refused (exit code 1), the first ended with the unbroken bytes"
 
 
-def flips(drill: Drill) -> tuple[int, str]:
+def flips(drill: Drill, kinds: tuple[str, ...] = DAMAGES, singles: int = 4) -> tuple[int, str]:
     """A bit flipped, a file cut off, a file gone: seen in every file; then every step damaged at once, once a kind."""
     run = drill.prepare(drill.folder / "flipped")
     drill.finish(run.parent)
     rng = random.Random(drill.seed)
     tries = seen_by_inspection(run, drill, rng)
-    for kind in DAMAGES:
+    for kind in kinds:
         for step in drill.reference:
             damage(random_file(run / step, rng) if kind != "manifest" else run / step / artifacts.MANIFEST, kind, rng)
         printed = drill.finish(run.parent).stdout
@@ -189,7 +189,7 @@ def flips(drill: Drill) -> tuple[int, str]:
         assert not unnamed, f"{kind}: not named: {unnamed}"
         drill.compare(run)
         tries += len(drill.reference)
-    for step in rng.sample(sorted(drill.reference), min(4, len(drill.reference))):
+    for step in rng.sample(sorted(drill.reference), min(singles, len(drill.reference))):
         damage(random_file(run / step, rng), "flip", rng)
         printed = drill.finish(run.parent).stdout
         assert "1 step in" in printed, f"more than {step} was made again:\n{printed}"
@@ -245,12 +245,12 @@ def damage(path: Path, kind: str, rng: random.Random) -> bytes:
     return whole
 
 
-def disk(drill: Drill) -> tuple[int, str]:
+def disk(drill: Drill, sizes: tuple[int, ...] = DISK_KB) -> tuple[int, str]:
     """A disk that fills at several places, then one that cannot be written; after making room the run goes on."""
     kept: list[int] = []
-    with small_disk(drill.folder / "disk", DISK_KB[0]) as mounted:
+    with small_disk(drill.folder / "disk", sizes[0]) as mounted:
         run = drill.prepare(mounted)
-        for size in DISK_KB:
+        for size in sizes:
             _mount("-o", f"remount,size={size}k", str(mounted))
             done = subprocess.run(drill.command(mounted), capture_output=True, text=True, check=False)
             if done.returncode == 0:

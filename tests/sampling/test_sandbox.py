@@ -1,6 +1,9 @@
 """Attacks on the sandbox: none may get out, and each must end within its limit."""
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -152,3 +155,22 @@ def test_the_weak_backend_refuses_unless_allowed(monkeypatch):
         run("print(1)")
     monkeypatch.setenv(sandbox.ALLOW_WEAK, "1")
     assert run("print(1)").stdout == "1\n"
+
+
+def test_limits_hold_without_prlimit():
+    """As on macOS; there the memory limit is missing, on Linux the shell sets it too."""
+    command = [*sandbox._ulimit(LIMITS), sys.executable, "-c"]
+    endless = subprocess.run([*command, "while True: pass"], capture_output=True, timeout=30)
+    assert endless.returncode != 0
+    large = "import os; f = open('x', 'wb'); f.write(b'0' * (4 << 20))"
+    with tempfile.TemporaryDirectory() as folder:
+        assert subprocess.run([*command, large], cwd=folder, capture_output=True).returncode != 0
+    assert subprocess.run([*command, "print(1)"], capture_output=True).stdout == b"1\n"
+
+
+def test_no_backend_without_bubblewrap_or_leave(monkeypatch):
+    monkeypatch.setattr(sandbox, "_bubblewrap_works", lambda: False)
+    monkeypatch.delenv(sandbox.ALLOW_WEAK, raising=False)
+    assert sandbox.backend() == "none"
+    monkeypatch.setenv(sandbox.ALLOW_WEAK, "1")
+    assert sandbox.backend() == "weak"

@@ -55,6 +55,14 @@ def test_without_a_writer_the_programmatic_half_remains(stage, config, tmp_path,
     assert not any(source.startswith("writer") for source in metrics["yield"])
 
 
+def test_without_a_sandbox_no_program_is_run(sources, context, monkeypatch):
+    monkeypatch.setattr(sandbox, "_bubblewrap_works", lambda: False)
+    monkeypatch.delenv(sandbox.ALLOW_WEAK, raising=False)
+    metrics = code.code_data(STAGES[2][1], context("a"), sources=sources)
+    assert metrics["sandbox"] == "none" and metrics["solutions"] == 0 and metrics["examples"] > 10
+    assert "no sandbox here" in metrics["headline"]
+
+
 def test_the_random_writer_is_used_and_rejected(sources, context):
     metrics = STAGES[0][0](STAGES[0][1], context("a"), sources=sources)
     assert metrics["writer"]["tokens"] > 0 and metrics["writer"]["model"] == "models/writer"

@@ -121,3 +121,24 @@ def test_snapshots(tiny_config, token_shards, context):
     taken = []
     run(tiny_config, token_shards, context, snapshot=taken.append, snapshots=(10, 100))
     assert taken == [10, 100]
+
+
+def test_a_damaged_checkpoint_is_named_and_not_trained_on(tiny_config, token_shards, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise StoppedError
+
+    context = Context(tmp_path, tmp_path / "scratch")
+    with pytest.raises(StoppedError):
+        run(tiny_config, token_shards, context, before_step=stop, checkpoint_seconds=0.0)
+    path = tmp_path / "scratch" / "train.safetensors"
+    whole = path.read_bytes()
+    for at in (3, 100, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"train\.safetensors is damaged .*delete it"):
+            run(tiny_config, token_shards, context)
+    path.write_bytes(whole)
+    assert run(tiny_config, token_shards, context)[1][-1]["step"] == 100

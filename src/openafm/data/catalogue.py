@@ -51,7 +51,7 @@ class Source(Config):
     instead_of: Tier | None = None
     """Taken only where this tier cannot be had, or is left out."""
     names: tuple[str, ...] = ()
-    """Modules for `pydoc`, generators for `reasoning`."""
+    """Modules for `pydoc` and `docstrings` (all when empty), generators for `reasoning`."""
 
     @property
     def archive(self) -> Package:

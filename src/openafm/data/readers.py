@@ -331,7 +331,7 @@ def _release_notes(source: Source, files: Members) -> Iterator[dict[str, str]]:
 
 def _docstrings(source: Source, files: Members) -> Iterator[dict[str, str]]:
     """This interpreter's standard library: a docstring's first line sums up its other paragraphs (PEP 257)."""
-    for name in sorted(sys.stdlib_module_names):
+    for name in source.names or sorted(sys.stdlib_module_names):
         if name.startswith("_") or name in ("antigravity", "this"):
             continue
         found = importlib.util.find_spec(name)

@@ -77,7 +77,7 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     total = hashlib.sha256((metadata["state"] + metadata["records"]).encode())
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
