@@ -22,6 +22,7 @@ from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.scoring import intervals
 from openafm.stage import Config, Context, Metrics
+from openafm.training.hardware import autocast
 
 
 class CompressConfig(Config):
@@ -91,7 +92,7 @@ def sensitivities(
     batches = windows.batches(model.config.vocab_size)
 
     def log_probabilities(rows: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=context.hardware.precision == "bfloat16"):
+        with autocast(context.hardware):
             return F.log_softmax(model(rows[:, :-1]).float(), -1)
 
     reference = [log_probabilities(rows) for rows in batches]

@@ -18,6 +18,7 @@ from openafm.scoring import checks, intervals
 from openafm.stage import Config, Context, Hardware
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
+from openafm.training.hardware import autocast
 from openafm.training.losses import IGNORED
 from openafm.training.optimizers import RMSPropMomentum
 
@@ -131,13 +132,12 @@ def token_log_probs(
     Dropout is off, and the precision is the training loop's, so that a ratio to them starts at 1.
     """
     model.to(hardware.device).eval()
-    autocast = torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bfloat16")
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]) + len(pairs[i][1]), i))
     found: list[list[float]] = [[] for _ in pairs]
     for start in range(0, len(order), SAMPLE_BATCH):
         rows = order[start : start + SAMPLE_BATCH]
         batch = {name: x.to(hardware.device) for name, x in collate([answer_row(*pairs[i]) for i in rows]).items()}
-        with autocast:
+        with autocast(hardware):
             logits = model(batch["inputs"])
         log_probs = torch.log_softmax(logits.float(), -1)
         picked = log_probs.gather(-1, batch["targets"].clamp(min=0).unsqueeze(-1)).squeeze(-1)

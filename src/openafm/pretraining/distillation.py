@@ -15,6 +15,7 @@ from openafm.model.checkpoint import load_model
 from openafm.pretraining.mixture import Data
 from openafm.stage import Context, Metrics
 from openafm.training.batches import Batch, Batches, TokenBatches
+from openafm.training.hardware import autocast
 
 
 @torch.inference_mode()
@@ -38,7 +39,9 @@ def cache_teacher(config: Data, context: Context, *, model: Path, shards: Path) 
         for start in range(done, len(batches), together):
             steps = range(start, min(start + together, len(batches)))
             inputs = torch.cat([batches[step]["inputs"] for step in steps]).to(context.hardware.device)
-            file.write(teacher(inputs).argmax(-1).cpu().numpy().astype(dtype).tobytes())
+            with autocast(context.hardware):  # the precision that the teacher was trained in
+                top1 = teacher(inputs).argmax(-1)
+            file.write(top1.cpu().numpy().astype(dtype).tobytes())
             context.report("teacher tokens", steps.stop, len(batches))
     path.rename(context.out / "top1.bin")
     (context.out / "data.json").write_text(json.dumps(config.model_dump(), sort_keys=True) + "\n")

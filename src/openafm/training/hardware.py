@@ -43,6 +43,11 @@ def probe() -> tuple[Hardware, dict[str, Any]]:
     return Hardware(device, threads, precision, micro_batch), measured
 
 
+def autocast(hardware: Hardware) -> torch.autocast:
+    """The precision of a run's forward passes, as a context."""
+    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bfloat16")
+
+
 def best_device() -> str:
     """cuda, mps or cpu, whichever is there."""
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ from torch import nn
 from openafm.stage import Context
 from openafm.training.batches import Batch, Batches
 from openafm.training.checkpoints import load_checkpoint, save_checkpoint
+from openafm.training.hardware import autocast
 from openafm.training.losses import LossOutput
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import Schedule
@@ -101,9 +102,7 @@ def _accumulate(model: nn.Module, batch: Batch, loss: Loss, context: Context) ->
     metrics: dict[str, float] = {}
     for start in range(0, rows, chunk):
         part = {name: tensor[start : start + chunk] for name, tensor in batch.items()}
-        with torch.autocast(
-            context.hardware.device, dtype=torch.bfloat16, enabled=context.hardware.precision == "bfloat16"
-        ):
+        with autocast(context.hardware):
             output = loss(model, part)
         if not torch.isfinite(output.loss):
             raise ValueError("the loss is no longer finite: lower the learning rate (lr) of this step and run again")
