@@ -81,6 +81,12 @@ def test_limits(tmp_path):
     assert max(metrics["bytes_per_language"].values()) <= 5_000
 
 
+def test_the_catalogue_and_its_folders_belong_to_the_steps_key():
+    names = {path.name for path in CONFIG.files()}
+    assert {"tiny.yaml", "synopses.jsonl", "lid.176.ftz"} <= names
+    assert [path.name for path in FetchConfig(catalogue="nano").files()] == ["nano.yaml"]
+
+
 def test_an_unused_tier_leaves_its_sources_out():
     assert fetch_catalogue("tiny", tiers=["pypi"]).archives == {}
 

@@ -97,49 +97,53 @@ def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
 
 
 def kills(drill: Drill, count: int) -> tuple[int, str]:
-    """SIGKILL at random moments, half to the process, half to its group; each finished run is compared."""
+    """SIGKILL in random steps, half to the process, half to its group; each run is then finished and compared.
+
+    The moment is drawn from the time the step took in the unbroken run, so that a slow machine is killed all over too.
+    """
     rng = random.Random(drill.seed)
+    seconds = {
+        step: json.loads((drill.folder / f"unbroken/tiny/{step}/manifest.json").read_text())["times"]["seconds"]
+        for step in drill.reference
+    }
+    order = sorted(
+        seconds, key=lambda step: (drill.folder / "unbroken/tiny" / step / artifacts.MANIFEST).stat().st_mtime
+    )
     done = finished = 0
-    steps_hit: set[str] = set()
+    hit: set[str] = set()
     while done < count:
         finished += 1
         run = drill.prepare(drill.folder / f"killed-{finished}")
-        for _ in range(min(8, count - done)):
-            step = kill_once(
-                drill, run.parent, rng.uniform(0.5, min(20.0, max(4.0, drill.seconds / 4))), whole_group=done % 2 == 0
-            )
-            if step is None:
-                break
-            steps_hit.add(step)
-            done += 1
+        for step in sorted(rng.sample(order, min(8, count - done, len(order))), key=order.index):
+            if kill_once(drill, run, step, rng.uniform(0.0, seconds[step]), whole_group=done % 2 == 0):
+                hit.add(step)
+                done += 1
         drill.finish(run.parent)
         drill.compare(run)
-    return (
-        done,
-        f"{finished} runs ended with the unbroken bytes, killed in {len(steps_hit)} different steps; no orphans",
-    )
+    return done, f"{finished} runs ended with the unbroken bytes, killed in {len(hit)} different steps; no orphans"
 
 
-def kill_once(drill: Drill, runs: Path, seconds: float, whole_group: bool) -> str | None:
-    """Start, wait, kill; the step at work ("start" before the first), or None when the run was over before."""
-    mark = f"{runs}-{time.monotonic_ns()}"
+def kill_once(drill: Drill, run: Path, step: str, seconds: float, whole_group: bool) -> bool:
+    """Start, wait so many seconds into `step`, kill; False when the run was over before."""
+    mark = f"{run}-{time.monotonic_ns()}"
     process = subprocess.Popen(
-        drill.command(runs),
+        drill.command(run.parent),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
         env=os.environ | {MARK: mark},
     )
+    while not artifacts.partial(run, step).exists() and not (run / step).exists() and process.poll() is None:
+        time.sleep(0.01)
     try:
         process.wait(seconds)
-        assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""
-        return None
     except subprocess.TimeoutExpired:
-        at_work = [path.name for path in (runs / "tiny").glob(".*.partial")]
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert_nobody_left(mark)
-    return at_work[0] if at_work else "start"
+        process.wait()
+        assert_nobody_left(mark)
+        return True
+    assert process.returncode == 0, f"exit code {process.returncode} while {step} was to be killed"
+    return False
 
 
 def assert_nobody_left(mark: str, seconds: float = 10.0) -> None:
@@ -163,8 +167,10 @@ def two(drill: Drill) -> tuple[int, str]:
     first = subprocess.Popen(drill.command(run.parent), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not list(run.glob(".*.partial")):
         assert first.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # or it might be done before the second has started
     second = subprocess.run(drill.command(run.parent), capture_output=True, text=True, check=False)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1, second.stdout + second.stderr
     assert_one_line(second.stderr, "is being run by another process: wait for it, or stop it first")
     first.communicate()
@@ -256,7 +262,9 @@ def disk(drill: Drill, sizes: tuple[int, ...] = DISK_KB) -> tuple[int, str]:
             if done.returncode == 0:
                 break
             assert done.returncode == 1, done.stdout + done.stderr
-            assert_one_line(done.stderr, f"the disk of {run} is full", "make room, then the same command goes on")
+            last = done.stderr.strip().splitlines()[-1]  # daft prints a line of its own before
+            assert_one_line(last, f"the disk of {run} is full", "make room, then the same command goes on")
+            assert "Traceback" not in done.stderr, done.stderr
             for step, digest in digests(run).items():
                 assert digest == drill.reference[step], f"{step} was kept with other bytes"
             kept.append(len(digests(run)))

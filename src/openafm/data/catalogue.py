@@ -72,7 +72,7 @@ def load(name: str) -> tuple[Catalogue, Path]:
 
     Raises ValueError naming the file and the entry at fault.
     """
-    path = _find(name)
+    path = find(name)
     try:
         catalogue = Catalogue.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
@@ -85,7 +85,8 @@ def load(name: str) -> tuple[Catalogue, Path]:
     return catalogue, path.parent.parent
 
 
-def _find(name: str) -> Path:
+def find(name: str) -> Path:
+    """A catalogue's file, by path or by name in recipes/sources; ValueError with the known names."""
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise ValueError(f"{name} does not exist; name a catalogue of recipes/sources or give a path")

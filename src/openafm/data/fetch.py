@@ -19,7 +19,7 @@ import protego
 
 from openafm import jsonl
 from openafm.data import packages, readers
-from openafm.data.catalogue import Catalogue, Source, load
+from openafm.data.catalogue import Catalogue, Source, find, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
 from openafm.data.dirt import DirtConfig, Planted, plant
 from openafm.data.packages import Archive, Package
@@ -48,6 +48,12 @@ class FetchConfig(Config):
     """At most so much code in each programming language."""
     dirt: DirtConfig = DirtConfig()
     """How many dirty pages and documents are planted."""
+
+    def files(self) -> list[Path]:
+        """The catalogue and what its `folder` sources hold: a change of them makes the step stale."""
+        catalogue, root = load(self.catalogue)
+        folders = sorted({root / source.package for source in catalogue.sources if source.tier == "folder"})
+        return [find(self.catalogue), *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
 
 
 @dataclasses.dataclass(frozen=True)
