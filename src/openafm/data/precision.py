@@ -1,4 +1,4 @@
-"""Precision on real documents: what the filters hit there, joined to what people who read it said.
+"""Precision on real documents: what the filters hit there, joined to what its readers said.
 
 Recall is measured on planted dirt, precision is not: real pages are where filters hit what they should not. Each filter
 step writes its real hits to `audit.jsonl`; `labels/*.jsonl` beside this module say of hits that were read whether they
