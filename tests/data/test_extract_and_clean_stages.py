@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import random
@@ -167,6 +168,21 @@ def test_again_and_on_one_core_gives_the_same_bytes(done, sources, tmp_path, mon
     for name in ("documents.parquet", "funnel.json"):
         for step in ("extract", "clean"):
             assert (tmp_path / step / name).read_bytes() == (folder / step / name).read_bytes()
+
+
+def test_damaged_rules_shut_out_unless_a_whole_copy_is_there_and_long_ones_count(tmp_path):
+    rules, long = b"User-agent: *\nDisallow: /closed/\n", b"User-agent: *\nDisallow: /\n" + b"# x\n" * 3_000_000
+    for host, text in (("a.example", rules), ("long.example", long)):
+        write_archive(tmp_path / f"{host}.warc.gz", {}, text)
+    whole = gzip.decompress((tmp_path / "a.example.warc.gz").read_bytes())
+    broken = tmp_path / "b.warc"
+    broken.write_bytes(whole.replace(b"/closed/", b"/opened/"))  # its digest no longer fits
+    for paths, answers in (([broken], [False, False]), ([broken, tmp_path / "a.example.warc.gz"], [True, False])):
+        known = ingest.read_robots(paths)
+        assert [ingest.allowed(f"https://a.example/{path}/1", known, "openafm") for path in ("x", "closed")] == answers
+    known = ingest.read_robots([tmp_path / "long.example.warc.gz"])
+    assert not ingest.allowed("https://long.example/x", known, "openafm")
+    assert ingest.allowed("https://elsewhere.example/x", known, "openafm")
 
 
 def test_sources_without_anything_say_so(tmp_path):

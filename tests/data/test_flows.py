@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import fasttext
 import pytest
@@ -85,4 +86,13 @@ def test_planted_items_go_in_every_flow_and_the_rest_stays(tmp_path, sources):
             pair = [fate[f"http://{flow}.example/{name}"] for name in (number, f"{kind}_copy")]
             assert sorted(row["reason"] for row in pair) == ["", f"duplicate.{kind}"]
     assert len(fate) == len(corpus())
-    assert "card" in documents.why("http://math.example/card", tmp_path)
+    left = [row["text"].casefold() for row in fate.values() if row["verdict"] == "keep"]
+    assert len(left) == 5 * len(documents.FLOWS) - 2 * len(documents.FLOWS)
+    words = " ".join(re.findall(r"\w+", QUESTION.casefold()))
+    assert not any(CARD in text or words in " ".join(re.findall(r"\w+", text)) for text in left)
+    for flow in documents.FLOWS:
+        assert "clean: dropped: pii.card" in documents.why(f"http://{flow}.example/card", tmp_path)
+        told = documents.why(f"http://{flow}.example/benchmark", tmp_path).splitlines()
+        assert [line.split(" (")[0].strip() for line in told[2:]] == [
+            *("clean: kept", "dedup: kept", "decontaminate: dropped: benchmark.shop")
+        ]

@@ -1,4 +1,4 @@
-"""Precision on real documents: what the filters hit there, joined to what people who read it said.
+"""Precision on real documents: what the filters hit there, joined to what its readers said.
 
 Recall is measured on planted dirt, precision is not: real pages are where filters hit what they should not. Each filter
 step writes its real hits to `audit.jsonl`; `labels/*.jsonl` beside this module say of hits that were read whether they
@@ -6,7 +6,7 @@ were right: {"kind", "url", "hash", "label", "note", "evidence"}, evidence maske
 what was judged (the finding, the n-gram, or the document's text), so a label holds as long as that stays the same, on
 any machine and under changed filters; a hit that nobody has read is counted as unlabelled, and never as right.
 
-The labels were made by this project's developers reading, not by an outside panel, and filters were changed after it.
+The labels are the developers' (a language model read for them), not an outside panel's; filters were changed after it.
 """
 
 import hashlib
