@@ -78,8 +78,11 @@ def _import_directory(path: Path, folder: Path) -> str:
 
 def _from_hub(model: str) -> Path:
     """The files of a model on the Hub, downloaded into its own cache once."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise ValueError(f"{model} is on the Hugging Face Hub: pip install huggingface_hub, or give a folder") from None
 
     name, _, revision = model.partition("@")
     try:
