@@ -41,6 +41,10 @@ def _data(run):
         "card": {"planted": 20, "caught": 19, "recall": 0.95},
         "email": {"planted": 30, "caught": 30, "recall": 1.0},
     }
+    labelled = {"redacted.email": (31, 18, 2), "redacted.card": (2, 0, 0), "repetitive": (7, 3, 3)}
+    precision = {
+        reason: {"hits": hits, "true": right, "false": wrong} for reason, (hits, right, wrong) in labelled.items()
+    }
     copies = {"near_copy": {"planted": 12, "found": 11}}
     audited = {
         "id": "a",
@@ -54,7 +58,7 @@ def _data(run):
     return {
         "fetch": {"pages": 2500, "tiers_missing": {"apt": "no apt-get here"}, "sources_missing": {}},
         "extract": {"documents": 2500},
-        "clean": {"planted_recall": caught, "real_hits": {"pii.card": 2, "redacted.email": 31, "safety.adult": 1}},
+        "clean": {"planted_recall": caught, "precision_on_real": precision},
         "dedup": {"planted": copies},
         "judge": {"judged": 120, "agreement_with_itself": 0.86},
         "quality": {"auc": 0.81},
