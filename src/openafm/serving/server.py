@@ -31,8 +31,9 @@ from openafm.serving.opening import Opened, open_model
 from openafm.serving.replies import Reply
 from openafm.serving.requests import ApiError, ChatCompletion, Completion, TextCompletion, parse
 from openafm.serving.transport import Counting, EventStream, answer_errors, read_body, to_json, unless_gone
-from openafm.serving.worker import Busy, Job, Worker
+from openafm.serving.worker import Busy, Job, Stopped, Worker
 
+STOPPING = "the server is stopping"
 CLOSE_SECONDS = 3
 """How long a stopped server waits for connections before it cuts them."""
 
@@ -95,6 +96,8 @@ class Serving:
             return EventStream(_events(reply, answer, job, first, asked.stream_options.include_usage), job)
         except TimeoutError as error:
             raise ApiError(503, f"{error}: try again later", code="timeout") from None
+        except Stopped:
+            raise ApiError(503, STOPPING, code="stopping") from None
         finally:
             if not handed_on:
                 job.stop()
@@ -164,6 +167,9 @@ async def _events(reply: Reply, answer: Answer, job: Job, first: str, counts: bo
         async for text in job:
             if text:
                 yield event(reply.piece(text))
+    except Stopped:
+        yield event(ApiError(503, STOPPING, code="stopping").body())
+        return
     except Exception:  # the status is sent already: the protocol tells errors in the stream
         yield event(ApiError(500, "the engine failed in the middle of the answer").body())
         raise
@@ -183,6 +189,7 @@ def create_app(opened: Opened, key: str | None = None, limits: Limits = Limits()
         serving.worker.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.worker = serving.worker
     app.add_middleware(Counting, metrics=serving.metrics)
     answer_errors(app)
     _add_routes(app, serving)
@@ -260,6 +267,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class _Server(uvicorn.Server):
+    """Stops the answers that are being made before it waits for its connections."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        assert isinstance(self.config.app, FastAPI)
+        self.config.app.state.worker.stop()
+        await super().shutdown(sockets)
+
+
 def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits) -> None:
     """Serve the best model in `folder` until interrupted.
 
@@ -278,4 +294,4 @@ def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits) -
         print(f"model {opened.path} as {opened.name}, adapters: {adapters}")
         print(f"http://{place}:{listener.getsockname()[1]}  the page; …/v1 for clients. Ctrl-C stops.", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=[listener])

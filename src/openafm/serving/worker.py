@@ -11,6 +11,10 @@ class Busy(Exception):  # noqa: N818  names the state, as queue.Full does
     """All places in the queue are taken."""
 
 
+class Stopped(Exception):  # noqa: N818
+    """The job was stopped before its answer was whole."""
+
+
 class Job:
     """An answer that is waiting, being made, or over: `async for` gives its pieces as they come."""
 
@@ -40,6 +44,7 @@ class Job:
         """Give up the place in the queue, or stop after the token that is being computed."""
         self._stopped.set()
         self.future.cancel()
+        self._arrived.put_nowait(Stopped())  # for who still waits, when the server ends
 
     def run(self) -> None:
         """Make the answer; called in the worker's thread."""
@@ -91,8 +96,12 @@ class Worker:
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(forget))
         return job
 
-    def close(self) -> None:
-        """Stop what runs, drop what waits, end the thread."""
+    def stop(self) -> None:
+        """Stop what runs, drop what waits."""
         for job in list(self._jobs):
             job.stop()
+
+    def close(self) -> None:
+        """Stop everything and end the thread."""
+        self.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
