@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint as a `Sampler`: vLLM on a cluster, a stronger judge, `openafm serve`.
+"""Any OpenAI-compatible endpoint with log-probabilities as a `Sampler`: vLLM on a cluster, a stronger judge.
 
 Answers are kept on disk under a digest of the request, so that a step run again asks nothing twice and gives the same
 bytes; delete the cache folder to ask anew.
