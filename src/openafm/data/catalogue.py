@@ -67,8 +67,10 @@ class Catalogue(Config):
     sources: tuple[Source, ...]
 
 
-def load(name: str) -> tuple[Catalogue, Path]:
+def load(name: str, texts: str = "") -> tuple[Catalogue, Path]:
     """A catalogue by path or by name in recipes/sources, and the folder its `folder` sources are relative to.
+
+    With `texts`, a user's own folder is one source more.
 
     Raises ValueError naming the file and the entry at fault.
     """
@@ -82,7 +84,20 @@ def load(name: str) -> tuple[Catalogue, Path]:
             raise ValueError(
                 f"{path}: {source.package} needs a version and a sha256, for what is fetched must be pinned"
             )
-    return catalogue, path.parent.parent
+    own = _own_texts(Path(texts).expanduser().resolve()) if texts else []
+    return catalogue.model_copy(update={"sources": (*catalogue.sources, *own)}), path.parent.parent
+
+
+def _own_texts(folder: Path) -> list[Source]:
+    """Sources that read a user's own folder: its .txt, .md and .html files become pages of the web flow."""
+    if not folder.is_dir():
+        raise ValueError(f"texts: {folder} is not a folder")
+    shared = {
+        "package": str(folder), "tier": "folder", "flow": "web", "host": "texts.example",
+        "licence": "LicenseRef-own", "disallow": ("/.nothing-is-shut-out/",),
+    }  # fmt: skip
+    forms = {"markdown": ("*.txt", "*.md"), "html": ("*.html", "*.htm")}
+    return [Source.model_validate({**shared, "form": form, "files": files}) for form, files in forms.items()]
 
 
 def find(name: str) -> Path:

@@ -36,6 +36,8 @@ class FetchConfig(Config):
 
     catalogue: str = "nano"
     """Name of a catalogue in recipes/sources, or the path of one."""
+    texts: str = ""
+    """A folder of your own, whose .txt, .md and .html files join the web pages; empty for none."""
     cache: str = ""
     """Folder of downloads; empty for $OPENAFM_CACHE or ~/.cache/openafm."""
     tiers: tuple[str, ...] = ("pypi", "npm", "apt", "folder", "python")
@@ -51,7 +53,7 @@ class FetchConfig(Config):
 
     def files(self) -> list[Path]:
         """The catalogue and what its `folder` sources hold: a change of them makes the step stale."""
-        catalogue, root = load(self.catalogue)
+        catalogue, root = load(self.catalogue, self.texts)
         folders = sorted({root / source.package for source in catalogue.sources if source.tier == "folder"})
         return [find(self.catalogue), *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
 
@@ -74,12 +76,13 @@ def fetch_catalogue(
     cache: Path | None = None,
     progress: Callable[[str, float, float | None], None] = lambda label, done, total: None,
     tiers: Iterable[str] = ("pypi", "npm", "apt", "folder", "python"),
+    texts: str = "",
 ) -> Fetched:
     """Bring every package of the catalogue `name` into `cache`; what is there with the right digest is not fetched.
 
     Raises ValueError for an unknown catalogue, a failed download or a wrong digest, with the remedy.
     """
-    catalogue, root = load(name)
+    catalogue, root = load(name, texts)
     cache = cache or packages.default_cache()
     asked = sorted({source.tier for source in catalogue.sources} & set(tiers))
     reasons: dict[str, str | None] = {tier: packages.missing_tool(tier) for tier in asked}
@@ -99,7 +102,7 @@ def fetch(config: FetchConfig, context: Context) -> Metrics:
     """Write the Sources artifact: warc/, four flows, planted marks, benchmarks/, human/, models/, words/, licences."""
     started = time.monotonic()
     cache = Path(config.cache).expanduser() if config.cache else None
-    fetched = fetch_catalogue(config.catalogue, cache, context.report, config.tiers)
+    fetched = fetch_catalogue(config.catalogue, cache, context.report, config.tiers, config.texts)
     context.note(download_seconds=time.monotonic() - started)
     context.note(downloaded_bytes=sum(archive.downloaded_bytes for archive in fetched.archives.values()))
     rows = _read(fetched, config, context)
