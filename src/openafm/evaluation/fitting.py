@@ -174,7 +174,7 @@ def _figures(variant: Variant, variants: Sequence[Variant], found: Found, seed: 
         "perplexity_interval": [round(exp(end), 4) for end in intervals.mean(losses)] if len(losses) > 1 else None,
         "loss_over_base": round(sum(change) / len(change), 5),
         "loss_over_base_interval": _interval(change),
-        "kl": round(sum(kl) / len(kl), 6),
+        "kl": round(sum(kl) / len(kl), 6) + 0.0,  # no minus before a rounded zero
         "kl_interval": _interval(kl),
     }
     control = [v.name for v in variants if v.without == BASE and v.rank == variant.rank]
