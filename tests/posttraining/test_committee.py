@@ -120,8 +120,8 @@ def test_the_committee_picks_the_best(model, drawn, examples, reward, context):
         examples=examples,
     )
     assert len(chosen["checkpoints"]) == 2
-    rewards = {name: row["reward"] for name, row in chosen["checkpoints"].items()}
-    assert rewards[chosen["checkpoint"]] == max(rewards.values())
+    by_picks = {name: (row["best_of_n"]["passed"], row["reward"]) for name, row in chosen["checkpoints"].items()}
+    assert by_picks[chosen["checkpoint"]] == max(by_picks.values())
 
     step = context("committee")
     config = CommitteeConfig(problems=16)

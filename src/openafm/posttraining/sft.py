@@ -145,7 +145,7 @@ def sft_arms(config: ArmsConfig, context: Context, *, model: Path, examples: Pat
 class BestConfig(Config):
     """The choice of an SFT checkpoint."""
 
-    problems: int = 64
+    problems: int = 128
     """Validation problems."""
     answers: int = 4
     """Answers to each: N of best-of-N."""
@@ -154,8 +154,13 @@ class BestConfig(Config):
 
 
 def sft_best(config: BestConfig, context: Context, *, snapshots: Path, reward: Path, examples: Path) -> Metrics:
-    """Copy the checkpoint of the SFT run `snapshots` with the best mean reward of best-of-N; ties go to the first."""
-    scorer = Scorer.load(reward, MixConfig(verified_weight=0.0))  # the reward model alone decides, as AFM's does
+    """Copy the checkpoint of the SFT run `snapshots` that is best by best-of-N under the reward model.
+
+    The reward model picks one of N answers to each problem. The checkpoint with the most picks that are verified wins,
+    then the one with the higher reward, then the earlier one: AFM has rewards alone, but a mean of best rewards also
+    rises with a model's entropy, and favours the least trained checkpoint.
+    """
+    scorer = Scorer.load(reward, MixConfig(verified_weight=0.0))  # the picks are the reward model's alone
     validation = jsonl.read(examples / "validation.jsonl")
     table: dict[str, Any] = {}
     folders = sorted((snapshots / "snapshots").glob("*"))
@@ -175,7 +180,7 @@ def sft_best(config: BestConfig, context: Context, *, snapshots: Path, reward: P
             "best_of_n": rate(sum(answers[i].passed for i in picks), len(picks)),
             "single": rate(sum(answer.passed for answer in answers), len(answers)),
         }
-    best = max(sorted(table), key=lambda name: table[name]["reward"])
+    best = max(sorted(table), key=lambda name: (table[name]["best_of_n"]["passed"], table[name]["reward"]))
     save_model(Policy.load(snapshots / "snapshots" / best).model, context.out, tokenizer=snapshots)
     write_json(context.out / "chosen.json", {"checkpoint": best, "checkpoints": table})
     return {"checkpoint": best, "checkpoints": table}
