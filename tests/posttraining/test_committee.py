@@ -47,8 +47,8 @@ def test_members_take_turns_and_every_prompt_gets_its_samples(model, examples, r
     prompts = by_prompt(rows)
     assert len(prompts) == 9
     assert all(len(answers) == 4 for _, answers in prompts)
-    assert all(answers == sorted(answers, key=lambda a: -a["reward"]) for _, answers in prompts)
-    assert {name: figure["n"] for name, figure in metrics.items()} == dict.fromkeys(members, 12)
+    assert all(answers == sorted(answers, key=lambda a: (not a["passed"], -a["reward"])) for _, answers in prompts)
+    assert {name: figure["n"] for name, figure in metrics["members"].items()} == dict.fromkeys(members, 12)
     assert all(len(a["tokens"]) == len(a["logprobs"]) for _, answers in prompts for a in answers)
     rollouts(config, two, members=members, reward=reward, examples=examples)
     same_files(one.out, two.out)

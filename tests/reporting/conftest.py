@@ -141,8 +141,10 @@ def _aligning(run):
         "sft_best": {"checkpoint": "step_200", "checkpoints": {"step_100": point, "step_200": point}},
         "preferences": {"mapping": "margin 1 -> negligible; margin 4 or more -> significant"},
         "reward": {"pairs": 800, "heldout": measured},
-        "rollouts": {"sft_best": {"reward": 0.5, **_rate(30, 96)}, "sft_last": {"reward": 0.4, **_rate(20, 96)}},
-        "rollouts_2": {"dpo": {"reward": 0.61, **_rate(44, 96)}},
+        "rollouts": {
+            "members": {"sft_best": {"reward": 0.5, **_rate(30, 96)}, "sft_last": {"reward": 0.4, **_rate(20, 96)}}
+        },
+        "rollouts_2": {"members": {"dpo": {"reward": 0.61, **_rate(44, 96)}}},
         "mdloo": {"steps": 6},
         "committee": {"best": "dpo"},
         "committee_2": {"best": "mdloo"},

@@ -50,7 +50,9 @@ def rollouts(
         config, context, members, Scorer.load(reward, config.mix), jsonl.read(examples / "train.jsonl"), "rollouts"
     )
     jsonl.write(context.out / "rollouts.jsonl", rows)
-    return by_member(rows)
+    members_found = by_member(rows)
+    right = ", ".join(f"{name} {row['passed']}/{row['n']}" for name, row in members_found.items())
+    return {"headline": f"answers right: {right}", "members": members_found}
 
 
 def draw(

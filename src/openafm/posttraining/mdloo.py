@@ -94,11 +94,14 @@ def mdloo(
     write_curve(curve, context.out)
     jsonl.write(context.out / "iterations.jsonl", iterations)
     disagreement = max(row["sampler_trainer_difference"] for row in iterations)
+    first, last = iterations[0], iterations[-1]
     return {
+        "headline": f"mean reward {first['reward']:.2f} -> {last['reward']:.2f}, KL to the SFT model "
+        f"{last['kl_reference']:.2f} nats an answer",
         "steps": len(curve),
         "sampler_trainer_difference": disagreement,
-        "first": iterations[0],
-        "last": iterations[-1],
+        "first": first,
+        "last": last,
     }
 
 

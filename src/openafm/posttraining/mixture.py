@@ -70,7 +70,9 @@ def sft_mixture(config: MixtureConfig, context: Context, *, parts: dict[str, Pat
         jsonl.write(context.out / f"train_{name}.jsonl", mixed)
         metrics["arms"][name] = shares(mixed)
     write_json(context.out / "mixture.json", metrics)
-    return metrics
+    counts = [metrics[name]["examples"] for name in ("train", "validation", "heldout")]
+    told = "{:,} examples to train on, {:,} to choose by, {:,} held out".format(*counts)
+    return {"headline": f"{told}; {metrics['train']['human_share']:.1%} by people", **metrics}
 
 
 def judge(rows: Sequence[Row], config: MixtureConfig, index: NgramIndex) -> tuple[list[str], dict[str, Any]]:

@@ -50,7 +50,8 @@ def preferences(config: PreferencesConfig, context: Context, *, model: Path, exa
         jsonl.write(context.out / f"{split}.jsonl", pairs)
         metrics[split] = {"prompts": len(problems), "pairs": len(pairs), "strengths": strength_counts(pairs)}
     write_json(context.out / "mapping.json", metrics)
-    return metrics
+    counts = f"{metrics['train']['pairs']} pairs to train on, {metrics['heldout']['pairs']} held out"
+    return {"headline": f"{counts}; {metrics['mapping']}", **metrics}
 
 
 def judged_pairs(

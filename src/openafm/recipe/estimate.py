@@ -13,8 +13,8 @@ from openafm.recipe.progress import clock
 from openafm.recipe.recipe import Recipe
 from openafm.recipe.status import State
 
-PLANNED_SPEED = 65_000.0
-"""Tokens a second of the probe's block at which nano takes the time it plans: it took 0.64 of it at 102,000."""
+PLANNED_SPEED = 190_000.0
+"""Tokens a second of the probe's block on the machine whose times the recipes plan with."""
 ENOUGH_SECONDS = 60.0
 """So much finished work, as planned, tells this machine's pace better than the probe does."""
 SLOWEST, FASTEST = 10.0, 0.5

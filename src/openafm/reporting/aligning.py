@@ -204,8 +204,7 @@ def _rollouts(artifacts: Artifacts) -> Table:
     rows: Rows = [
         [step, name, number(found.get("reward"), 3), share_cell(found), number(found.get("n"))]
         for step in artifacts.of("rollouts")
-        for name, found in artifacts.metrics(step).items()
-        if isinstance(found, dict)
+        for name, found in artifacts.metrics(step).get("members", {}).items()
     ]
     return Table(
         "The answers that members learn from, sampled from all models so far on training problems.",
