@@ -132,7 +132,7 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
         left_out[flow] = len(apart) - len(unseen)
         for split, chosen in (("train", ids - apart), ("heldout", unseen)):
             splits[split][flow] = write_shard(context.out / split, flow, _split(encoded, chosen), dtype)
-    absent = sorted(set(FLOWS) - set(flows))
+    absent = sorted(set(config.flows or FLOWS) - set(flows))
     index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits, "absent": absent}
     (context.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     shutil.copyfile(documents / "funnel.json", context.out / "funnel.json")
