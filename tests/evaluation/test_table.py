@@ -30,3 +30,4 @@ def test_the_table_keeps_the_order_and_leaves_out_what_nobody_measured(tmp_path)
     text = captured.get()
     assert "2.51 ±0.11" in text and "2.60 n = 1" in text and "50.0 31–69" in text and "1.05M" in text
     assert "sft [x]" in text
+    assert text.splitlines()[-2].split() == ["n", "1", "to", "16", "24"]

@@ -59,7 +59,7 @@ def cell(metric: str, estimate: Estimate | None) -> tuple[str, str]:
 
 
 def render(rows: list[Row]) -> Table:
-    """The table for the terminal; each value is followed by its 95% interval."""
+    """The table for the terminal; each value is followed by its 95% interval, each column by its n."""
     shown = columns(rows)
     title = "After each stage, on held-out text and problems (95% intervals)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -70,4 +70,11 @@ def render(rows: list[Row]) -> Table:
     for row in rows:
         cells = (" ".join(cell(metric, row.estimates.get(metric))).strip() for metric, _ in shown)
         table.add_row(escape(row.model), f"{row.parameters / 1e6:.2f}M", *cells)
+    table.add_row("n", "", *(_counts(metric, rows) for metric, _ in shown))
     return table
+
+
+def _counts(metric: str, rows: list[Row]) -> str:
+    """How many windows or problems a column's values rest on."""
+    counts = sorted({row.estimates[metric].n for row in rows if metric in row.estimates})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
