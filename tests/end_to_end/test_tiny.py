@@ -71,6 +71,29 @@ def test_killed_runs_end_with_the_same_bytes(whole, tmp_path):
     assert digests(tmp_path / "tiny") == digests(whole)
 
 
+def test_no_held_out_problem_is_in_any_training_set(whole):
+    """Problems by what they ask, whatever file of whatever step: SFT arms, committee answers, preference pairs."""
+
+    def asked(*names: str) -> set[str]:
+        paths = [path for name in names for path in whole.glob(name)]
+        assert paths, names
+        rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        return {json.dumps(row["messages"]) for row in rows}
+
+    def keys(*names: str) -> set[str]:
+        rows = [json.loads(line) for name in names for line in (whole / "sft_mixture" / name).read_text().splitlines()]
+        return {row["lineage"].split("/", 2)[-1] for row in rows if row["origin"] == "synthetic"}
+
+    trained = asked(
+        "sft_mixture/train*.jsonl", "rollouts*/rollouts.jsonl", "rejection*/best.jsonl", "preferences*/train.jsonl"
+    )
+    assert not trained & asked(
+        "sft_mixture/heldout.jsonl", "sft_mixture/validation.jsonl", "preferences*/heldout.jsonl"
+    )
+    assert not keys("train.jsonl") & keys("heldout.jsonl")  # not in other words either
+    assert not keys("train.jsonl") & keys("validation.jsonl")
+
+
 def test_the_model_answers(whole):
     done = openafm("chat", str(whole), input="What is 2 + 2?\n")
     assert done.returncode == 0, done.stderr
