@@ -112,4 +112,4 @@ def _task_steps(folder: Path, command: Sequence[str], task: str, data: Path) -> 
     makers = [LAST, *(step.name for step in before.steps.values() if step.stage == "task_adapter")]
     made = [name for name in makers if name == LAST or (folder / name / "manifest.json").exists()]
     inputs = f"{{package: {made[-1]}, examples: data_{task}}}"
-    return [read, f"steps.adapt_{task}={{run: task_adapter, seconds: 250, inputs: {inputs}, with: {{name: {task}}}}}"]
+    return [read, f"steps.adapt_{task}={{run: task_adapter, seconds: 100, inputs: {inputs}, with: {{name: {task}}}}}"]
