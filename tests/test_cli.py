@@ -92,7 +92,8 @@ def test_debug_raises(verb):
 
 def test_bench_hands_its_options_on(verb):
     Path("benchmarks").mkdir()
-    Path("benchmarks/echo.py").write_text("import sys; print(sys.argv[1:])")
+    Path("benchmarks/beside_echo.py").write_text("import sys\nwords = sys.argv[1:]")
+    Path("benchmarks/echo.py").write_text("from beside_echo import words\nprint(words)")
     assert verb("bench", "echo", "--json", "--n", "3").output == "['--json', '--n', '3']\n"
 
 

@@ -312,6 +312,7 @@ def bench(
             )
             raise ValueError(f"no benchmark called {name!r}; there are: {known}")
         sys.argv = [str(script), *context.args]
+        sys.path.insert(0, str(folder.resolve()))  # as python itself does for a script: they share harness.py
         runpy.run_path(str(script), run_name="__main__")
 
 
