@@ -278,10 +278,13 @@ def serve(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(
+    run: Run,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report's texts and tables as Markdown here.")] = None,
+) -> None:
     """Write the run's report.html anew from its artifacts.
 
-    Example: openafm report nano
+    Example: openafm report nano --markdown docs/results/nano.md
     """
     with _plain_errors():
         from openafm.recipe.artifacts import verify
@@ -292,7 +295,7 @@ def report(run: Run) -> None:
         read_settings(folder)
         for manifest in sorted(folder.glob("[!.]*/manifest.json")):
             verify(manifest.parent)
-        typer.echo(str(write_report(folder)))
+        typer.echo(str(write_report(folder, markdown)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
