@@ -136,7 +136,7 @@ def why(
         from openafm.recipe.artifacts import verify
 
         folder = _folder(run)
-        for table in sorted(folder.glob("[!.]*/documents.parquet")):
+        for table in sorted(folder.glob("[!.]*/documents")):
             verify(table.parent)
         typer.echo(why(url, folder))
 

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from openafm import jsonl
-from openafm.data.documents import drops_by_reason, recall
+from openafm.data.documents import drops_by_reason, read, recall
 from openafm.data.frames import Drop, daft, kept, write_verdicts
 from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
@@ -242,7 +242,8 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
                 found_in[document] = Hit(drop.reason, url, hashed, flow, evidence)
             else:
                 notes[document] = f'common phrases only, as "{index.ngrams[found[0]]}"'
-    table, funnel = write_verdicts(documents, context.out, "decontaminate", drops, notes=notes)
+    funnel = write_verdicts(documents, context.out, "decontaminate", drops, notes=notes)
+    table = read(context.out, ("id", "planted", "reason"))
     real = set(table.filter(pa.compute.is_null(table["planted"]))["id"].to_pylist())
     dropped = drops_by_reason(funnel, "decontaminate")
     return {

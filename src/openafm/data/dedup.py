@@ -218,7 +218,7 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
             notes[rows[best]["id"]] = f"the best of {len(group)} copies"
             line = {"kept": rows[best]["id"], "dropped": [rows[copy]["id"] for copy in copies]}
             file.write(json.dumps(line) + "\n")
-    _, funnel = write_verdicts(documents, context.out, "dedup", drops, notes=notes)
+    funnel = write_verdicts(documents, context.out, "dedup", drops, notes=notes)
     dropped = drops_by_reason(funnel, "dedup")
     return {
         "headline": f"{len(rows):,} documents, " + ", ".join(f"{reason} {n}" for reason, n in dropped.items()),
