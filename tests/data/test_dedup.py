@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data import documents
-from openafm.data.dedup import BANDS, ROWS, DedupConfig, dedup, near_duplicates, signatures
+from openafm.data.dedup import DedupConfig, dedup, near_duplicates
+from openafm.data.minhash import BANDS, ROWS, signatures
+from openafm.data.ngrams import shingles
 from openafm.stage import Context
 
 VOCABULARY = [f"word{i}" for i in range(3000)]
@@ -57,7 +59,7 @@ def test_recall_and_precision_against_brute_force():
 def test_the_estimate_is_as_good_as_datasketch():
     datasketch = pytest.importorskip("datasketch")
     texts = edited_copies(2, 40, 1, edits=(0, 25))
-    ours = signatures(texts)
+    ours = signatures(*shingles(texts, 5))
     theirs = []
     for text in texts:
         words, sketch = text.split(), datasketch.MinHash(num_perm=BANDS * ROWS, seed=1)

@@ -60,11 +60,22 @@ class _Worker:
         return [json.dumps(self.work(json.loads(task))) for task in tasks.to_pylist()]
 
 
-def each(make: Callable[..., Any], arguments: Sequence[Any], tasks: Sequence[Any], report: Report, label: str) -> list:
+def each(
+    make: Callable[..., Any],
+    arguments: Sequence[Any],
+    tasks: Sequence[Any],
+    report: Report,
+    label: str,
+    light: bool = False,
+) -> list[Any]:
     """`make(*arguments)(task)` for every task (plain JSON, as are the results), in processes; results in their order.
 
     `make` and `arguments` travel to the processes, so they are a class of a module and paths, texts and numbers.
+    `light` work is done in this process: others take seconds to start.
     """
+    if light:
+        work = make(*arguments)
+        return [work(task) for task in _reported(tasks, report, label)]
     worker = daft.cls(_Worker, use_process=True, max_concurrency=min(workers(), len(tasks)))(make, arguments)
     frame = daft.from_pydict({"at": list(range(len(tasks))), "task": [json.dumps(task) for task in tasks]})
     results: list[Any] = [None] * len(tasks)
@@ -73,6 +84,13 @@ def each(make: Callable[..., Any], arguments: Sequence[Any], tasks: Sequence[Any
         results[row["at"]] = json.loads(row["result"])
         report(label, done, len(tasks))
     return results
+
+
+def _reported(tasks: Sequence[Any], report: Report, label: str) -> Iterator[Any]:
+    for done, task in enumerate(tasks):
+        report(label, done, len(tasks))
+        yield task
+    report(label, len(tasks), len(tasks))
 
 
 class _Rewrite:
@@ -109,14 +127,14 @@ def write_verdicts(
     """
 
     def write(part: Path) -> list[Row]:
-        tables = (_with_verdicts(table, stage, drops, quality or {}, notes or {}) for table in batches(part))
+        tables = (with_verdicts(table, stage, drops, quality or {}, notes or {}) for table in batches(part))
         return write_part(out / FOLDER / part.name, tables)
 
     with ThreadPoolExecutor(workers()) as pool:  # most of it is reading and compressing, outside of Python's lock
         return write_funnel(out, pool.map(write, parts(folder)))
 
 
-def _with_verdicts(
+def with_verdicts(
     table: pa.Table, stage: str, drops: Mapping[str, Drop], quality: Mapping[str, float], notes: Mapping[str, str]
 ) -> pa.Table:
     """The table with this filter's verdict behind the earlier ones of every document that it was shown."""
