@@ -32,9 +32,13 @@ def _is_word() -> np.ndarray:
 
 
 @cache
-def _powers(base: np.uint64, size: int) -> np.ndarray:
+def _powers(base: np.uint64, bits: int) -> np.ndarray:
+    return np.multiply.accumulate(np.concatenate([np.ones(1, np.uint64), np.full(2**bits - 1, base)]))
+
+
+def powers(base: np.uint64, size: int) -> np.ndarray:
     """(size,) uint64: powers of the base, modulo 2^64; the base is odd, so they have inverses."""
-    return np.multiply.accumulate(np.concatenate([np.ones(1, np.uint64), np.full(size - 1, base)]))
+    return _powers(base, max(18, size.bit_length()))[:size]
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
@@ -60,11 +64,10 @@ def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # the last point is a line's end, outside of words
     edges = np.concatenate([[0], edges]) if inside[0] else edges
     starts, ends = edges[::2], edges[1::2]
-    size = 1 << max(18, len(points).bit_length())
     sums = np.empty(len(points) + 1, np.uint64)
     sums[0] = 0
-    np.cumsum(points * _powers(_BASE, size)[: len(points)], out=sums[1:])
-    found = mix((sums[ends] - sums[starts]) * _powers(_INVERSE, size)[starts])
+    np.cumsum(points * powers(_BASE, len(points)), out=sums[1:])
+    found = mix((sums[ends] - sums[starts]) * powers(_INVERSE, len(points))[starts])
     texts_start = np.cumsum([0, *(len(text) + 1 for text in folded)])
     return found, np.searchsorted(starts, texts_start)
 
