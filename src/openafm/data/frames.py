@@ -22,13 +22,14 @@ import daft
 import pyarrow as pa
 
 from openafm.data.documents import FOLDER, SCHEMA, Row, batches, parts, write_funnel, write_part
-from openafm.data.parallel import workers
+from openafm.data.parallel import died, on_cluster, workers
 
 # Daft's threads still let go of Python objects when a query has returned; an interpreter that ends in that very moment
 # aborts ("PyGILState_Release", seen in one of ten short scripts with Daft 0.7.26). A pause lets them finish.
 atexit.register(time.sleep, 0.1)
 
 Report = Callable[[str, float, float | None], None]
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,34 @@ def each(
     """`make(*arguments)(task)` for every task (plain JSON, as are the results), in processes; results in their order.
 
     `make` and `arguments` travel to the processes, so they are a class of a module and paths, texts and numbers.
-    `light` work is done in this process: others take seconds to start.
+    `light` work is done in this process, unless there is a cluster: others take seconds to start. Daft starts a process
+    of the cluster again that died; should it die itself, what is not done is asked for again.
     """
-    if light:
+    if light and not on_cluster():
         work = make(*arguments)
         return [work(task) for task in _reported(tasks, report, label)]
-    worker = daft.cls(_Worker, use_process=True, max_concurrency=min(workers(), len(tasks)))(make, arguments)
-    frame = daft.from_pydict({"at": list(range(len(tasks))), "task": [json.dumps(task) for task in tasks]})
-    results: list[Any] = [None] * len(tasks)
-    report(label, 0, len(tasks))
-    for done, row in enumerate(frame.select("at", worker.run(daft.col("task")).alias("result")).iter_rows(), 1):
-        results[row["at"]] = json.loads(row["result"])
-        report(label, done, len(tasks))
-    return results
+    results: dict[int, Any] = {}
+    for attempt in range(_ATTEMPTS):
+        try:
+            for at, result in _spread(make, arguments, [(at, t) for at, t in enumerate(tasks) if at not in results]):
+                results[at] = result
+                report(label, len(results), len(tasks))
+            break
+        except Exception as error:
+            if attempt == _ATTEMPTS - 1 or not died(error):
+                raise
+    return [results[at] for at in range(len(tasks))]
+
+
+def _spread(
+    make: Callable[..., Any], arguments: Sequence[Any], tasks: Sequence[tuple[int, Any]]
+) -> Iterator[tuple[int, Any]]:
+    """The results of numbered tasks as they come."""
+    worker = daft.cls(_Worker, use_process=True, max_concurrency=max(1, min(workers(), len(tasks))))(make, arguments)
+    columns = {"at": [at for at, _ in tasks], "task": [json.dumps(task) for _, task in tasks]}
+    frame = daft.from_pydict(columns).select("at", worker.run(daft.col("task")).alias("result"))
+    for row in frame.iter_rows():
+        yield row["at"], json.loads(row["result"])
 
 
 def _reported(tasks: Sequence[Any], report: Report, label: str) -> Iterator[Any]:
