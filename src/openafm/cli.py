@@ -92,6 +92,10 @@ def run(
     only: Annotated[str | None, typer.Option(metavar="STEP", help="Run this step on what is there.")] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Redo it and its followers.")] = None,
     until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(envvar="OPENAFM_CLUSTER", metavar="ADDRESS", help="Ray cluster for the data steps, or `local`."),
+    ] = None,
 ) -> None:
     """Bring a recipe's run up to date; what is current is skipped.
 
@@ -102,6 +106,10 @@ def run(
         from openafm.recipe.runner import run_to_the_end
 
         console = _console()
+        if cluster:
+            from openafm.data.parallel import use_cluster
+
+            use_cluster(cluster)
         wanted = recipes.load(recipe, set_)
         run_to_the_end(wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until)
 
@@ -136,7 +144,7 @@ def why(
         from openafm.recipe.artifacts import verify
 
         folder = _folder(run)
-        for table in sorted(folder.glob("[!.]*/documents.parquet")):
+        for table in sorted(folder.glob("[!.]*/documents")):
             verify(table.parent)
         typer.echo(why(url, folder))
 
@@ -308,7 +316,7 @@ def bench(
     """
     with _plain_errors():
         folder = Path("benchmarks")
-        script = folder / f"{name}.py"
+        script = folder / f"{name.replace('-', '_')}.py"
         if not script.is_file():
             known = (
                 ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none; go to a checkout of the project"

@@ -16,9 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import protego
+from pydantic import field_validator
 
 from openafm import jsonl
 from openafm.data import packages, readers
+from openafm.data.benchmarks import bring
 from openafm.data.catalogue import Catalogue, Source, find, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
 from openafm.data.dirt import DirtConfig, Planted, plant
@@ -38,6 +40,8 @@ class FetchConfig(Config):
     """Name of a catalogue in recipes/sources, or the path of one."""
     texts: str = ""
     """A folder of your own, whose .txt, .md and .html files join the web pages; empty for none."""
+    benchmarks: tuple[str, ...] = ()
+    """Benchmarks of your own to decontaminate against: folders, files, or hf:owner/name (see `data.benchmarks`)."""
     cache: str = ""
     """Folder of downloads; empty for $OPENAFM_CACHE or ~/.cache/openafm."""
     tiers: tuple[str, ...] = ("pypi", "npm", "apt", "folder", "python")
@@ -55,7 +59,15 @@ class FetchConfig(Config):
         """The catalogue and what its `folder` sources hold: a change of them makes the step stale."""
         catalogue, root = load(self.catalogue, self.texts)
         folders = sorted({root / source.package for source in catalogue.sources if source.tier == "folder"})
-        return [find(self.catalogue), *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+        own = [Path(place).expanduser() for place in self.benchmarks if not place.startswith("hf:")]
+        below = (path for folder in [*folders, *own] for path in (folder, *folder.rglob("*")) if path.is_file())
+        return [find(self.catalogue), *below]
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        """`--set fetch.benchmarks=FOLDER` names one."""
+        return (value,) if isinstance(value, str) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +126,11 @@ def fetch(config: FetchConfig, context: Context) -> Metrics:
     _write_documents(rows.documents + planted.documents, context.out)
     robots = [{"url": url, "kind": "robots"} for url in shut]
     _write_jsonl(context.out / "planted.jsonl", sorted(planted.marks + robots, key=lambda mark: mark["url"]))
+    for place in config.benchmarks:  # after planting: dirt is made of the catalogue's benchmarks alone
+        for name, items in bring(place, fetched.cache).items():
+            if name in rows.benchmarks:
+                raise ValueError(f"benchmarks: two are called {name}; rename the file in {place}")
+            rows.benchmarks[name] = items
     _write_rest(rows, context.out)
     _write_licences(fetched, context.out)
     return _metrics(fetched, rows, planted, hosts, len(shut))

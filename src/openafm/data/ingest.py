@@ -1,4 +1,4 @@
-"""Step `extract`: pages out of WARC files and the four other flows become one table of documents.
+"""Step `extract`: pages out of WARC files and the four other flows become documents in the order of their ids.
 
 AFM's web data begins with a crawl that obeys robots.txt and with body extraction (arXiv 2407.21075, section 3.1.1).
 Reading, the robots check and the extraction are one Daft program over the archive files; it runs in processes, as HTML
@@ -6,9 +6,9 @@ is parsed under Python's lock. Pages that cannot be used stay in the table as dr
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from openafm.data.documents import SCHEMA, Row
 from openafm.data.extract import UndecodableError, decode, extract_decoded
 from openafm.data.frames import daft
 from openafm.data.parallel import workers
+from openafm.data.sorting import Sorter
 from openafm.data.warc import Page, is_robots, pages
 from openafm.stage import Config, Context, Metrics
 
@@ -108,23 +109,20 @@ class _Extractor:
         return [page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
 
 
-def _web(paths: list[Path], config: ExtractConfig, context: Context) -> pa.Table:
+def _web(paths: list[Path], config: ExtractConfig, context: Context) -> Iterator[pa.Table]:
     extractor = daft.cls(_Extractor, use_process=True, max_concurrency=workers())
     frame = daft.from_pydict({"path": [str(path) for path in paths]}).select(_read(daft.col("path")).alias("page"))
     rows = extractor(read_robots(paths), config.model_dump_json()).rows(frame["page"])
     frame = frame.select(rows.alias("row")).select(*(daft.col("row")[name].alias(name) for name in SCHEMA.names))
-    parts = [pa.Table.from_batches([], SCHEMA)]
     done = 0
     for part in frame.to_arrow_iter():
         done += len(part)
         context.report("extract web pages", done, None)
-        parts.append(pa.Table.from_batches([part]).cast(SCHEMA))
-    return pa.concat_tables(parts)
+        yield pa.Table.from_batches([part]).cast(SCHEMA)
 
 
-def read_flow(path: Path, flow: str) -> tuple[list[Row], list[str]]:
-    """Read one of the JSONL flows: (documents, rejects as "line: what is wrong")."""
-    rows, rejects = [], []
+def read_flow(path: Path, flow: str, rejects: list[str]) -> Iterator[Row]:
+    """Yield the documents of one of the JSONL flows; what cannot be read is added to `rejects` as "line: why"."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -134,10 +132,15 @@ def read_flow(path: Path, flow: str) -> tuple[list[Row], list[str]]:
                     raise ValueError("url and text must be texts")
                 columns = {name: entry.get(name) or "" for name in ("source", "licence", "title", "code_language")}
                 row = documents.document(url, flow, text, **columns, planted=entry.get("planted"))
-                rows.append(documents.judged(row, STAGE, "keep"))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 rejects.append(f"{path.name}:{number}: {type(error).__name__}: {error}"[:200])
-    return rows, rejects
+            else:
+                yield documents.judged(row, STAGE, "keep")
+
+
+def _tables(rows: Iterator[Row]) -> Iterator[pa.Table]:
+    while group := list(islice(rows, documents.GROUP_ROWS)):
+        yield pa.Table.from_pylist(group, SCHEMA)
 
 
 def planted_marks(sources: Path) -> dict[str, str]:
@@ -158,8 +161,15 @@ def _first_of_each_url(table: pa.Table) -> tuple[pa.Table, int]:
     return order.filter(pa.array(first, pa.bool_())).drop_columns("at"), len(ids) - sum(first)
 
 
+def _marked(table: pa.Table, marks: Mapping[str, str]) -> pa.Table:
+    """The table with what was planted in it."""
+    columns = zip(table["url"].to_pylist(), table["planted"].to_pylist(), strict=True)
+    planted = pa.array([marks.get(url, mark) for url, mark in columns], pa.string())
+    return table.set_column(SCHEMA.get_field_index("planted"), "planted", planted)
+
+
 def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metrics:
-    """Write documents.parquet and funnel.json from `sources`: warc/*.warc.gz and {code,math,licensed,public}.jsonl.
+    """Write documents/ and funnel.json from `sources`: warc/*.warc.gz and {code,math,licensed,public}.jsonl.
 
     Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted.
     """
@@ -167,33 +177,34 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
     flows = [(sources / f"{flow}.jsonl", flow) for flow in FLOWS if (sources / f"{flow}.jsonl").is_file()]
     if not paths and not flows:
         raise ValueError(f"{sources} holds neither warc/*.warc.gz nor a flow like code.jsonl: run `fetch` first")
-    table = _web(paths, config, context) if paths else pa.Table.from_batches([], SCHEMA)
-    nameless = pa.compute.equal(table["url"], "")
-    lost = table.filter(nameless)
-    rejects = [
-        f"{reason}: {what}" for reason, what in zip(*(lost[c].to_pylist() for c in ("reason", "evidence")), strict=True)
-    ]
-    parts = [table.filter(pa.compute.invert(nameless))]
+    rejects, sorter, marks = list[str](), Sorter(context.scratch), planted_marks(sources)
+    for table in _web(paths, config, context) if paths else ():
+        nameless = pa.compute.equal(table["url"], "")
+        sorter.add(table.filter(pa.compute.invert(nameless)))
+        lost = table.filter(nameless).select(["reason", "evidence"]).to_pylist()
+        rejects += [f"{row['reason']}: {row['evidence']}" for row in lost]
     for path, flow in context.track(flows, "read flows"):
-        rows, broken = read_flow(path, flow)
-        parts.append(pa.Table.from_pylist(rows, SCHEMA))
-        rejects += broken
-    table, repeated = _first_of_each_url(pa.concat_tables(parts))
-    marks = planted_marks(sources)
-    planted = [
-        marks.get(url, mark) for url, mark in zip(*(table[c].to_pylist() for c in ("url", "planted")), strict=True)
-    ]
-    table = table.set_column(SCHEMA.get_field_index("planted"), "planted", pa.array(planted, pa.string()))
-    funnel = documents.write(table, context.out)
+        for table in _tables(read_flow(path, flow, rejects)):
+            sorter.add(table)
+    repeated = 0
+
+    def finish(table: pa.Table) -> pa.Table:
+        nonlocal repeated
+        table, others = _first_of_each_url(table)
+        repeated += others
+        return _marked(table, marks)
+
+    funnel = sorter.write(context.out, finish)
     (context.out / "rejects.jsonl").write_text("".join(json.dumps(reject) + "\n" for reject in sorted(rejects)))
-    kept = Counter(table.filter(pa.compute.equal(table["verdict"], "keep"))["flow"].to_pylist())
+    kept = {entry["flow"]: entry["documents"] for entry in funnel if not entry["stage"]}
+    total = sum(entry["documents"] for entry in funnel)
     return {
-        "headline": f"{len(table):,} documents: " + ", ".join(f"{flow} {n:,}" for flow, n in sorted(kept.items())),
+        "headline": f"{total:,} documents: " + ", ".join(f"{flow} {n:,}" for flow, n in sorted(kept.items())),
         "archives": len(paths),
-        "documents": len(table),
+        "documents": total,
         "kept": dict(sorted(kept.items())),
         "dropped": documents.drops_by_reason(funnel, STAGE),
         "rejected_without_url": len(rejects),
         "repeated_urls": repeated,
-        "planted_recall": documents.recall(table, {"robots": ("robots",)}),
+        "planted_recall": documents.recall(documents.read(context.out, ("planted", "reason")), {"robots": ("robots",)}),
     }

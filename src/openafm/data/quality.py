@@ -8,6 +8,7 @@ which then rates every page. Part of the sample is judged in a second wording: h
 import json
 import re
 from collections.abc import Sequence
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,10 @@ def agreement(scores: np.ndarray, seed: int = 0) -> Metrics:
 
 def _sample(documents: Path, config: JudgeConfig, seed: int) -> list[Row]:
     """Pages by the hash of seed and id: a sample that does not depend on what else is there."""
-    pages = [row for row in rows(documents) if row["flow"] in _FLOWS]
-    return sorted(pages, key=lambda row: xxhash.xxh3_64_intdigest(f"{seed}/judge/{row['id']}".encode()))[
-        : config.documents
-    ]
+    pages = (row for row in rows(documents) if row["flow"] in _FLOWS)
+    return nsmallest(
+        config.documents, pages, key=lambda row: xxhash.xxh3_64_intdigest(f"{seed}/judge/{row['id']}".encode())
+    )
 
 
 def _done(path: Path, wanted: list[str]) -> list[Metrics]:
@@ -230,9 +231,11 @@ def _held_out(lines: list[str], good: np.ndarray, config: QualityConfig, context
     }
 
 
-def _judged_lines(judgements: Path, pages: dict[str, str], words: int) -> tuple[list[str], np.ndarray]:
+def _judged_lines(judgements: Path, documents: Path, words: int) -> tuple[list[str], np.ndarray]:
     """Features of the judged pages and whether each is above the judge's median."""
     lines = jsonl.read(judgements / FILE)
+    judged = {line["id"] for line in lines}
+    pages = {row["id"]: row["text"] for row in rows(documents) if row["id"] in judged and row["flow"] in _FLOWS}
     found = [line for line in lines if line["id"] in pages]
     scores = np.array([line["score"] for line in found])
     return [features(pages[line["id"]], words) for line in found], scores > np.median(scores) if found else scores > 0
@@ -244,8 +247,7 @@ def quality(config: QualityConfig, context: Context, *, documents: Path, judgeme
     Nothing is dropped when the classifier cannot foretell the judge better than chance (95% interval of its area under
     the curve on held-out pages): a filter that knows nothing would only throw away text. The metrics say so.
     """
-    pages = {row["id"]: row["text"] for row in rows(documents) if row["flow"] in _FLOWS}
-    lines, good = _judged_lines(judgements, pages, config.words)
+    lines, good = _judged_lines(judgements, documents, config.words)
     if min(good.sum(), (~good).sum()) < config.folds:
         write_verdicts(documents, context.out, "quality", {})
         return {"rated": 0, "dropped": {}, "why_not": f"{len(lines)} judged pages are too few to learn from"}
@@ -260,7 +262,7 @@ def quality(config: QualityConfig, context: Context, *, documents: Path, judgeme
     worst = sorted(scores, key=lambda i: (scores[i], i))[: int(len(scores) * config.drop_share)]
     drops = {i: Drop("quality.low", f"rated {scores[i]:.3f} of 1") for i in ([] if held_out["at_chance"] else worst)}
     notes = {document: f"rated {score:.3f} of 1" for document, score in scores.items()}
-    _, funnel = write_verdicts(documents, context.out, "quality", drops, scores, notes)
+    funnel = write_verdicts(documents, context.out, "quality", drops, scores, notes)
     metrics: Metrics = {"rated": len(scores), "held_out": held_out, "dropped": drops_by_reason(funnel, "quality")}
     if held_out["at_chance"]:
         metrics["why_not"] = "the classifier does not foretell the judge better than chance: nothing dropped"
