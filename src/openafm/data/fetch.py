@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import protego
-
 from openafm import jsonl
-from openafm.data import packages, readers
+from openafm.data import packages, readers, robots
 from openafm.data.catalogue import Catalogue, Source, find, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
 from openafm.data.dirt import DirtConfig, Planted, plant
@@ -112,8 +110,8 @@ def fetch(config: FetchConfig, context: Context) -> Metrics:
     planted = plant(crawled, rows.documents, rows.benchmarks, config.dirt, context.seed)
     hosts = _write_web(rows.pages + planted.pages, rules, fetched.catalogue.date, context.out)
     _write_documents(rows.documents + planted.documents, context.out)
-    robots = [{"url": url, "kind": "robots"} for url in shut]
-    _write_jsonl(context.out / "planted.jsonl", sorted(planted.marks + robots, key=lambda mark: mark["url"]))
+    marks = [*planted.marks, *({"url": url, "kind": "robots"} for url in shut)]
+    _write_jsonl(context.out / "planted.jsonl", sorted(marks, key=lambda mark: mark["url"]))
     _write_rest(rows, context.out)
     _write_licences(fetched, context.out)
     return _metrics(fetched, rows, planted, hosts, len(shut))
@@ -231,8 +229,8 @@ def _rules(catalogue: Catalogue, pages: list[Page]) -> dict[str, list[str]]:
 
 def _shut_out(pages: list[Page], rules: dict[str, list[str]]) -> set[str]:
     """Addresses that a crawler may not take."""
-    robots = {host: protego.Protego.parse(robots_txt(shut).decode()) for host, shut in rules.items()}
-    return {page.url for page in pages if not robots[urlsplit(page.url).netloc].can_fetch(page.url, "*")}
+    answers = {host: robots.parse(robots_txt(shut)) for host, shut in rules.items()}
+    return {page.url for page in pages if not answers[urlsplit(page.url).netloc].allows(page.url, "*")}
 
 
 def _write_web(pages: list[Page], rules: dict[str, list[str]], date: str, out: Path) -> dict[str, int]:
