@@ -1,4 +1,4 @@
-"""RFC 9309 as a table of cases: the RFC's own examples, and what Google's public parser tests say of the same points."""
+"""RFC 9309 as a table of cases: the RFC's own examples, and what the tests of Google's parser say of the same."""
 
 import pytest
 from hypothesis import given, settings

@@ -69,10 +69,10 @@ class Robots:
 
     def allows(self, url: str, agent: str) -> bool:
         """Tell whether the longest rule that fits is an `Allow`; equal lengths and no rule at all allow."""
-        path = _path(url)
+        path = comparable(url)
         if path == "/robots.txt":
             return True
-        fitting = [(rule.octets, rule.allow) for rule in self.rules.get(self.group(agent), ()) if rule.matches(path)]
+        fitting = [(one.octets, one.allow) for one in self.rules.get(self.group(agent), ()) if one.matches(path)]
         return max(fitting, default=(0, True))[1]
 
     def delay(self, agent: str) -> float:
@@ -113,7 +113,8 @@ def _special(text: str) -> str:
     return text.replace("$", "%24")
 
 
-def _path(url: str) -> str:
+def comparable(url: str) -> str:
+    """Path and query of a URL as patterns are compared with them."""
     try:
         parts = urlsplit(url)
     except ValueError:  # a malformed host; the path can still be told apart
@@ -122,7 +123,8 @@ def _path(url: str) -> str:
     return _special(normalize(path)).replace("*", "%2A")
 
 
-def _rule(value: str, allow: bool) -> Rule:
+def rule(value: str, allow: bool) -> Rule:
+    """Read one pattern."""
     pattern = normalize(value)
     anchored = pattern.endswith("$")
     body = pattern[:-1] if anchored else pattern
@@ -161,9 +163,8 @@ def parse(robots_txt: bytes) -> Robots:
         else:
             open_group = False
             if value:
-                rule = _rule(value, key == "allow")
                 for agent in agents:
-                    rules[agent].append(rule)
+                    rules[agent].append(rule(value, key == "allow"))
     return Robots({agent: tuple(group) for agent, group in rules.items()}, delays)
 
 
