@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from openafm import jsonl
-from openafm.data import packages, readers, robots
+from openafm.data import own, packages, readers, robots
 from openafm.data.catalogue import Catalogue, Source, find, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
 from openafm.data.dirt import DirtConfig, Planted, plant
@@ -35,7 +35,7 @@ class FetchConfig(Config):
     catalogue: str = "nano"
     """Name of a catalogue in recipes/sources, or the path of one."""
     texts: str = ""
-    """A folder of your own, whose .txt, .md and .html files join the web pages; empty for none."""
+    """Your own folder or file: WARC, WET, HTML, text, code, JSONL, Parquet (see `openafm.data.own`); empty for none."""
     cache: str = ""
     """Folder of downloads; empty for $OPENAFM_CACHE or ~/.cache/openafm."""
     tiers: tuple[str, ...] = ("pypi", "npm", "apt", "folder", "python")
@@ -53,7 +53,7 @@ class FetchConfig(Config):
         """The catalogue and what its `folder` sources hold: a change of them makes the step stale."""
         catalogue, root = load(self.catalogue, self.texts)
         folders = sorted({root / source.package for source in catalogue.sources if source.tier == "folder"})
-        return [find(self.catalogue), *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+        return [find(self.catalogue), *(path for folder in folders for path in own.files(folder))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,14 @@ def fetch(config: FetchConfig, context: Context) -> Metrics:
     _write_jsonl(context.out / "planted.jsonl", sorted(marks, key=lambda mark: mark["url"]))
     _write_rest(rows, context.out)
     _write_licences(fetched, context.out)
-    return _metrics(fetched, rows, planted, hosts, len(shut))
+    mine = [(source, fetched.archives[source.archive].path) for source in fetched.catalogue.sources if _own(source)]
+    taken = own.take(mine, context.out, fetched.catalogue.date, context.report) if mine else None
+    return _metrics(fetched, rows, planted, hosts, len(shut)) | ({"own": taken.summary()} if taken else {})
+
+
+def _own(source: Source) -> bool:
+    """Whether a source is read as it comes, without the limits on packages."""
+    return source.form == "any"
 
 
 @dataclasses.dataclass
@@ -133,7 +140,7 @@ def _read(fetched: Fetched, config: FetchConfig, context: Context) -> _Rows:
     rows = _Rows()
     by_archive: dict[Package, list[Source]] = defaultdict(list)
     for source in fetched.catalogue.sources:
-        if source.archive in fetched.archives:
+        if source.archive in fetched.archives and not _own(source):
             by_archive[source.archive].append(source)
     for package, sources in context.track(by_archive.items(), "reading packages", len(by_archive)):
         archive = fetched.archives[package]
