@@ -17,11 +17,11 @@ import pyarrow as pa
 from openafm import jsonl
 from openafm.data import documents, robots
 from openafm.data.documents import SCHEMA, Row
-from openafm.data.extract import UndecodableError, decode, extract_decoded
+from openafm.data.extract import Extraction, UndecodableError, decode, extract_decoded
 from openafm.data.frames import daft
 from openafm.data.parallel import workers
 from openafm.data.sorting import Sorter
-from openafm.data.warc import Page, is_robots, pages
+from openafm.data.warc import TEXT, Page, is_robots, pages
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "extract"
@@ -81,13 +81,20 @@ def page_document(page: Page, known: Robots, config: ExtractConfig) -> Row:
     if not allowed(page.url, known, config.agent):
         return documents.drop(row, STAGE, "robots", f"robots.txt of {source} shuts {config.agent} out of this path")
     try:
-        found = extract_decoded(decode(page.body, page.charset))
+        found = _body(decode(page.body, page.charset), page.content_type)
     except UndecodableError as error:
         return documents.drop(row, STAGE, "undecodable", str(error))
     row = documents.with_text(row | {"title": found.title, "language": found.language}, found.text)
     if len(found.text) < config.min_characters:
         return documents.drop(row, STAGE, "empty", f"{len(page.body)} bytes of HTML hold no body text")
     return documents.judged(row, STAGE, "keep")
+
+
+def _body(text: str, content_type: str) -> Extraction:
+    """The body of a page; plain text (of WET files too) is one as it is, unless a server called its HTML so."""
+    if content_type not in TEXT or text[:1000].lstrip().lower().startswith(("<!doctype", "<html", "<head")):
+        return extract_decoded(text)
+    return Extraction(text.replace("\r\n", "\n").replace("\0", "").strip("\n"), "", "")
 
 
 @daft.func(return_dtype=_PAGE)
@@ -174,7 +181,7 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
     Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted.
     """
     paths = sorted(path for path in (sources / "warc").glob("*.warc*") if path.is_file())
-    flows = [(sources / f"{flow}.jsonl", flow) for flow in FLOWS if (sources / f"{flow}.jsonl").is_file()]
+    flows = [(sources / f"{flow}.jsonl", flow) for flow in documents.FLOWS if (sources / f"{flow}.jsonl").is_file()]
     if not paths and not flows:
         raise ValueError(f"{sources} holds neither warc/*.warc.gz nor a flow like code.jsonl: run `fetch` first")
     rejects, sorter, marks = list[str](), Sorter(context.scratch), planted_marks(sources)
