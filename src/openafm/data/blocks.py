@@ -71,7 +71,9 @@ class Block:
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.words = self.text.count(" ") + self.text.count("\n") + 1
+        text = self.text
+        words = text.count(" ") + text.count("\n") + 1
+        self.words = words if len(text) < 15 * words else len(text) // 4  # Chinese and Japanese put no spaces
 
 
 @lru_cache(maxsize=4096)
@@ -225,7 +227,10 @@ def read_blocks(html: str) -> tuple[list[Block], Boxes]:
         elif action == _LINK:
             in_link = not closing and " href=" in attributes
         elif action == _BREAK:
-            pieces.append(_BREAK_MARK)
+            if pieces and pieces[-1] == _BREAK_MARK and not sweep.pre and len(pieces) > 1:
+                sweep.flush()  # two in a row part paragraphs
+            elif pieces or sweep.pre:
+                pieces.append(_BREAK_MARK)
         elif action == _RULE and pieces and not sweep.pre:
             sweep.flush()
     if pieces:

@@ -16,6 +16,8 @@ from openafm.data.names import BODY, COMMENTS
 
 MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
+NAMED_SHARE = 0.4
+"""A box that is named as the body is believed when it holds this share of the page's paragraph score."""
 MIN_OUTSIDE_COMMENTS = 300
 """Characters of text outside of the readers' comments above which the comments are no part of the body."""
 LONG = 15
@@ -23,59 +25,69 @@ LONG = 15
 
 _MONTH = r"(?:jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]|janv|f[eé]vr|avr|juin|juil|ao[uû]t|d[eé]c)[a-zé.]*"
 _FURNITURE = re.compile(
-    r"(?:advertisements?|anzeige|publicit[eé]|publicidad|werbung|sponsored.*|sponsored features"
-    r"|(?:share|partager|teilen|compartir|drucken|imprimer|print|tweet|twittern|e-?mail|envoyer|empfehlen|recommander)(?: .*)?"
-    r"|mitteilen|facebook|twitter|linkedin|whatsapp|pinterest|reddit|pocket|google\+?|follow .*|like|likes|gef[aä]llt mir:?"
+    r"advertisements?:?|anzeige|publicit[eé]|publicidad|werbung|sponsored.*"
+    r"|(?:share|partager|teilen|compartir|drucken|imprimer|print|tweet|twittern|e-?mail|envoyer|empfehlen|recommander)(?: .*)?:?"
+    r"|mitteilen|facebook|twitter|linkedin|whatsapp|pinterest|reddit|pocket|google\+?|follow .*|likes?|gef[aä]llt mir.*"
     r"|subscribe.*|sign (?:up|in).*|log ?in|register|anmelden|registrieren|(?:read|see|view|learn|show|mehr|load) (?:more|all|zum).*"
     r"|weiterlesen.*|lire la suite.*|leer m[aá]s|continue reading.*|reply|antworten|r[eé]pondre|quote|report|edit|copy|zitieren"
     r"|comments?|kommentare?|commentaires?|comentarios|no comments yet\.?|comments are closed\.?|leave a (?:reply|comment).*"
     r"|\d+ ?(?:comments?|kommentare?|replies|shares|views|likes|answers?|votes?|points?|reviews?)"
-    r"|(?:posts|joined|likes|views|replies|location|reputation|registered|messages|threads): ?[\w ,.]*|previous.*|next.*|prev"
-    r"|back to top.*|nach oben|top|skip to.*|add to (?:cart|basket|wishlist|bag)|in den warenkorb|quantity:?|qty:?|menge:?"
-    r"|table of contents|inhaltsverzeichnis|contents|loading.*|©.*|copyright .*|all rights reserved.*|[\d.,:%/+ -]+"
-    r"|(?:related|similar) (?:articles?|posts|stories|topics|links|products|coverage):?|[aä]hnliche (?:beitr[aä]ge|artikel)"
-    r"|more (?:from|on|in) .*|you (?:might|may) also (?:like|be interested).*|tags?:?|tagged:?|filed under.*|categor(?:y|ies):?"
-    r"|lesen sie auch.*|auch interessant.*|home|menu|search|suche|suchen|close|schlie[sß]+en|click to enlarge|enlarge"
-    r"|(?:(?:asked|answered|posted|published|written|edited|reviewed|updated|ver[oö]ffentlicht|geschrieben) )?(?:by|von|par|por) .{2,40}"
-    r"|(?:photo|image|foto|bild|credit|source|quelle|via)s?:? .{0,40}|\((?:photo|image|foto|bild|credit).{0,60}\)"
-    rf"|(?:(?:published|posted|updated|last (?:updated|modified)|ver[oö]ffentlicht|publi[eé]|mis [aà] jour|on|am|le|stand):? ?)*"
-    rf"(?:\w{{2,10}},? )?(?:\d\d?[./-]\d\d?[./-]\d{{2,4}}|\d{{4}}-\d\d-\d\d|\d\d?\.? {_MONTH},? \d{{4}}|{_MONTH} \d\d?,? \d{{4}}).{{0,30}}"
-    r")",
+    r"|(?:posts|joined|likes|views|replies|location|reputation|registered|messages|threads|join(?:ed)? date|mentioned|tagged"
+    r"|quoted|thanks?|from|user id|age|gender|status|rating|beiträge|registriert):? ?[\w ,.:()-]*|\w+ is (?:off|on)line"
+    r"|previous.*|next.*|prev|back to top.*|nach oben|top|skip to.*|add to (?:cart|basket|wishlist|bag).*|in den warenkorb"
+    r"|quantity:?|qty:?|menge:?|table of contents|inhaltsverzeichnis|contents|loading.*|©.*|copyright .*|all rights reserved.*"
+    r"|(?:related|similar) (?:articles?|posts|stories|topics|links|products|coverage|items):?|[aä]hnliche (?:beitr[aä]ge|artikel)"
+    r"|(?:more|most|recent) (?:from|on|in|posts|popular|read|viewed|stories).*|you (?:might|may) also (?:like|be interested).*"
+    r"|tags?:?|tagged:?|filed under.*|categor(?:y|ies):?|lesen sie auch.*|auch interessant.*|home|menu|search|suche|suchen"
+    r"|close|schlie(?:ß|ss)en|click to enlarge|enlarge|what's this\??|slideshow.*|related",
     re.I,
 )
 """Short texts that pages are furnished with everywhere."""
+_BYLINE = re.compile(
+    r"(?:(?:asked|answered|posted|published|written|edited|reviewed|updated|ver[oö]ffentlicht|geschrieben) )?(?:by|von|par|por) .{2,60}"
+    r"|(?:photo|image|foto|bild|credit|source|quelle|via)s?:? .{0,50}|\((?:photo|image|foto|bild|credit).{0,60}\)|[\d.,:%/+ -]+"
+    rf"|(?:(?:published|posted|updated|last (?:updated|modified)|ver[oö]ffentlicht|publi[eé]|mis [aà] jour|on|am|le|stand):? ?)*"
+    rf"(?:\w{{2,10}},? )?(?:\d\d?[./-]\d\d?[./-]\d{{2,4}}|\d{{4}}-\d\d-\d\d|\d\d?\.? {_MONTH},? \d{{4}}|{_MONTH} \d\d?,? \d{{4}}).{{0,30}}",
+    re.I,
+)
+"""Lines that say who wrote, photographed or published something, and when."""
 
 WEIGHTS = {
-    "15 words": -0.83,
-    "3 words": 0.22,
-    "40 words": -0.8,
-    "8 words": -0.51,
-    "a common phrase": 0.01,
-    "a sentence's end": 1.51,
-    "after a long one": 0.88,
-    "after links": -1.2,
-    "after the text": -0.71,
-    "before a long one": 0.88,
-    "before links": -0.74,
-    "before the text": -0.48,
-    "bias": -1.25,
-    "body by name": 0.02,
-    "cell": -1.06,
-    "dd": 1.93,
-    "div": -2.29,
-    "doubtful by name": -0.91,
-    "furniture by name": -1.54,
-    "in the main box": 3.38,
-    "in the named body": 4.43,
-    "li": -1.18,
-    "many links": -1.72,
-    "many words": 0.67,
-    "nearly all links": -0.63,
-    "p": -0.01,
-    "pre": 1.3,
-    "repeated": 0.81,
-    "some links": 0.01,
-    "table": 0.06,
+    "15 words": -0.6,
+    "3 words": 0.25,
+    "40 words": -0.72,
+    "8 words": -0.54,
+    "a byline": -0.17,
+    "a common phrase": -1.01,
+    "a sentence's end": 1.52,
+    "after a long one": 0.85,
+    "after links": -0.97,
+    "after the text": -0.84,
+    "before a long one": 0.8,
+    "before links": -0.82,
+    "before the text": -0.75,
+    "below the text": -0.76,
+    "beside the text": 1.04,
+    "bias": -1.08,
+    "body by name": -0.0,
+    "cell": -1.13,
+    "dd": 1.91,
+    "div": -2.43,
+    "doubtful by name": -0.56,
+    "furniture by name": -0.52,
+    "in the main box": 3.43,
+    "in the named body": 4.31,
+    "li": -0.73,
+    "many links": -1.49,
+    "many words": 0.53,
+    "nearly all links": -0.31,
+    "p": -0.17,
+    "pre": 1.4,
+    "repeated": 1.79,
+    "some links": 0.04,
+    "surely furniture by name": -1.83,
+    "table": 0.07,
+    "under a common phrase": -0.37,
 }
 """What each signal adds to a block's log-odds of being body text."""
 
@@ -170,7 +182,7 @@ def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int
         score[parent[index]] += score[index]
     needed = MAIN_SHARE * score[0]
     main = max((index for index in range(size) if score[index] >= needed), default=0)
-    named = max((i for i in range(size) if boxes.weight[i] == BODY and score[i] >= 0.5 * score[0]), default=0)
+    named = max((i for i in range(size) if boxes.weight[i] == BODY and score[i] >= NAMED_SHARE * score[0]), default=0)
     main = max(main, named)
     if boxes.tag[main] in ("p", "pre", "li", "td", "dd", "blockquote"):
         main = max(0, parent[main])
@@ -199,6 +211,9 @@ class View:
     repeats: Counter[str]
     first: int
     last: int
+    hold: int
+    below: list[bool]
+    under: list[bool]
 
 
 def signals(view: View, at: int) -> Iterator[str]:
@@ -218,7 +233,9 @@ def signals(view: View, at: int) -> Iterator[str]:
     elif density > 0.05:
         yield "some links"
     weight = view.weights[unit.box]
-    if weight <= -2:
+    if weight <= -3:
+        yield "surely furniture by name"
+    elif weight <= -2:
         yield "furniture by name"
     elif weight < 0:
         yield "doubtful by name"
@@ -232,8 +249,17 @@ def signals(view: View, at: int) -> Iterator[str]:
     if words <= 12 and kind == "p":
         if any(_FURNITURE.fullmatch(line) for line in block.text.split("\n")):
             yield "a common phrase"
+        elif any(_BYLINE.fullmatch(line) for line in block.text.split("\n")):
+            yield "a byline"
         elif view.repeats[block.text] >= 3:
             yield "repeated"
+    if view.under[at]:
+        yield "under a common phrase"
+    parent = view.boxes.parent[unit.box]
+    if view.hold in (unit.box, parent):
+        yield "beside the text"
+    elif view.below[unit.box]:
+        yield "below the text"
     if at < view.first:
         yield "before the text"
     elif at > view.last:
@@ -280,7 +306,26 @@ def look(blocks: list[Block], boxes: Boxes, thread: bool) -> View:
         if unit.words > LONG and unit.link_density < 0.3 and inside[unit.box] and weights[unit.box] > -2
     ]
     first, last = (long[0], long[-1]) if long else (0, len(found))
-    return View(found, boxes, weights, inside, named, repeats, first, last)
+    hold = text_holder(found, boxes, long)
+    below = [False] * len(boxes)
+    below[hold] = True
+    for index in range(1, len(boxes)):
+        below[index] = below[index] or below[boxes.parent[index]]
+    under, phrase = [False] * len(found), False
+    for at, unit in enumerate(found):
+        if unit.blocks[0].kind[0] == "h":
+            phrase = bool(_FURNITURE.fullmatch(unit.blocks[0].text))
+        under[at] = phrase
+    return View(found, boxes, weights, inside, named, repeats, first, last, hold, below, under)
+
+
+def text_holder(found: list[Unit], boxes: Boxes, long: list[int]) -> int:
+    """Return the box in which most of the long paragraphs stand side by side."""
+    held: Counter[int] = Counter()
+    for at in long:
+        box = found[at].box
+        held[boxes.parent[box] if boxes.tag[box] in _TEXT_TAGS and box else box] += found[at].characters
+    return max(held, key=lambda box: held[box], default=0)
 
 
 def select_body(blocks: list[Block], boxes: Boxes, thread: bool = False) -> list[Block]:
