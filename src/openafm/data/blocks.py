@@ -6,8 +6,8 @@ in one go and nothing recurses: nesting of any depth costs no more than its leng
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 
+from openafm.data.mathml import image_formula
 from openafm.data.names import weigh
 
 MAX_TOKENS = 600_000
@@ -17,11 +17,12 @@ _ATTRIBUTES = r'((?: [^\s=>]*="[^"]*")*+)'
 _UNESCAPED = "script style noscript iframe xmp noembed noframes plaintext".split()
 """Elements whose text the serialiser does not escape; what looks like a tag inside is none."""
 _TOKEN = re.compile(
-    "|".join(rf'<{tag}(?: [^\s=>]*="[^"]*")*+>.*?</{tag}>' for tag in _UNESCAPED)
+    "|".join(rf'<{tag}(?: [^\s=>]*="[^"]*")*+>[^<]*+(?:<(?!/{tag}>)[^<]*+)*+</{tag}>' for tag in _UNESCAPED)
     + rf"|<(/?)([a-z][^\s/>]*){_ATTRIBUTES} ?/?>|<!--.*?-->|<[^>]*>",
     re.S,
 )
 _HIDDEN = re.compile(r' hidden="| aria-hidden="true"| style="[^"]*(?:display: ?none|visibility: ?hidden)', re.I)
+_MAYBE_HIDDEN = ("hid", "none", "lineno", "line-number", "copybtn", "athJax_Preview")
 _LINE_NUMBERS = re.compile(r"(?<![a-z-])(linenos?|line-?numbers?|copybtn|mathjax_preview)(?![a-z])", re.I)
 
 _BOX, _SKIP, _BREAK, _LINK, _RULE, _VOID = range(1, 7)
@@ -76,9 +77,12 @@ class Block:
         self.words = words if len(text) < 15 * words else len(text) // 4  # Chinese and Japanese put no spaces
 
 
-@lru_cache(maxsize=4096)
 def _hidden(attributes: str) -> bool:
-    return bool(_HIDDEN.search(attributes) or _LINE_NUMBERS.search(attributes))
+    """Tell whether an element with these attributes is not shown, or shows what is no text of the page."""
+    for mark in _MAYBE_HIDDEN:  # plain searches first: they are far faster
+        if mark in attributes:
+            return bool(_HIDDEN.search(attributes) or _LINE_NUMBERS.search(attributes))
+    return False
 
 
 class _Sweep:
@@ -217,8 +221,11 @@ def read_blocks(html: str) -> tuple[list[Block], Boxes]:
             action == _SKIP or (attributes and action not in (_BREAK, _RULE, _VOID) and _hidden(attributes))
         ):  # fmt: skip
             skip_tag, skip_depth = tag, 1
-        elif action is None or action == _VOID:
+        elif action is None:
             continue
+        elif action == _VOID:
+            if tag == "img" and (formula := image_formula(attributes)):
+                pieces.append(formula)
         elif action == _BOX:
             if closing:
                 sweep.end(tag)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from openafm.data.blocks import Block, Boxes
-from openafm.data.names import BODY, COMMENTS
+from openafm.data.names import BODY, COMMENTS, POST
 
 MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
@@ -53,40 +53,40 @@ _BYLINE = re.compile(
 """Lines that say who wrote, photographed or published something, and when."""
 
 WEIGHTS = {
-    "15 words": -0.6,
-    "3 words": 0.25,
+    "15 words": -0.57,
+    "3 words": 0.23,
     "40 words": -0.72,
     "8 words": -0.54,
     "a byline": -0.17,
-    "a common phrase": -1.01,
-    "a sentence's end": 1.52,
+    "a common phrase": -1.02,
+    "a sentence's end": 1.5,
     "after a long one": 0.85,
     "after links": -0.97,
-    "after the text": -0.84,
-    "before a long one": 0.8,
-    "before links": -0.82,
-    "before the text": -0.75,
-    "below the text": -0.76,
-    "beside the text": 1.04,
-    "bias": -1.08,
-    "body by name": -0.0,
+    "after the text": -0.83,
+    "before a long one": 0.79,
+    "before links": -0.83,
+    "before the text": -0.73,
+    "below the text": -0.78,
+    "beside the text": 1.03,
+    "bias": -1.07,
+    "body by name": -0.02,
     "cell": -1.13,
-    "dd": 1.91,
-    "div": -2.43,
-    "doubtful by name": -0.56,
-    "furniture by name": -0.52,
-    "in the main box": 3.43,
-    "in the named body": 4.31,
-    "li": -0.73,
-    "many links": -1.49,
-    "many words": 0.53,
-    "nearly all links": -0.31,
+    "dd": 1.9,
+    "div": -2.39,
+    "doubtful by name": -0.73,
+    "furniture by name": -0.55,
+    "in the main box": 3.45,
+    "in the named body": 4.33,
+    "li": -0.71,
+    "many links": -1.5,
+    "many words": 0.54,
+    "nearly all links": -0.34,
     "p": -0.17,
-    "pre": 1.4,
-    "repeated": 1.79,
-    "some links": 0.04,
+    "pre": 1.38,
+    "repeated": 1.72,
+    "some links": 0.02,
     "surely furniture by name": -1.83,
-    "table": 0.07,
+    "table": 0.05,
     "under a common phrase": -0.37,
 }
 """What each signal adds to a block's log-odds of being body text."""
@@ -150,6 +150,7 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
             outside += plain
     for index in range(size - 1, 0, -1):
         mass[parent[index]] += mass[index]
+    thread = thread or POST in weight
     comments = 0.0 if thread or outside < MIN_OUTSIDE_COMMENTS else -4.0
     total = [0.0] * size
     half = 0.5 * mass[0]
@@ -157,7 +158,7 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
         own = weight[index]
         if own == COMMENTS:
             own = comments
-        elif own == BODY:
+        elif own in (BODY, POST):
             own = 1.0
         elif own < 0.0 and mass[index] > half:
             own = 0.0

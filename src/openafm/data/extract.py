@@ -19,7 +19,6 @@ from openafm.data.metadata import choose_title, is_thread, plain, published
 MAX_HTML = 4_000_000
 """Characters of HTML that are read; longer pages are cut off there."""
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
-_MATH_MARKS = ("<math", "katex", "MathJax", "math/tex", "mjx-", "mwe-math", 'class="latex', 'class="tex', 'class="math')
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 MAX_LANGUAGE_DISTANCE = 1000
 """Above this out-of-place measure the n-gram language guess is worth nothing (resiliparse's own cut-off is 1200)."""
@@ -124,10 +123,7 @@ def extract_decoded(source: str, url: str | None = None) -> Extraction:
     date = published(source, url)
     if tree.body is None:
         return Extraction("", choose_title(tree.title or "", []), "", date)
-    html = tree.body.html
-    if any(mark in source for mark in _MATH_MARKS):
-        html = inline_formulas(html)
-    blocks, boxes = read_blocks(html)
+    blocks, boxes = read_blocks(inline_formulas(tree.body.html))
     title = choose_title(tree.title or "", [block.text for block in blocks if block.kind == "h1"])
     kept = without_headline(select_body(blocks, boxes, is_thread(source)), title)
     text = _CONTROL.sub("", render(kept))

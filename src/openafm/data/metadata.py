@@ -29,13 +29,12 @@ _DATES = (
     (re.compile(r"(?<!\d)(\d\d?)\.(\d\d?)\." + _YEAR), "dmy"),
 )
 _URL_DATE = re.compile(r"/((?:19|20)\d\d)[/-](\d\d?)[/-](\d\d?)(?![\d])")
-_THREAD_MARKS = (
-    "QAPage", "DiscussionForumPosting", "schema.org/Question", 'id="phpbb"', "phpBB", "vBulletin", "XenForo", "MyBB",
-    'content="Discourse', "Simple Machines Forum", "NodeBB", "Flarum", "Invision Community", "commtext", "postbody",
-    "post_message_", "messageText", "topic-post", "ipsComment_content", "nestedlisting", "shreddit-comment",
-    "viewtopic.php", "showthread.php", "question-page", "forum-post",
+_THREAD_MARKS = ("QAPage", "DiscussionForumPosting")
+_THREAD_SOFTWARE = (
+    'id="phpbb"', "phpBB", "vBulletin", "XenForo", "MyBB", 'content="Discourse', "Simple Machines", "NodeBB", "Flarum",
+    "Invision Community", "Vanilla", "bbPress",
 )  # fmt: skip
-"""What forum and question-and-answer software writes into its pages: there the replies are the text."""
+"""What forum software writes into the head of its pages: there the replies are the text."""
 
 
 def clean_line(text: str) -> str:
@@ -44,8 +43,9 @@ def clean_line(text: str) -> str:
 
 
 def is_thread(source: str) -> bool:
-    """Tell whether the page's software is that of a forum or a site for questions and answers."""
-    return any(mark in source for mark in _THREAD_MARKS)
+    """Tell whether a page says that it comes from a forum or a site for questions and answers."""
+    head = source[: max(source.find("<body"), 0) + 400]
+    return any(mark in head for mark in _THREAD_SOFTWARE) or any(mark in source for mark in _THREAD_MARKS)
 
 
 def plain(text: str) -> str:

@@ -14,19 +14,28 @@ COMMENTS = -10.0
 AGAINST = -2.0
 """The weight of an element that is furniture by its name."""
 
+POST = 2.5
+"""The weight of an element that is named as one post of a forum's thread."""
+
 _MARKS = re.compile(r' (?:class|id|role|itemprop|data-component|data-testid)="([^"]*)"')
+_DIGITS = str.maketrans("", "", "0123456789")
 _START, _END = r"(?<![a-z])(?:", r")(?![a-z])"
 
+_POST = re.compile(
+    r"postbody|post_message|messagetext|topic-?post|ipscomment_?content|commtext|forum-?post|post-?message|cpost|js-post__content"
+    r"|bbwrapper|bbp-reply-content|s-prose|post-text|qa-message|postcontent"
+)
 _BODY = re.compile(
     r"article-?_?_?-?(?:body|content|text|copy)|(?:body|content)-?_?article"
     r"|(?:entry|post|story|td-post)-?_?_?-?(?:body|content|text|copy)(?!s)|(?:mw|markdown)-(?:parser-output|body)"
-    r"|mw-content-text|documentwrapper|rst-content|theme-doc|post-?entry|field-name-body|postmessage|postbody|messagetext"
-    r"|bodytext|blog-?text|konabody|" + _START + r"documentation|s-prose|e-content|reviewbody|node-?content" + _END
-)
+    r"|mw-content-text|documentwrapper|rst-content|theme-doc|post-?entry|field-name-body|bodytext|blog-?text|konabody|"
+    + _START + r"documentation|e-content|reviewbody|node-?content" + _END
+)  # fmt: skip
 _COMMENTS = re.compile(
     _START + r"comments?|comment-?_?(?:list|area|section|thread|wrapper|body|content|form|text)s?|respond|disqus\w*"
-    r"|livefyre|fb-comments|reader-?comments|talkback" + _END + r"|commentlist|disqus_thread|(?:visitor|user|reader)s?_?-?comment"
-)
+    r"|livefyre|fb-comments|reader-?comments|talkback" + _END
+    + r"|commentlist|disqus_thread|(?:visitor|user|reader)s?_?-?comment"
+)  # fmt: skip
 _AGAINST = re.compile(
     _START + r"ads?|adv|advert\w*|alerts?|banner|bio|breadcrumbs?|buttons?|btns?|byline|cart|carousel|complementary"
     r"|contentinfo|copyright|crumbs?|dialog|dropdown|follow|footers?|foot|login|logo|mega-?menu|menus?|modal|more|nav|navi"
@@ -51,20 +60,34 @@ _TAGS |= {"article": 1.0, "main": 1.0}
 _TEXT_TAGS = frozenset("p li dd dt td th tr tbody h1 h2 h3 h4 h5 h6 pre blockquote".split())
 
 
+@lru_cache(maxsize=65_536)
+def _speaks(name: str) -> float:
+    """Return what one class name or id says: one of the weights above, -1 for doubt, 1 for text, 0 for nothing."""
+    if _POST.search(name):
+        return POST
+    if _COMMENTS.search(name):
+        return COMMENTS
+    if _AGAINST.search(name):
+        return AGAINST
+    if _BODY.search(name):
+        return BODY
+    return -1.0 if _MILD.search(name) else 1.0 if _FOR.search(name) else 0.0
+
+
 @lru_cache(maxsize=8192)
 def weigh(tag: str, attributes: str) -> float:
-    """Return how a tag with its names speaks for its text: `AGAINST` or less for furniture, 0 for nothing, up to `BODY`."""
+    """Return how a tag with its names speaks for its text, from `COMMENTS` over 0 for nothing to `BODY`."""
     weight = _TAGS.get(tag, 0.0)
-    names = " ".join(_MARKS.findall(attributes)).lower() if attributes else ""
-    if not names:
+    marks = _MARKS.findall(attributes) if attributes else None
+    if not marks:
         return weight
-    against = bool(_AGAINST.search(names))
-    if _BODY.search(names) and tag not in _TEXT_TAGS and not against and not _COMMENTS.search(names):
-        return BODY
-    if _COMMENTS.search(names):
+    said = {_speaks(name) for name in " ".join(marks).lower().translate(_DIGITS).split()}
+    if POST in said:
+        return POST
+    if COMMENTS in said:
         return COMMENTS
-    if against:
+    if AGAINST in said:
         return weight + AGAINST
-    if _MILD.search(names):
-        return weight - 1.0
-    return weight + (1.0 if _FOR.search(names) else 0.0)
+    if BODY in said:
+        return weight if tag in _TEXT_TAGS else BODY
+    return weight + (-1.0 if -1.0 in said else 1.0 if 1.0 in said else 0.0)
