@@ -1,7 +1,7 @@
 """A page's HTML as a flat list of text blocks, each with its place in the tree of boxes (used by `extract`).
 
-The HTML comes out of a parser, so every tag is closed, lower case and quoted. One regular expression cuts it at its tags
-in one go and nothing recurses: nesting of any depth costs no more than its length.
+The HTML comes out of a parser, so every tag is closed, lower case and quoted. One regular expression cuts it at its
+tags in one go and nothing recurses: nesting of any depth costs no more than its length.
 """
 
 import re

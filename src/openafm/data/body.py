@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 
 from openafm.data.blocks import Block, Boxes
 from openafm.data.names import BODY, COMMENTS, POST
@@ -23,34 +24,15 @@ MIN_OUTSIDE_COMMENTS = 300
 LONG = 15
 """Words that make a paragraph long: short ones before the first and after the last long one are often furniture."""
 
-_MONTH = r"(?:jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]|janv|f[eé]vr|avr|juin|juil|ao[uû]t|d[eé]c)[a-zé.]*"
-_FURNITURE = re.compile(
-    r"advertisements?:?|anzeige|publicit[eé]|publicidad|werbung|sponsored.*"
-    r"|(?:share|partager|teilen|compartir|drucken|imprimer|print|tweet|twittern|e-?mail|envoyer|empfehlen|recommander)(?: .*)?:?"
-    r"|mitteilen|facebook|twitter|linkedin|whatsapp|pinterest|reddit|pocket|google\+?|follow .*|likes?|gef[aä]llt mir.*"
-    r"|subscribe.*|sign (?:up|in).*|log ?in|register|anmelden|registrieren|(?:read|see|view|learn|show|mehr|load) (?:more|all|zum).*"
-    r"|weiterlesen.*|lire la suite.*|leer m[aá]s|continue reading.*|reply|antworten|r[eé]pondre|quote|report|edit|copy|zitieren"
-    r"|comments?|kommentare?|commentaires?|comentarios|no comments yet\.?|comments are closed\.?|leave a (?:reply|comment).*"
-    r"|\d+ ?(?:comments?|kommentare?|replies|shares|views|likes|answers?|votes?|points?|reviews?)"
-    r"|(?:posts|joined|likes|views|replies|location|reputation|registered|messages|threads|join(?:ed)? date|mentioned|tagged"
-    r"|quoted|thanks?|from|user id|age|gender|status|rating|beiträge|registriert):? ?[\w ,.:()-]*|\w+ is (?:off|on)line"
-    r"|previous.*|next.*|prev|back to top.*|nach oben|top|skip to.*|add to (?:cart|basket|wishlist|bag).*|in den warenkorb"
-    r"|quantity:?|qty:?|menge:?|table of contents|inhaltsverzeichnis|contents|loading.*|©.*|copyright .*|all rights reserved.*"
-    r"|(?:related|similar) (?:articles?|posts|stories|topics|links|products|coverage|items):?|[aä]hnliche (?:beitr[aä]ge|artikel)"
-    r"|(?:more|most|recent) (?:from|on|in|posts|popular|read|viewed|stories).*|you (?:might|may) also (?:like|be interested).*"
-    r"|tags?:?|tagged:?|filed under.*|categor(?:y|ies):?|lesen sie auch.*|auch interessant.*|home|menu|search|suche|suchen"
-    r"|close|schlie(?:ß|ss)en|click to enlarge|enlarge|what's this\??|slideshow.*|related",
-    re.I,
-)
-"""Short texts that pages are furnished with everywhere."""
-_BYLINE = re.compile(
-    r"(?:(?:asked|answered|posted|published|written|edited|reviewed|updated|ver[oö]ffentlicht|geschrieben) )?(?:by|von|par|por) .{2,60}"
-    r"|(?:photo|image|foto|bild|credit|source|quelle|via)s?:? .{0,50}|\((?:photo|image|foto|bild|credit).{0,60}\)|[\d.,:%/+ -]+"
-    rf"|(?:(?:published|posted|updated|last (?:updated|modified)|ver[oö]ffentlicht|publi[eé]|mis [aà] jour|on|am|le|stand):? ?)*"
-    rf"(?:\w{{2,10}},? )?(?:\d\d?[./-]\d\d?[./-]\d{{2,4}}|\d{{4}}-\d\d-\d\d|\d\d?\.? {_MONTH},? \d{{4}}|{_MONTH} \d\d?,? \d{{4}}).{{0,30}}",
-    re.I,
-)
-"""Lines that say who wrote, photographed or published something, and when."""
+
+def _phrases(name: str) -> re.Pattern[str]:
+    """Return one pattern of the regular expressions in a file of `words/`, a line each."""
+    lines = files("openafm.data").joinpath(f"words/{name}.txt").read_text(encoding="utf-8").splitlines()
+    return re.compile("|".join(line for line in lines if line and line[0] != "#"), re.I)
+
+
+_FURNITURE = _phrases("furniture")
+_BYLINE = _phrases("bylines")
 
 WEIGHTS = {
     "15 words": -0.57,
@@ -172,8 +154,8 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
 def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int, list[bool], bool]:
     """Return the main box, for each box whether it lies in it, and whether it is named as the body.
 
-    The main box is the deepest one with `MAIN_SHARE` of all paragraph scores, or, inside of it, one named as the body that
-    has half of them.
+    The main box is the deepest one with `MAIN_SHARE` of all paragraph scores or, inside of it, one named as the body
+    with `NAMED_SHARE` of them.
     """
     size, parent = len(boxes), boxes.parent
     score = [0.0] * size
@@ -245,7 +227,7 @@ def signals(view: View, at: int) -> Iterator[str]:
     if view.inside[unit.box]:
         yield "in the named body" if view.named else "in the main box"
     text = unit.blocks[-1].text
-    if text[-1:] in ".!?:;…。！？»”\"":
+    if text[-1:] in '.!?:;…。！？»”"':
         yield "a sentence's end"
     if words <= 12 and kind == "p":
         if any(_FURNITURE.fullmatch(line) for line in block.text.split("\n")):

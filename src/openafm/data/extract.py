@@ -40,6 +40,11 @@ class Extraction:
     language: str
     date: str
 
+    @property
+    def full_text(self) -> str:
+        """The text under its headline, as a document reads."""
+        return f"# {self.title}\n\n{self.text}" if self.title and self.text else self.text
+
 
 def decode(html: bytes, charset: str | None = None) -> str:
     """Decode a page: byte order mark, HTTP charset, meta charset, valid UTF-8, then detection (WHATWG HTML, 13.2.3).
@@ -103,6 +108,14 @@ def render(blocks: list[Block]) -> str:
         parts.append(("\n" if tight else "\n\n") + text if parts else text)
         previous = block
     return "".join(parts)
+
+
+def fragment_text(html: str) -> str:
+    """Return all text of a fragment of HTML, such as one post of a thread, as light Markdown."""
+    tree = HTMLTree.parse(html)
+    if tree.body is None:
+        return ""
+    return _CONTROL.sub("", render(read_blocks(inline_formulas(tree.body.html))[0]))
 
 
 def extract(html: bytes, url: str | None = None, charset: str | None = None) -> Extraction:

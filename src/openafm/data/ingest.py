@@ -19,6 +19,8 @@ from openafm.data import documents, robots
 from openafm.data.documents import SCHEMA, Row
 from openafm.data.extract import UndecodableError, decode, extract_decoded
 from openafm.data.frames import daft
+from openafm.data.math_pages import is_mathematical, math_page
+from openafm.data.math_quality import MIN_SEEDS, MathQuality
 from openafm.data.parallel import workers
 from openafm.data.warc import Page, is_robots, pages
 from openafm.stage import Config, Context, Metrics
@@ -37,7 +39,10 @@ _PAGE = daft.DataType.struct(
         "body": daft.DataType.binary(),
     }
 )
-_DOCUMENT = daft.DataType.from_arrow_type(pa.struct(list(SCHEMA)))
+_MATH = ("math_kind", "question")
+"""What travels beside a row while pages are read: the kind of a math page, and its question and answers as JSON."""
+_PAGE_SCHEMA = pa.schema([*SCHEMA, *((name, pa.string()) for name in _MATH)])
+_DOCUMENT = daft.DataType.from_arrow_type(pa.struct(list(_PAGE_SCHEMA)))
 
 
 class ExtractConfig(Config):
@@ -47,6 +52,10 @@ class ExtractConfig(Config):
     """The crawler's name that robots.txt rules are looked up for."""
     min_characters: int = 1
     """Pages with less body text than this are dropped as empty."""
+    math: bool = False
+    """Take mathematical web pages into the `math` flow, their questions and answers as pairs."""
+    min_math_quality: float = 0.5
+    """Math pages that the quality classifier rates below stay in the web flow."""
 
 
 def read_robots(paths: list[Path]) -> dict[str, tuple[int, bytes]]:
@@ -80,12 +89,17 @@ def page_document(page: Page, known: Robots, config: ExtractConfig) -> Row:
     if not allowed(page.url, known, config.agent):
         return documents.drop(row, STAGE, "robots", f"robots.txt of {source} shuts {config.agent} out of this path")
     try:
-        found = extract_decoded(decode(page.body, page.charset))
+        source = decode(page.body, page.charset)
     except UndecodableError as error:
         return documents.drop(row, STAGE, "undecodable", str(error))
-    row = documents.with_text(row | {"title": found.title, "language": found.language}, found.text)
+    found = extract_decoded(source, page.url)
+    row = documents.with_text(row | {"title": found.title, "language": found.language}, found.full_text)
     if len(found.text) < config.min_characters:
         return documents.drop(row, STAGE, "empty", f"{len(page.body)} bytes of HTML hold no body text")
+    math = math_page(source, page.url, found) if config.math else None
+    if math is not None:
+        question = json.dumps(math.question.as_json()) if math.question else None
+        row = documents.with_text(row, math.text) | {"flow": "math", "math_kind": math.kind, "question": question}
     return documents.judged(row, STAGE, "keep")
 
 
@@ -105,21 +119,50 @@ class _Extractor:
 
     @daft.method.batch(return_dtype=_DOCUMENT, batch_size=_BATCH)
     def rows(self, page: daft.Series) -> list[Row]:
-        return [page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
+        none = dict.fromkeys(_MATH)
+        return [none | page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
 
 
 def _web(paths: list[Path], config: ExtractConfig, context: Context) -> pa.Table:
     extractor = daft.cls(_Extractor, use_process=True, max_concurrency=workers())
     frame = daft.from_pydict({"path": [str(path) for path in paths]}).select(_read(daft.col("path")).alias("page"))
     rows = extractor(read_robots(paths), config.model_dump_json()).rows(frame["page"])
-    frame = frame.select(rows.alias("row")).select(*(daft.col("row")[name].alias(name) for name in SCHEMA.names))
-    parts = [pa.Table.from_batches([], SCHEMA)]
+    frame = frame.select(rows.alias("row")).select(*(daft.col("row")[name].alias(name) for name in _PAGE_SCHEMA.names))
+    parts = [pa.Table.from_batches([], _PAGE_SCHEMA)]
     done = 0
     for part in frame.to_arrow_iter():
         done += len(part)
         context.report("extract web pages", done, None)
-        parts.append(pa.Table.from_batches([part]).cast(SCHEMA))
+        parts.append(pa.Table.from_batches([part]).cast(_PAGE_SCHEMA))
     return pa.concat_tables(parts)
+
+
+def sort_math(web: pa.Table, seeds: list[str], config: ExtractConfig, context: Context) -> tuple[pa.Table, Metrics]:
+    """Send math pages of low quality back to the web flow; write the questions of the others to questions.jsonl.
+
+    The classifier learns from `seeds`, texts of the math flow, against web pages without symbols (`math_quality`).
+    """
+    rows = sorted(web.to_pylist(), key=lambda row: (row["url"], row["text"]))
+    plain = [row["text"] for row in rows if row["flow"] == "web" and row["text"] and not is_mathematical(row["text"])]
+    pages = [row for row in rows if row["flow"] == "math"]
+    metrics: Metrics = {"pages": len(pages), "quality": "not learned: too few seeds"}
+    if min(len(seeds), len(plain)) >= MIN_SEEDS:
+        model = MathQuality(seeds, plain, context.scratch, context.seed)
+        metrics["quality"] = {"seeds": model.seeds, "accuracy_on_held_out_seeds": model.accuracy}
+        for row in pages:
+            score = model.score(row["text"])
+            row |= documents.judged(row, STAGE, "keep", "math.quality", f"rated {score:.3f} of 1 as mathematics")
+            row["flow"] = "math" if score >= config.min_math_quality else "web"
+    kept = [row for row in pages if row["flow"] == "math"]
+    asked = [{"url": row["url"]} | json.loads(row["question"]) for row in kept if row["question"]]
+    (context.out / "questions.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in asked))
+    metrics |= {
+        "kept": len(kept),
+        "kinds": dict(sorted(Counter(row["math_kind"] for row in kept).items())),
+        "questions": len(asked),
+        "answers": sum(len(entry["answers"]) for entry in asked),
+    }
+    return pa.Table.from_pylist(rows, web.schema), metrics
 
 
 def read_flow(path: Path, flow: str) -> tuple[list[Row], list[str]]:
@@ -161,13 +204,19 @@ def _first_of_each_url(table: pa.Table) -> tuple[pa.Table, int]:
 def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metrics:
     """Write documents.parquet and funnel.json from `sources`: warc/*.warc.gz and {code,math,licensed,public}.jsonl.
 
-    Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted.
+    Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted; with `math`, the
+    questions of mathematical threads to questions.jsonl.
     """
     paths = sorted(path for path in (sources / "warc").glob("*.warc*") if path.is_file())
     flows = [(sources / f"{flow}.jsonl", flow) for flow in FLOWS if (sources / f"{flow}.jsonl").is_file()]
     if not paths and not flows:
         raise ValueError(f"{sources} holds neither warc/*.warc.gz nor a flow like code.jsonl: run `fetch` first")
-    table = _web(paths, config, context) if paths else pa.Table.from_batches([], SCHEMA)
+    table = _web(paths, config, context) if paths else pa.Table.from_batches([], _PAGE_SCHEMA)
+    math: Metrics = {}
+    if config.math:
+        seeds = read_flow(sources / "math.jsonl", "math")[0] if (sources / "math.jsonl").is_file() else []
+        table, math["math"] = sort_math(table, [row["text"] for row in seeds], config, context)
+    table = table.select(SCHEMA.names)
     nameless = pa.compute.equal(table["url"], "")
     lost = table.filter(nameless)
     rejects = [
@@ -196,4 +245,4 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
         "rejected_without_url": len(rejects),
         "repeated_urls": repeated,
         "planted_recall": documents.recall(table, {"robots": ("robots",)}),
-    }
+    } | math

@@ -1,7 +1,6 @@
-"""What a page says about itself beside its text: title, date of publication, whether it is a thread (used by `extract`)."""
+"""What a page says about itself beside its text: title, date, whether it is a thread of posts (used by `extract`)."""
 
 import datetime
-import json
 import re
 from html import unescape
 from urllib.parse import urlsplit
@@ -19,7 +18,8 @@ _DATE_KEYS = (
 )  # fmt: skip
 """Names of meta elements that carry the date of publication, the surest first."""
 _MONTHS = {name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
-_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_MONTHS |= {"mär": 3, "mai": 5, "okt": 10, "dez": 12}
+_MONTH = r"(jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)\w*\.?"
 _YEAR = r"((?:19|20)\d\d)"
 _DATES = (
     (re.compile(_YEAR + r"[-/.](\d\d?)[-/.](\d\d?)(?!\d)"), "ymd"),
@@ -117,16 +117,3 @@ def published(source: str, url: str | None) -> str:
     if not date and url and (match := _URL_DATE.search(urlsplit(url).path)):
         date = iso_date("-".join(match.groups()))
     return date
-
-
-def article_body(source: str) -> str:
-    """Return the text that the page's JSON-LD gives as its `articleBody`, or ""."""
-    at = source.find('"articleBody"')
-    colon = re.compile(r"\s*:\s*(?=\")").match(source, at + 13) if at >= 0 else None
-    if colon is None:
-        return ""
-    try:
-        text, _ = json.JSONDecoder(strict=False).raw_decode(source, colon.end())
-    except ValueError:
-        return ""
-    return re.sub(r"<[^>]*>", " ", unescape(text)) if isinstance(text, str) else ""

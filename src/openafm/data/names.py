@@ -41,7 +41,8 @@ _AGAINST = re.compile(
     r"|contentinfo|copyright|crumbs?|dialog|dropdown|follow|footers?|foot|login|logo|mega-?menu|menus?|modal|more|nav|navi"
     r"|next|noprint|overlay|pager|paywall|popular|popup|prev|previous|print|promo\w*|rail|rating|recirc\w*|recommend\w*"
     r"|related\w*|rss|search|share\w*|sharing|shop-cart|signin|signup|skip|sitemap|social\w*|sponsor\w*|tab-?list|tags"
-    r"|teasers?|toc|toolbar|tooltip|top-?bar|trending|upsell|voting|votes?|widgets?|wishlist" + _END
+    r"|teasers?|toc|toolbar|tooltip|top-?bar|trending|upsell|voting|votes?|widgets?|wishlist"
+    + _END
     + r"|about-?_?(?:the-?)?author|also-?(?:like|read)|author-?_?_?(?:bio|box|info|card|desc\w*|profile)|breadcrumb"
     r"|combx|consent|cookie|cross-?sell|footer|gdpr|hidden-print|masthead|most-?(?:read|popular|viewed|recent)|navbar"
     r"|navhead|navigation|newsletter|outbrain|pagination|read-?(?:more|next)|screen-reader-text|see-?also-?list|sidebar"
@@ -49,12 +50,16 @@ _AGAINST = re.compile(
     r"|you-?may|post-?nav|jp-relatedposts|addtoany|addthis|sharedaddy|signup|sign-up|site-?header|page-?header-?nav"
 )
 _MILD = re.compile(
-    _START + r"attribution|author|avatar|caption\w*|categor(?:y|ies)|credits?|date|dateline|datetime|infos?|kicker|legend"
-    r"|meta\w*|posted|pub-?date|published|source|stats|tag|time|timestamp|tools?|user-?info|views?" + _END
+    _START
+    + r"attribution|author|avatar|caption\w*|categor(?:y|ies)|credits?|date|dateline|datetime|infos?|kicker|legend"
+    r"|meta\w*|posted|pub-?date|published|source|stats|tag|time|timestamp|tools?|user-?info|views?"
+    + _END
     + r"|entry-?(?:meta|footer)|post-?(?:meta|info|date|footer)|article-?_?_?(?:meta|info|header-?meta)|photo-?credit"
     r"|wp-caption|media-?caption|image-?caption"
 )
-_FOR = re.compile(_START + r"articles?|body|content|entry|main|post|story|text|paragraph|answer|question|message" + _END)
+_FOR = re.compile(
+    _START + r"articles?|body|content|entry|main|post|story|text|paragraph|answer|question|message" + _END
+)
 _TAGS = {"nav": -3.0, "footer": -2.5, "aside": -2.0, "header": -1.0, "form": -1.0, "figcaption": -1.0, "address": -0.5}
 _TAGS |= {"article": 1.0, "main": 1.0}
 _TEXT_TAGS = frozenset("p li dd dt td th tr tbody h1 h2 h3 h4 h5 h6 pre blockquote".split())
