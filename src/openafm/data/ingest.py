@@ -19,6 +19,8 @@ from openafm.data import documents, robots
 from openafm.data.documents import SCHEMA, Row
 from openafm.data.extract import Extraction, UndecodableError, decode, extract_decoded
 from openafm.data.frames import daft
+from openafm.data.math_flow import MATH, PAGE_SCHEMA, MathPages
+from openafm.data.math_pages import math_page
 from openafm.data.parallel import workers
 from openafm.data.sorting import Sorter
 from openafm.data.warc import TEXT, Page, is_robots, pages
@@ -38,7 +40,7 @@ _PAGE = daft.DataType.struct(
         "body": daft.DataType.binary(),
     }
 )
-_DOCUMENT = daft.DataType.from_arrow_type(pa.struct(list(SCHEMA)))
+_DOCUMENT = daft.DataType.from_arrow_type(pa.struct(list(PAGE_SCHEMA)))
 
 
 class ExtractConfig(Config):
@@ -48,6 +50,10 @@ class ExtractConfig(Config):
     """The crawler's name that robots.txt rules are looked up for."""
     min_characters: int = 1
     """Pages with less body text than this are dropped as empty."""
+    math: bool = False
+    """Take mathematical web pages into the `math` flow, their questions and answers as pairs."""
+    min_math_quality: float = 0.5
+    """Math pages that the quality classifier rates below stay in the web flow."""
 
 
 def read_robots(paths: list[Path]) -> dict[str, tuple[int, bytes]]:
@@ -81,20 +87,25 @@ def page_document(page: Page, known: Robots, config: ExtractConfig) -> Row:
     if not allowed(page.url, known, config.agent):
         return documents.drop(row, STAGE, "robots", f"robots.txt of {source} shuts {config.agent} out of this path")
     try:
-        found = _body(decode(page.body, page.charset), page.content_type)
+        html = decode(page.body, page.charset)
     except UndecodableError as error:
         return documents.drop(row, STAGE, "undecodable", str(error))
-    row = documents.with_text(row | {"title": found.title, "language": found.language}, found.text)
+    found = _body(html, page.content_type, page.url)
+    row = documents.with_text(row | {"title": found.title, "language": found.language}, found.full_text)
     if len(found.text) < config.min_characters:
         return documents.drop(row, STAGE, "empty", f"{len(page.body)} bytes of HTML hold no body text")
+    math = math_page(html, page.url, found) if config.math else None
+    if math is not None:
+        question = json.dumps(math.question.as_json()) if math.question else None
+        row = documents.with_text(row, math.text) | {"flow": "math", "math_kind": math.kind, "question": question}
     return documents.judged(row, STAGE, "keep")
 
 
-def _body(text: str, content_type: str) -> Extraction:
+def _body(text: str, content_type: str, url: str) -> Extraction:
     """The body of a page; plain text (of WET files too) is one as it is, unless a server called its HTML so."""
     if content_type not in TEXT or text[:1000].lstrip().lower().startswith(("<!doctype", "<html", "<head")):
-        return extract_decoded(text)
-    return Extraction(text.replace("\r\n", "\n").replace("\0", "").strip("\n"), "", "")
+        return extract_decoded(text, url)
+    return Extraction(text.replace("\r\n", "\n").replace("\0", "").strip("\n"), "", "", "")
 
 
 @daft.func(return_dtype=_PAGE)
@@ -113,19 +124,34 @@ class _Extractor:
 
     @daft.method.batch(return_dtype=_DOCUMENT, batch_size=_BATCH)
     def rows(self, page: daft.Series) -> list[Row]:
-        return [page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
+        none = dict.fromkeys(MATH)
+        return [none | page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
 
 
 def _web(paths: list[Path], config: ExtractConfig, context: Context) -> Iterator[pa.Table]:
     extractor = daft.cls(_Extractor, use_process=True, max_concurrency=workers())
     frame = daft.from_pydict({"path": [str(path) for path in paths]}).select(_read(daft.col("path")).alias("page"))
     rows = extractor(read_robots(paths), config.model_dump_json()).rows(frame["page"])
-    frame = frame.select(rows.alias("row")).select(*(daft.col("row")[name].alias(name) for name in SCHEMA.names))
+    frame = frame.select(rows.alias("row")).select(*(daft.col("row")[name].alias(name) for name in PAGE_SCHEMA.names))
     done = 0
     for part in frame.to_arrow_iter():
         done += len(part)
         context.report("extract web pages", done, None)
-        yield pa.Table.from_batches([part]).cast(SCHEMA)
+        yield pa.Table.from_batches([part]).cast(PAGE_SCHEMA)
+
+
+def _web_sorted(
+    paths: list[Path], config: ExtractConfig, context: Context, sources: Path, metrics: Metrics
+) -> Iterator[pa.Table]:
+    """Web pages, with `math` the mathematical ones last and in their flow; `metrics` gains what became of those."""
+    if not config.math:
+        yield from _web(paths, config, context)
+        return
+    aside, flow = MathPages(context.scratch), sources / "math.jsonl"
+    for table in _web(paths, config, context):
+        yield aside.sift(table)
+    seeds = [row["text"] for row in read_flow(flow, "math", [])] if flow.is_file() else []
+    yield from aside.rated(seeds, config.min_math_quality, context.seed, context.scratch, context.out, metrics)
 
 
 def read_flow(path: Path, flow: str, rejects: list[str]) -> Iterator[Row]:
@@ -178,14 +204,15 @@ def _marked(table: pa.Table, marks: Mapping[str, str]) -> pa.Table:
 def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metrics:
     """Write documents/ and funnel.json from `sources`: warc/*.warc.gz and {code,math,licensed,public}.jsonl.
 
-    Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted.
+    Rejects without a URL (damaged records, malformed lines) are written to rejects.jsonl and counted; with `math`, the
+    questions of mathematical threads to questions.jsonl.
     """
     paths = sorted(path for path in (sources / "warc").glob("*.warc*") if path.is_file())
     flows = [(sources / f"{flow}.jsonl", flow) for flow in documents.FLOWS if (sources / f"{flow}.jsonl").is_file()]
     if not paths and not flows:
         raise ValueError(f"{sources} holds neither warc/*.warc.gz nor a flow like code.jsonl: run `fetch` first")
-    rejects, sorter, marks = list[str](), Sorter(context.scratch), planted_marks(sources)
-    for table in _web(paths, config, context) if paths else ():
+    rejects, sorter, marks, metrics = list[str](), Sorter(context.scratch), planted_marks(sources), Metrics()
+    for table in _web_sorted(paths, config, context, sources, metrics) if paths else ():
         nameless = pa.compute.equal(table["url"], "")
         sorter.add(table.filter(pa.compute.invert(nameless)))
         lost = table.filter(nameless).select(["reason", "evidence"]).to_pylist()
@@ -214,4 +241,4 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
         "rejected_without_url": len(rejects),
         "repeated_urls": repeated,
         "planted_recall": documents.recall(documents.read(context.out, ("planted", "reason")), {"robots": ("robots",)}),
-    }
+    } | ({"math": metrics} if metrics else {})
