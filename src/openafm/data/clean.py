@@ -20,13 +20,14 @@ from openafm.data.documents import SCHEMA, Row, drop
 from openafm.data.frames import daft
 from openafm.data.language import LanguageModel
 from openafm.data.licences import judge_licence
+from openafm.data.names import load_people
 from openafm.data.parallel import workers
 from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "clean"
-DROPPED_KINDS = ("card", "iban", "ssn")
-REDACTED_KINDS = ("email", "ip", "phone", "secret")
+DROPPED_KINDS = ("card", "iban", "ssn", "national_id")
+REDACTED_KINDS = ("email", "ip", "phone", "secret", "address", "person")
 NOT_PROSE = ("code", "math")
 """Flows without leet and beyond the safety model, which learns from prose; the rules judge them too."""
 _BATCH = 32
@@ -50,6 +51,8 @@ class CleanConfig(Config):
     """The safety model's mean probability over a document's three worst chunks that drops it."""
     model_examples: int = 40
     """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
+    person_model: str = ""
+    """A model for people's names: a spaCy package, or gliner:FOLDER (see `names`); empty leaves names alone."""
 
 
 def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
@@ -81,19 +84,20 @@ def _judge_safety(row: Row, words: safety.Words) -> Row:
 
 
 def _judge_pii(row: Row, config: CleanConfig) -> Row:
-    """Drop documents with cards, IBANs, SSNs or very much personal data; replace the rest by placeholders."""
-    text = row["text"]
-    spans = pii.find(text)
+    """Drop documents with cards, IBANs, identity numbers or very much personal data; replace the rest."""
+    text, people = row["text"], load_people(config.person_model)
+    spans = pii.find(text, people if row["flow"] != "code" else None)
     title = pii.redact(row["title"], pii.find(row["title"]))
     if not spans:
         return row | {"title": title}
     counts = Counter(span.kind for span in spans)
+    much = sum(count for kind, count in counts.items() if kind != "person")
     for kind in DROPPED_KINDS:
         if counts[kind]:
             first = next(span for span in spans if span.kind == kind)
             return drop(row | {"title": title}, STAGE, f"pii.{kind}", f"{counts[kind]}, as {pii.masked(text, first)}")
     summary = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-    if len(spans) > config.most_pii and len(spans) * 50 > len(text.split()):
+    if much > config.most_pii and much * 50 > len(text.split()):
         return drop(row | {"title": title}, STAGE, "pii.much", summary)
     row = _documents.judged(row | {"title": title}, STAGE, "redact", "pii", summary)
     return _documents.with_text(row, pii.redact(text, spans))
@@ -206,7 +210,7 @@ def _redacted(verdicts: list[dict[str, str]]) -> list[str]:
     return [part.split()[0] for evidence in said for part in evidence.split(", ")]
 
 
-def _hits(before: pa.Table, table: pa.Table) -> Iterable[Hit]:
+def _hits(before: pa.Table, table: pa.Table, people: pii.People | None) -> Iterable[Hit]:
     """Yield what was found in real documents: a hit for each that was dropped here, and for each finding replaced."""
     texts = dict(zip(before["id"].to_pylist(), before["text"].to_pylist(), strict=True))
     for row in table.filter(pa.compute.is_null(table["planted"])).to_pylist():
@@ -214,7 +218,7 @@ def _hits(before: pa.Table, table: pa.Table) -> Iterable[Hit]:
         if row["stage"] == STAGE:
             start = pii.redact(text[:400], pii.find(text[:400]))[:200]
             yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
-        spans = pii.find(text) if _redacted(row["verdicts"]) else []
+        spans = pii.find(text, people) if _redacted(row["verdicts"]) else []
         for span in spans:
             found, shown = evidence_hash(text[span.start : span.end]), pii.in_context(text, spans, span)
             yield Hit(f"redacted.{span.kind}", row["url"], found, row["flow"], shown)
@@ -262,6 +266,6 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
         "dropped": _documents.drops_by_reason(funnel, STAGE),
         "planted_recall": recalls,
         "real_hits": _real_hits(table),
-        "precision_on_real": audit(_hits(before, table), context.out),
+        "precision_on_real": audit(_hits(before, table, load_people(config.person_model)), context.out),
         "safety_model": learned,
     }
