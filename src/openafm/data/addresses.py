@@ -13,7 +13,10 @@ from openafm.data.spans import Places, before
 
 # --- streets -------------------------------------------------------------------------------------------------------
 _NAME = r"(?:[A-ZÀ-Þ][\w'’.-]*|\d{1,3}(?:st|nd|rd|th)|de|la|le|del|von|der)"
-_STATE = r"A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|P[AR]|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY]"
+_STATE = (
+    r"A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|P[AR]|RI|S[CD]|T[NX]|UT|V[AT]"
+    r"|W[AIVY]"
+)
 _UK_CODE = r"[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}"
 _TOWN = r"[A-ZÀ-Þ][\w'’.-]+(?:[ -](?:[A-ZÀ-Þ][\w'’.-]*|am|an|der|de|la|sur|upon|on|les?)){0,3}"
 _UNIT = r"(?:,? (?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|#)\.? ?#?[\w-]{1,6}|,? \w+ Floor)?"
@@ -32,38 +35,25 @@ _ENGLISH = re.compile(
     rf"(?:{_CERTAIN}(?!\w)(?: [NSEW]{{1,2}}\b\.?)?{_UNIT}{_ENGLISH_TAIL}?|{_LIKELY}(?!\w){_UNIT}{_ENGLISH_TAIL})"
 )
 _BOX = re.compile(rf"\bP\.? ?O\.? ?Box \d{{1,6}}{_ENGLISH_TAIL}?", re.I)
-_GERMAN_TAIL = rf",?\s{{1,2}}(?:[A-Z]{{1,2}}-)?\d{{4,5}} {_TOWN}"
+_GERMAN_TAIL = rf",?\s{{1,2}}(?:[A-Z]{{1,2}}-)?(?:\d{{4,5}}|\d{{4}} ?[A-Z]{{2}}) {_TOWN}"
 _GERMAN = re.compile(
-    rf"\b[A-ZÄÖÜ][\wäöüß.-]*(?:(?:straße|strasse|str\.|gasse|allee|damm|straat|laan|gracht)|[ -](?:Straße|Strasse|Str\.|Allee))"
-    rf" \d{{1,4}} ?[a-z]?(?!\w)(?:{_GERMAN_TAIL})?"
-    rf"|\b[A-ZÄÖÜ][\wäöüß.-]*(?:weg|platz|ring|ufer|plein|kade|hof|berg| Weg| Platz| Ring| Ufer) \d{{1,4}} ?[a-z]?{_GERMAN_TAIL}"
+    r"\b[A-ZÄÖÜ][\wäöüß.-]*(?:straße|strasse|str\.|gasse|allee|damm|straat|laan|gracht|[ -](?:Straße|Strasse|Str\.|Allee))"
+    rf" \d{{1,4}} ?[a-z]?(?!\w)(?:{_GERMAN_TAIL})?|\b[A-ZÄÖÜ][\wäöüß.-]*"
+    rf"(?:weg|platz|ring|ufer|plein|kade|hof|berg| Weg| Platz| Ring| Ufer) \d{{1,4}} ?[a-z]?{_GERMAN_TAIL}"
 )
 _FRENCH = re.compile(
-    r"(?<![\w.,:/-])\d{1,4}(?: ?(?:bis|ter))?,? (?:rue|avenue|boulevard|bd|place|chemin|all[ée]e|impasse|quai|route|cours"
-    rf"|passage) (?:(?:d[eu]s?|de la|la|le|les) |de l['’]|d['’]|l['’])?{_NAME}(?:[ -](?:{_NAME}|et|du|des)){{0,4}}"
+    r"(?<![\w.,:/-])\d{1,4}(?: ?(?:bis|ter))?,? "
+    r"(?:rue|avenue|boulevard|bd|place|chemin|all[ée]e|impasse|quai|route|cours|passage) "
+    rf"(?:(?:d[eu]s?|de la|la|le|les) |de l['’]|d['’]|l['’])?{_NAME}(?:[ -](?:{_NAME}|et|du|des)){{0,4}}"
     rf"(?:,?\s{{1,2}}\d{{5}} {_TOWN})?"
 )
 _ROMANCE = re.compile(
-    r"\b(?:Calle|C/|Avenida|Avda?\.|Plaza|Paseo|Via|Viale|Piazza|Corso|Largo|Rua|Av\.) (?:(?:de|del|della|di|la|do|da|dos)"
-    rf" )*{_NAME}(?: (?:{_NAME}|e|y)){{0,4}},? (?:n[º°.] ?)?\d{{1,4}}(?!\w)(?:,?[^\n,]{{0,12}},?\s{{1,2}}\d{{4,5}}(?:-\d{{3}})? {_TOWN})?"
+    r"\b(?:Calle|C/|Avenida|Avda?\.|Plaza|Paseo|Via|Viale|Piazza|Corso|Largo|Rua|Av\.) "
+    rf"(?:(?:de|del|della|di|la|do|da|dos) )*{_NAME}(?: (?:{_NAME}|e|y)){{0,4}},? (?:n[º°.] ?)?\d{{1,4}}(?!\w)"
+    rf"(?:,?[^\n,]{{0,12}},?\s{{1,2}}\d{{4,5}}(?:-\d{{3}})? {_TOWN})?"
 )
-_GERMAN_ENDS = (
-    *(
-        "straße",
-        "strasse",
-        "str.",
-        "gasse",
-        "allee",
-        "damm",
-        "straat",
-        "laan",
-        "gracht",
-        "weg",
-        "platz",
-        "ring",
-        "ufer",
-    ),
-    *("plein", "kade", "hof", "berg"),
+_GERMAN_ENDS = tuple(
+    "straße strasse str. gasse allee damm straat laan gracht weg platz ring ufer plein kade hof berg".split()
 )
 _ROMANCE_SIGNS = (
     *("Calle ", "C/ ", "Avenida ", "Avda", "Plaza ", "Paseo ", "Via ", "Viale ", "Piazza ", "Corso ", "Largo ", "Rua "),
