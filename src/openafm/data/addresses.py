@@ -37,7 +37,8 @@ _ENGLISH = re.compile(
 _BOX = re.compile(rf"\bP\.? ?O\.? ?Box \d{{1,6}}{_ENGLISH_TAIL}?", re.I)
 _GERMAN_TAIL = rf",?\s{{1,2}}(?:[A-Z]{{1,2}}-)?(?:\d{{4,5}}|\d{{4}} ?[A-Z]{{2}}) {_TOWN}"
 _GERMAN = re.compile(
-    r"\b[A-ZÄÖÜ][\wäöüß.-]*(?:straße|strasse|str\.|gasse|allee|damm|straat|laan|gracht|[ -](?:Straße|Strasse|Str\.|Allee))"
+    r"\b[A-ZÄÖÜ][\wäöüß.-]*(?:straße|strasse|str\.|gasse|allee|damm|straat|laan|gracht"
+    r"|[ -](?:Straße|Strasse|Str\.|Allee))"
     rf" \d{{1,4}} ?[a-z]?(?!\w)(?:{_GERMAN_TAIL})?|\b[A-ZÄÖÜ][\wäöüß.-]*"
     rf"(?:weg|platz|ring|ufer|plein|kade|hof|berg| Weg| Platz| Ring| Ufer) \d{{1,4}} ?[a-z]?{_GERMAN_TAIL}"
 )
