@@ -19,7 +19,7 @@ from openafm.data import heuristics, pii, safety
 from openafm.data.documents import SCHEMA, Row, drop
 from openafm.data.frames import daft
 from openafm.data.language import LanguageModel
-from openafm.data.licences import judge_licence
+from openafm.data.licences import judge_licence, judge_set
 from openafm.data.names import load_people
 from openafm.data.parallel import workers
 from openafm.data.precision import Hit, audit, evidence_hash
@@ -45,6 +45,8 @@ class CleanConfig(Config):
     """Shorter web and licensed documents are dropped."""
     min_public_words: int = 8
     """The same for public sets and math, whose documents are short by nature."""
+    public_licences: tuple[str, ...] = ("LicenseRef-Debian-descriptions", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "ODC-By-1.0")
+    """Licences of public sets that are taken beside the permissive ones."""
     most_pii: int = 10
     """Documents with more personal data than this, and more than one finding in 50 words, are dropped."""
     unsafe_probability: float = 0.95
@@ -58,10 +60,15 @@ class CleanConfig(Config):
 def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
     """Apply what differs by flow: licence and code rules, or language and prose rules."""
     if row["flow"] == "code":
-        for reason, evidence in (judge_licence(row["text"], row["licence"]), heuristics.judge_code(row["text"])):
+        code = heuristics.judge_code(row["text"], row["code_language"], row["url"])
+        for reason, evidence in (judge_licence(row["text"], row["licence"]), code):
             if reason:
                 return drop(row, STAGE, reason, evidence)
         return row
+    if row["flow"] == "public":
+        reason, evidence = judge_set(row["licence"], config.public_licences)
+        if reason:
+            return drop(row, STAGE, reason, evidence)
     language, probability, second = model.detect(row["text"])
     row = row | {"language": language}
     sure = probability >= min(config.language_probability, 3 * second)  # prose full of names is never above a half
