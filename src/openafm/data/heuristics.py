@@ -106,12 +106,13 @@ LEAST_CODE = 3
 """Lines that must be something else than comment: a licence header over an empty file has fewer."""
 _GENERATED_PATH = re.compile(
     r"(?:_pb2(?:_grpc)?\.pyi?|\.pb\.(?:go|cc|h)|\.g\.dart|\.designer\.cs|\.generated\.\w+|_generated\.\w+"
-    r"|[-.]min\.(?:js|css)|\.bundle\.js|\.tab\.[ch]|lex\.yy\.c|package-lock\.json|moc_\w+\.cpp|_wrap\.(?:c|cxx)|zz_generated\w*\.go)$",
+    r"|[-.]min\.(?:js|css)|\.bundle\.js|\.tab\.[ch]|lex\.yy\.c|package-lock\.json|moc_\w+\.cpp|_wrap\.(?:c|cxx)"
+    r"|zz_generated\w*\.go)$",
     re.I,
 )
 _GENERATOR = re.compile(
-    r"generated (?:by|from|using|with) (?:the )?(?:protoc|protocol buffer|cython|swig|antlr|thrift|bison|flex|yacc|lex\b"
-    r"|\.designer\.cs|openapi|swagger|autogen|stringer|bindgen|cffi|jni|xcode|dart|emscripten|rollup|webpack|typescript)"
+    r"generated (?:by|from|using|with) (?:the )?(?:protoc|protocol buffer|cython|swig|antlr|thrift|bison|flex|yacc"
+    r"|lex\b|openapi|swagger|autogen|stringer|bindgen|cffi|jni|xcode|dart|emscripten|rollup|webpack|typescript)"
     r"|a bison parser, made by|webpackJsonp|//# sourceMappingURL=",
     re.I,
 )
