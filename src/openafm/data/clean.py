@@ -20,13 +20,14 @@ from openafm.data import heuristics, pii, safety
 from openafm.data.documents import SCHEMA, Row, drop
 from openafm.data.frames import columns_of, rewrite
 from openafm.data.language import LanguageModel
-from openafm.data.licences import judge_licence
+from openafm.data.licences import judge_licence, judge_set
+from openafm.data.people import load_people
 from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "clean"
-DROPPED_KINDS = ("card", "iban", "ssn")
-REDACTED_KINDS = ("email", "ip", "phone", "secret")
+DROPPED_KINDS = ("card", "iban", "ssn", "national_id")
+REDACTED_KINDS = ("email", "ip", "phone", "secret", "address", "person")
 NOT_PROSE = ("code", "math")
 """Flows without leet and beyond the safety model, which learns from prose; the rules judge them too."""
 _LEARNED_FROM = 50_000  # documents of each kind, the first by id: ids are hashes, so these are drawn at random
@@ -43,21 +44,30 @@ class CleanConfig(Config):
     """Shorter web and licensed documents are dropped."""
     min_public_words: int = 8
     """The same for public sets and math, whose documents are short by nature."""
+    public_licences: tuple[str, ...] = ("LicenseRef-Debian-descriptions", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "ODC-By-1.0")
+    """Licences of public sets that are taken beside the permissive ones."""
     most_pii: int = 10
     """Documents with more personal data than this, and more than one finding in 50 words, are dropped."""
     unsafe_probability: float = 0.95
     """The safety model's mean probability over a document's three worst chunks that drops it."""
     model_examples: int = 40
     """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
+    person_model: str = ""
+    """A model for people's names: a spaCy package, or gliner:FOLDER (see `names`); empty leaves names alone."""
 
 
 def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
     """Apply what differs by flow: licence and code rules, or language and prose rules."""
     if row["flow"] == "code":
-        for reason, evidence in (judge_licence(row["text"], row["licence"]), heuristics.judge_code(row["text"])):
+        code = heuristics.judge_code(row["text"], row["code_language"], row["url"])
+        for reason, evidence in (judge_licence(row["text"], row["licence"]), code):
             if reason:
                 return drop(row, STAGE, reason, evidence)
         return row
+    if row["flow"] == "public":
+        reason, evidence = judge_set(row["licence"], config.public_licences)
+        if reason:
+            return drop(row, STAGE, reason, evidence)
     language, probability, second = model.detect(row["text"])
     row = row | {"language": language}
     sure = probability >= min(config.language_probability, 3 * second)  # prose full of names is never above a half
@@ -80,19 +90,20 @@ def _judge_safety(row: Row, words: safety.Words) -> Row:
 
 
 def _judge_pii(row: Row, config: CleanConfig) -> Row:
-    """Drop documents with cards, IBANs, SSNs or very much personal data; replace the rest by placeholders."""
-    text = row["text"]
-    spans = pii.find(text)
+    """Drop documents with cards, IBANs, identity numbers or very much personal data; replace the rest."""
+    text, people = row["text"], load_people(config.person_model)
+    spans = pii.find(text, people if row["flow"] != "code" else None)
     title = pii.redact(row["title"], pii.find(row["title"]))
     if not spans:
         return row | {"title": title}
     counts = Counter(span.kind for span in spans)
+    much = sum(count for kind, count in counts.items() if kind != "person")
     for kind in DROPPED_KINDS:
         if counts[kind]:
             first = next(span for span in spans if span.kind == kind)
             return drop(row | {"title": title}, STAGE, f"pii.{kind}", f"{counts[kind]}, as {pii.masked(text, first)}")
     summary = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-    if len(spans) > config.most_pii and len(spans) * 50 > len(text.split()):
+    if much > config.most_pii and much * 50 > len(text.split()):
         return drop(row | {"title": title}, STAGE, "pii.much", summary)
     row = _documents.judged(row | {"title": title}, STAGE, "redact", "pii", summary)
     return _documents.with_text(row, pii.redact(text, spans))
@@ -187,7 +198,7 @@ def _redacted(verdicts: list[dict[str, str]]) -> list[str]:
     return [part.split()[0] for evidence in said for part in evidence.split(", ")]
 
 
-def _hits(documents: Path, out: Path) -> Iterable[Hit]:
+def _hits(documents: Path, out: Path, people: pii.People | None) -> Iterable[Hit]:
     """Yield what was found in real documents: a hit for each that was dropped here, and for each finding replaced."""
     columns = [name for name in SCHEMA.names if name != "text"]
     for before, after in zip(_documents.parts(documents), _documents.parts(out), strict=True):
@@ -197,14 +208,14 @@ def _hits(documents: Path, out: Path) -> Iterable[Hit]:
         for table in _documents.batches(before, ("id", "text")):
             for identity, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
                 if identity in said:
-                    yield from _hits_in(said[identity], text)
+                    yield from _hits_in(said[identity], text, people)
 
 
-def _hits_in(row: Row, text: str) -> Iterable[Hit]:
+def _hits_in(row: Row, text: str, people: pii.People | None) -> Iterable[Hit]:
     if row["stage"] == STAGE:
         start = pii.redact(text[:400], pii.find(text[:400]))[:200]
         yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
-    spans = pii.find(text) if _redacted(row["verdicts"]) else []
+    spans = pii.find(text, people) if _redacted(row["verdicts"]) else []
     for span in spans:
         found, shown = evidence_hash(text[span.start : span.end]), pii.in_context(text, spans, span)
         yield Hit(f"redacted.{span.kind}", row["url"], found, row["flow"], shown)
@@ -250,6 +261,6 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
         "dropped": _documents.drops_by_reason(funnel, STAGE),
         "planted_recall": recalls,
         "real_hits": _real_hits(table),
-        "precision_on_real": audit(_hits(documents, context.out), context.out),
+        "precision_on_real": audit(_hits(documents, context.out, load_people(config.person_model)), context.out),
         "safety_model": learned,
     }

@@ -23,6 +23,7 @@ from openafm.data.benchmarks import bring
 from openafm.data.catalogue import Catalogue, Source, find, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
 from openafm.data.dirt import DirtConfig, Planted, plant
+from openafm.data.licences import terms
 from openafm.data.packages import Archive, Package
 from openafm.data.readers import Document, Page
 from openafm.model.gguf import import_gguf
@@ -30,6 +31,8 @@ from openafm.stage import Config, Context, Metrics
 
 FLOWS = ("code", "math", "licensed", "public")
 WEB_FORMS = ("html", "markdown", "pydoc")
+LATER_STAGES = "continued and context-lengthening pretraining"
+"""All that licensed long texts may be read in (AFM report, 3.2.2 and 3.2.3); pretraining refuses them elsewhere."""
 
 
 class FetchConfig(Config):
@@ -288,7 +291,7 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_licences(fetched: Fetched, out: Path) -> None:
-    """What came from where, and what did not come."""
+    """The ledger: what came from where, under which licence and terms, for which stages, and what did not come."""
     entries = []
     for source in fetched.catalogue.sources:
         archive = fetched.archives.get(source.archive)
@@ -300,7 +303,9 @@ def _write_licences(fetched: Fetched, out: Path) -> None:
                     "version": archive.version,
                     "sha256": archive.sha256,
                     "licence": source.licence,
+                    "terms": terms(source.licence),
                     "flow": source.flow,
+                    "stages": LATER_STAGES if source.flow == "licensed" else "all",
                     "host": source.host,
                     "target": source.target,
                 }

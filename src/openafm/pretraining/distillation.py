@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from openafm.model.checkpoint import load_model
-from openafm.pretraining.mixture import Data
+from openafm.pretraining.mixture import CoreData, Data
 from openafm.stage import Context, Metrics
 from openafm.training.batches import Batch, Batches, TokenBatches
 from openafm.training.hardware import autocast
 
 
 @torch.inference_mode()
-def cache_teacher(config: Data, context: Context, *, model: Path, shards: Path) -> Metrics:
+def cache_teacher(config: CoreData, context: Context, *, model: Path, shards: Path) -> Metrics:
     """Write `top1.bin`: the teacher's top-1 token at each position of the batches that `config` describes.
 
     `(steps, rows, sequence_length)`, in the dtype of the shards; `data.json` says which batches these are. Metrics
@@ -44,7 +44,7 @@ def cache_teacher(config: Data, context: Context, *, model: Path, shards: Path) 
             file.write(top1.cpu().numpy().astype(dtype).tobytes())
             context.report("teacher tokens", steps.stop, len(batches))
     path.rename(context.out / "top1.bin")
-    (context.out / "data.json").write_text(json.dumps(config.model_dump(), sort_keys=True) + "\n")
+    (context.out / "data.json").write_text(json.dumps(config.model_dump(exclude_none=True), sort_keys=True) + "\n")
     agreement = _agreement(batches, context.out / "top1.bin", dtype)
     return {
         "tokens": len(batches) * batches.rows * config.sequence_length,
@@ -65,14 +65,14 @@ class DistilBatches:
 
     def __init__(self, batches: TokenBatches, cache: Path, config: Data):
         kept = json.loads((cache / "data.json").read_text())
-        wanted = {name: getattr(config, name) for name in kept}
+        wanted = {name: getattr(config, name) for name in CoreData.model_fields if getattr(config, name) is not None}
         if kept != wanted:
             raise ValueError(
                 f"{cache / 'data.json'} is of other batches ({kept}) than this step's ({wanted}); match them"
             )
         self.batches: Batches = batches
         rows = len(batches), batches.rows, config.sequence_length
-        dtype = batches.sources[0].tokens.dtype
+        dtype = batches.sources[0].dtype
         self.top1 = np.memmap(cache / "top1.bin", dtype=dtype, mode="r", shape=rows)
 
     def __len__(self) -> int:

@@ -5,15 +5,17 @@ AFM report (arXiv 2407.21075), section 3.2, with the relaxation of CoDA (arXiv 2
 
 import math
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import parameter_groups
-from openafm.pretraining.mixture import Data
+from openafm.pretraining.mixture import CoreData, core_mixture
 from openafm.stage import Config, Context, Metrics
 from openafm.training.batches import Batch, TokenBatches
 from openafm.training.loop import train, write_curve
@@ -40,7 +42,7 @@ def hard_top_k(mask: Tensor, k: int) -> Tensor:
     return torch.zeros_like(mask).index_fill(0, order[:k], 1.0)
 
 
-class MasksConfig(Data):
+class MasksConfig(CoreData):
     """Learning of the masks, on the core mixture."""
 
     keep: int = 384
@@ -171,7 +173,7 @@ class CutConfig(Config):
 
     sequence_length: int = 256
     held_out_tokens: int = 16_384
-    mixture: dict[str, float] = {"web": 0.7, "code": 0.2, "math": 0.1}
+    mixture: Annotated[dict[str, float], AfterValidator(core_mixture)] = {"web": 0.7, "code": 0.2, "math": 0.1}
 
 
 @torch.inference_mode()

@@ -5,13 +5,16 @@ AFM report (arXiv 2407.21075), section 3.2. Its three stages differ in data, len
 with teacher tokens at hand the loss is the distillation loss.
 """
 
+import time
 from pathlib import Path
+
+from pydantic import model_validator
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import initialise, parameter_groups
 from openafm.pretraining.distillation import DistilBatches
-from openafm.pretraining.mixture import Data
+from openafm.pretraining.mixture import Data, check_core
 from openafm.pretraining.rope import rebase
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load as load_tokenizer
@@ -19,6 +22,7 @@ from openafm.training.batches import Batch
 from openafm.training.loop import train, write_curve
 from openafm.training.losses import LossOutput, next_token, top1_distillation
 from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.prefetch import Prefetched
 from openafm.training.schedules import cosine
 
 
@@ -51,6 +55,12 @@ class PretrainConfig(Data):
     lengthen: bool = False
     """Raise the RoPE base from the model's longest length so far to `sequence_length`."""
 
+    @model_validator(mode="after")
+    def _core_reads_no_licensed_texts(self) -> "PretrainConfig":
+        if self.shape is not None:
+            check_core(self)
+        return self
+
 
 def pretrain(
     config: PretrainConfig,
@@ -68,7 +78,7 @@ def pretrain(
     """
     transformer = _start(config, context, tokenizer, model)
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
-    batches = tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config)
+    batches = Prefetched(tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config))
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
         logits = network(batch["inputs"])
@@ -80,7 +90,9 @@ def pretrain(
     groups = parameter_groups(transformer, config.base_width)
     optimizer = RMSPropMomentum(groups, config.lr, config.weight_decay)
     schedule = cosine(total, round(config.warmup * total), config.floor)
+    started = time.monotonic()
     curve = train(transformer, batches, loss, optimizer, schedule, context, label="pretrain")
+    context.note(share_waiting_for_batches=round(batches.waited_seconds / (time.monotonic() - started), 5))
     save_model(transformer, context.out, tokenizer)
     write_curve(curve, context.out)
     last = [record["cross_entropy"] for record in curve[-(len(curve) // 10) - 1 :]]
