@@ -1,10 +1,12 @@
 """RMSProp with momentum, as AFM's pretraining uses it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from openafm.training.parallel import local
 
 
 class RMSPropMomentum(torch.optim.Optimizer):
@@ -46,7 +48,7 @@ class RMSPropMomentum(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step with the parameters' gradients."""
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        self.grad_norm = float(total_norm(grads)) if grads else 0.0
         if not self.grad_norm < self.skip_norm:  # NaN included
             self.skipped += 1
             return
@@ -58,12 +60,12 @@ class RMSPropMomentum(torch.optim.Optimizer):
                 self._step_group(group, parameters, clip)
 
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor], clip: float) -> None:
-        grads = torch._foreach_mul([p.grad for p in parameters if p.grad is not None], clip)
+        grads = torch._foreach_mul([local(p.grad) for p in parameters if p.grad is not None], clip)
         for p in parameters:
             if not self.state[p]:
                 self.state[p] = {"v": torch.zeros_like(p), "m": torch.zeros_like(p)}
-        second = [self.state[p]["v"] for p in parameters]
-        momentum = [self.state[p]["m"] for p in parameters]
+        second = [local(self.state[p]["v"]) for p in parameters]
+        momentum = [local(self.state[p]["m"]) for p in parameters]
         decay, beta = group["decay"], group["momentum"]
 
         torch._foreach_mul_(second, decay)
@@ -71,11 +73,34 @@ class RMSPropMomentum(torch.optim.Optimizer):
         torch._foreach_addcmul_(second, grads, grads, 1 - decay)
         root = torch._foreach_sqrt(torch._foreach_div(second, 1 - decay**self.updates))
         updates = torch._foreach_div(grads, root)
-        norms = torch._foreach_norm(updates)
+        norms = norms_of_all(list(torch._foreach_norm(updates)), parameters)
         limits = [max(1.0, float(norm) / p.numel() ** 0.5) for norm, p in zip(norms, parameters, strict=True)]
         torch._foreach_div_(updates, limits)
 
         torch._foreach_mul_(momentum, beta)
         torch._foreach_add_(momentum, updates, alpha=1 - beta)
-        torch._foreach_mul_(parameters, 1 - self.scale * group["weight_decay"])
-        torch._foreach_add_(parameters, momentum, alpha=-self.scale * group["lr"] * group["mult"])
+        weights = [local(p) for p in parameters]
+        torch._foreach_mul_(weights, 1 - self.scale * group["weight_decay"])
+        torch._foreach_add_(weights, momentum, alpha=-self.scale * group["lr"] * group["mult"])
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all of them together, of all their shards."""
+    norms = norms_of_all(list(torch._foreach_norm([local(tensor) for tensor in tensors])), tensors)
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def norms_of_all(norms: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The norms of whole tensors, from those of this process's shards of them."""
+    layouts: dict[Any, list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        if hasattr(tensor, "placements"):
+            layouts.setdefault((tensor.device_mesh, tensor.placements), []).append(number)
+    for (mesh, placements), numbers in layouts.items():
+        squares = torch.stack([norms[number] for number in numbers]).double().square()
+        for dimension, placement in enumerate(placements):
+            if not placement.is_replicate():
+                torch.distributed.all_reduce(squares, group=mesh.get_group(dimension))
+        for number, norm in zip(numbers, squares.sqrt().float(), strict=True):
+            norms[number] = norm
+    return norms
