@@ -14,7 +14,7 @@ from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise, parameter_groups
 from openafm.stage import Context, Hardware, Parallelism
 from openafm.training import parallel
-from openafm.training.batches import ExampleBatches, TokenBatches
+from openafm.training.batches import TokenBatches
 from openafm.training.loop import train
 from openafm.training.losses import next_token
 from openafm.training.optimizers import RMSPropMomentum

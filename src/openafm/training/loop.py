@@ -24,7 +24,7 @@ from openafm.training.checkpoints import Checkpoints, Position
 from openafm.training.hardware import autocast
 from openafm.training.losses import LossOutput
 from openafm.training.optimizers import RMSPropMomentum
-from openafm.training.parallel import Devices, rank, stream
+from openafm.training.parallel import Devices, rank
 from openafm.training.schedules import Schedule
 
 Loss = Callable[[Any, Batch], LossOutput]
@@ -77,7 +77,7 @@ def train(
         while at.step < len(batches):
             if before_step is not None:
                 before_step(devices.network, at.step)
-            _seed(context.seed, label, at.step, stream(devices.mesh))
+            _seed(context.seed, label, at.step, devices.mesh.stream if devices.mesh else 0)
             batch = batches[at.step]
             size = _tokens(batch)
             optimizer.scale = schedule(at.tokens + size)

@@ -11,6 +11,7 @@ import copy
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ from openafm.training.losses import LossOutput
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-DIMENSIONS = ("replicate", "shard", "context", "tensor")
 WAIT = timedelta(days=30)
 """Other processes wait this long for rank 0, which alone runs what is no training."""
 
@@ -56,7 +56,7 @@ def waiting_group() -> distributed.ProcessGroup:
 
 
 def sizes(parallelism: Parallelism, processes: int) -> tuple[int, int, int, int]:
-    """Processes along each of `DIMENSIONS`. Raises ValueError where they do not make up `processes`."""
+    """Processes along replicate, shard, context and tensor. Raises ValueError where they do not make up `processes`."""
     rest = parallelism.replicate * parallelism.context * parallelism.tensor
     shard = parallelism.shard or max(1, processes // rest)
     if shard * rest != processes:
@@ -69,15 +69,40 @@ def sizes(parallelism: Parallelism, processes: int) -> tuple[int, int, int, int]
     return parallelism.replicate, shard, parallelism.context, parallelism.tensor
 
 
+@dataclass(frozen=True)
+class Mesh:
+    """All processes, and this one's place among them."""
+
+    root: "DeviceMesh"
+    """replicate x fsdp x tensor; fsdp is shard and context together, for both see other tokens."""
+    context: "DeviceMesh"
+    rows: int
+    """Processes that hold other rows of a batch."""
+    row: int
+    """This one's number among them."""
+
+    @property
+    def tensor(self) -> "DeviceMesh":
+        """Processes that hold the same tokens."""
+        return self.root["tensor"]
+
+    @property
+    def stream(self) -> int:
+        """This one's number among the processes that hold other tokens: dropout draws differ between them."""
+        return self.row * self.context.size() + self.context.get_local_rank()
+
+
 @cache
-def device_mesh(parallelism: Parallelism, device: str) -> "DeviceMesh":
-    """All processes along `DIMENSIONS`; `fsdp` is shard and context together, for both see other tokens."""
+def device_mesh(parallelism: Parallelism, device: str) -> Mesh:
+    """The processes as `parallelism` arranges them."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    shape = sizes(parallelism, distributed.get_world_size())
-    mesh = init_device_mesh(device, shape, mesh_dim_names=DIMENSIONS)
-    mesh["shard", "context"]._flatten("fsdp")
-    return mesh
+    replicate, shard, context, tensor = sizes(parallelism, distributed.get_world_size())
+    shape, names = (replicate, shard * context, tensor), ("replicate", "fsdp", "tensor")
+    root = init_device_mesh(device, shape, mesh_dim_names=names)
+    finer = root._unflatten("fsdp", (shard, context), ("shard", "context"))
+    row = finer["replicate"].get_local_rank() * shard + finer["shard"].get_local_rank()
+    return Mesh(root, finer["context"], replicate * shard, row)
 
 
 class LossStep(nn.Module):
@@ -128,7 +153,7 @@ class Devices:
         """This process's rows of the batch, and its part of each sequence."""
         if self.mesh is None:
             return batch
-        count, number = _data_rank(self.mesh)
+        count, number = self.mesh.rows, self.mesh.row
         rows = len(next(iter(batch.values())))
         if rows % count:
             raise ValueError(
@@ -136,7 +161,7 @@ class Devices:
                 "(or its rows a batch), or put fewer processes into parallelism.shard and replicate"
             )
         mine = slice(number * (rows // count), (number + 1) * (rows // count))
-        return part_of({name: tensor[mine] for name, tensor in batch.items()}, self.mesh["context"])
+        return part_of({name: tensor[mine] for name, tensor in batch.items()}, self.mesh.context)
 
     def add(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes that hold other tokens."""
@@ -144,12 +169,12 @@ class Devices:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         distributed.all_reduce(total)
-        return (total / self.mesh["tensor"].size()).tolist()
+        return (total / self.mesh.tensor.size()).tolist()
 
     def divide_gradients(self, weight: float) -> None:
         """Make sums over all tokens means; FSDP has already divided by the processes that hold other tokens."""
         if self.mesh is not None:
-            weight /= self.mesh.size() / self.mesh["tensor"].size()
+            weight /= self.mesh.rows * self.mesh.context.size()
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 local(parameter.grad).div_(weight)
@@ -181,31 +206,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _data_rank(mesh: "DeviceMesh") -> tuple[int, int]:
-    """How many processes hold other rows, and this one's number among them."""
-    replicas, shards = mesh["replicate"], mesh["shard"]
-    return replicas.size() * shards.size(), replicas.get_local_rank() * shards.size() + shards.get_local_rank()
-
-
-def stream(mesh: "DeviceMesh | None") -> int:
-    """The number of this process among those that hold other tokens: dropout draws differ between them."""
-    if mesh is None:
-        return 0
-    return _data_rank(mesh)[1] * mesh["context"].size() + mesh["context"].get_local_rank()
-
-
 def _twin(model: nn.Module) -> nn.Module:
     """A copy of the modules over the same weights: sharding replaces the copy's parameters only."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
-def _parallelise_tensors(network: nn.Module, mesh: "DeviceMesh") -> None:
+def _parallelise_tensors(network: nn.Module, mesh: Mesh) -> None:
     """Split heads and FFN units of every block over `tensor`: Megatron's two all-reduces a block (arXiv 1909.08053).
 
     Embedding and norms stay whole on each of these processes. Raises ValueError where the shape does not divide.
     """
-    count = mesh["tensor"].size()
+    count = mesh.tensor.size()
     if count == 1:
         return
     from torch.distributed.tensor.parallel import (
@@ -233,25 +245,25 @@ def _parallelise_tensors(network: nn.Module, mesh: "DeviceMesh") -> None:
         plan |= {f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")} | {
             "mlp.down_proj": RowwiseParallel()
         }
-        parallelize_module(block, mesh["tensor"], plan)
+        parallelize_module(block, mesh.tensor, plan)
 
 
-def _share_sequences(network: nn.Module, mesh: "DeviceMesh") -> None:
-    if mesh["context"].size() == 1:
+def _share_sequences(network: nn.Module, mesh: Mesh) -> None:
+    if mesh.context.size() == 1:
         return
     if not isinstance(network, Transformer):
         raise ValueError("context parallelism takes plain models, no masks, heads or adapters: set context: 1 here")
-    network.part = SharedSequence(mesh["context"])
+    network.part = SharedSequence(mesh.context)
 
 
-def shard(step: LossStep, mesh: "DeviceMesh", precision: str) -> LossStep:
+def shard(step: LossStep, mesh: Mesh, precision: str) -> LossStep:
     """Split each block's parameters, then all others, over `fsdp` (and copy them over `replicate`).
 
     In bfloat16 blocks are gathered in it: the very values that autocast would make of the float32 shards.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    over = mesh["replicate", "fsdp"] if mesh["replicate"].size() > 1 else mesh["fsdp"]
+    over = mesh.root["replicate", "fsdp"] if mesh.root["replicate"].size() > 1 else mesh.root["fsdp"]
     half = torch.bfloat16 if precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
     for module in list(step.modules()):
