@@ -115,8 +115,8 @@ def learn_masks(config: MasksConfig, context: Context, *, model: Path, shards: P
     optimizer = RMSPropMomentum(groups, config.lr, config.weight_decay)
     total = len(batches) * batches.rows * config.sequence_length
 
-    def set_eps(step: int) -> None:
-        masked.eps = anneal(config, step, len(batches))
+    def set_eps(network: MaskedTransformer, step: int) -> None:
+        network.eps = anneal(config, step, len(batches))
 
     def loss(network: MaskedTransformer, batch: Batch) -> LossOutput:
         return next_token(network(batch["inputs"]), batch["targets"])

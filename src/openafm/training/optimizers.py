@@ -168,7 +168,7 @@ def square_sums(tensors: Sequence[Tensor]) -> list[float]:
     for (mesh, placements), rows in layouts.items():
         shared = sums[rows]
         for dim, placement in enumerate(placements):
-            if placement.is_shard():
+            if not placement.is_replicate():
                 torch.distributed.all_reduce(shared, group=mesh.get_group(dim))
         sums[rows] = shared
     return sums.tolist()
