@@ -1,19 +1,14 @@
 """Training on several processes (gloo), each forked from the test: the losses and weights are those of one."""
 
 import json
-import multiprocessing
-import os
-import socket
-import sys
-import traceback
 
 import pytest
 import torch
+from tests.processes import processes
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise, parameter_groups
 from openafm.stage import Context, Hardware, Parallelism
-from openafm.training import parallel
 from openafm.training.batches import TokenBatches
 from openafm.training.loop import train
 from openafm.training.losses import next_token
@@ -30,36 +25,6 @@ MESHES = {
     "shard 2 x context 2": (4, {"context": 2}),
     "context 2 x tensor 2, recomputed": (4, {"tensor": 2, "context": 2, "recompute": True}),
 }
-
-
-def processes(count: int, work, *arguments) -> None:
-    """Run `work(rank, *arguments)` in that many processes that know each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")  # it has torch loaded already
-    all_of_them = [fork.Process(target=_one, args=(rank, count, port, work, arguments)) for rank in range(count)]
-    for process in all_of_them:
-        process.start()
-    for process in all_of_them:
-        process.join(120)
-    assert [process.exitcode for process in all_of_them] == [0] * count
-
-
-def _one(rank: int, count: int, port: int, work, arguments) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    code = 1
-    try:
-        parallel.start()
-        work(rank, *arguments)
-        torch.distributed.barrier()
-        code = 0
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
-    finally:
-        os._exit(code)
 
 
 def run(folder, shards, parallelism=None, *, steps=12, rank=0, dropout=0.0, **options):
@@ -88,11 +53,6 @@ def work(rank, folder, shards, parallelism):
     if rank == 0:
         (folder / "curve.json").write_text(json.dumps(curve))
     torch.save(model.state_dict(), folder / f"weights-{rank}.pt")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return {}
 
 
 @pytest.mark.parametrize("name", MESHES)
