@@ -11,7 +11,7 @@ from openafm.model.muparam import initialise, parameter_groups
 from openafm.stage import Hardware, Parallelism
 from openafm.training import dryrun
 from openafm.training.loop import _accumulate
-from openafm.training.losses import next_token
+from openafm.training.losses import chunked_next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.parallel import Devices
 
@@ -42,7 +42,10 @@ def measure(rank, path, parallelism, precision) -> None:
     model = initialise(Transformer(CONFIG), 0)
     optimizer = RMSPropMomentum(parameter_groups(model, 128), 0.01)
     hardware = Hardware(precision=precision, micro_batch_tokens=ROWS * LENGTH)
-    loss = lambda m, b: next_token(m(b["inputs"]), b["targets"])  # noqa: E731
+
+    def loss(m, b):
+        return chunked_next_token(m.hidden(b["inputs"]), m.model.embed_tokens.weight, b["targets"], 1e-6)
+
     devices = Devices(model, loss, optimizer, hardware, Parallelism(**parallelism))
     count = devices.mesh.rows if devices.mesh else 1
     batch = {name: torch.zeros((2 * ROWS * count, LENGTH), dtype=torch.int64) for name in ("inputs", "targets")}
