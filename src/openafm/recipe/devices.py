@@ -65,8 +65,8 @@ class Layout:
     def text(self) -> str:
         """`replicate 64, shard 8, recompute`: what is not 1."""
         named = self.parallelism.model_dump().items()
-        parts = [name if value is True else f"{name} {value}" for name, value in named if value not in (1, False)]
-        return ", ".join(part for part in parts if part) or "one device"
+        parts = [name if value is True else f"{name} {value}" for name, value in named if value is True or value > 1]
+        return ", ".join(parts) or "one device"
 
 
 @dataclass(frozen=True)
