@@ -4,6 +4,7 @@
     title: the whole recipe in half an hour
     seed: 0
     disk_mb: 3000                 # free space the run needs
+    size: 7M                      # the dial of pretraining steps (openafm.model.presets), where they leave it open
     parallelism: {tensor: 1}      # how torchrun's processes share training steps (a step may have its own)
     defaults: {pretrain: {micro: 1}}   # config keys shared by all steps of a stage
     steps:
@@ -39,7 +40,7 @@ Kind = TypeVar("Kind", bound=Config)
 EVERY = "*"
 """For a group: every other step of the recipe, each under its own name (what the report reads)."""
 
-RECIPE_KEYS = ("name", "title", "seed", "disk_mb", "parallelism", "defaults", "steps")
+RECIPE_KEYS = ("name", "title", "seed", "disk_mb", "size", "parallelism", "defaults", "steps")
 STEP_KEYS = ("run", "inputs", "seconds", "parallelism", "with")
 
 
@@ -151,6 +152,8 @@ def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages
     asked = signature(stages[stage][0])
     given = _typed(source, (*keys, "with"), body, dict, {})
     shared = defaults.get(stage) or {}
+    if "size" in source.values and "size" in asked.config.model_fields:
+        shared = {"size": source.values["size"]} | shared
     config = _config(source, (*keys, "with"), ("defaults", stage), asked.config, given, shared)
     others = {other: other for other in steps if other != name}
     named = _typed(source, (*keys, "inputs"), body, dict, {})

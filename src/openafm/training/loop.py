@@ -23,7 +23,7 @@ from openafm.training.batches import Batch, Batches
 from openafm.training.checkpoints import Checkpoints, Position
 from openafm.training.hardware import autocast
 from openafm.training.losses import LossOutput
-from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.optimizers import ClippedOptimizer
 from openafm.training.parallel import Devices, rank
 from openafm.training.schedules import Schedule
 
@@ -46,7 +46,7 @@ def train(
     model: nn.Module,
     batches: Batches,
     loss: Loss,
-    optimizer: RMSPropMomentum,
+    optimizer: ClippedOptimizer,
     schedule: Schedule,
     context: Context,
     *,
@@ -125,7 +125,7 @@ class Watch:
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.in_a_row = 0
 
-    def look(self, step: int, loss: float, optimizer: RMSPropMomentum) -> None:
+    def look(self, step: int, loss: float, optimizer: ClippedOptimizer) -> None:
         """Judge the step just taken. Raises ValueError when `PATIENCE` steps in a row were skipped."""
         norm = optimizer.grad_norm
         if not norm < optimizer.skip_norm:
@@ -190,7 +190,7 @@ def _accumulate(devices: Devices, batch: Batch, hardware: Hardware, due: bool) -
 
 
 def _record(
-    step: int, tokens: int, loss: float, metrics: dict[str, float], optimizer: RMSPropMomentum
+    step: int, tokens: int, loss: float, metrics: dict[str, float], optimizer: ClippedOptimizer
 ) -> dict[str, float]:
     return {
         "step": step,
