@@ -28,8 +28,36 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(..., width)`."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        """Normalise `(..., width)`, in float32; the result has the precision that matrix products take."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return _RMSNorm.apply(x, self.weight, self.eps, dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With y = x * r * w and r = 1 / RMS(x): dx = r (dy w - x r mean(dy w x r)), dw = sum(dy x r).
+
+    Written out, since autograd's own way of it passes over the activations twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """`(..., width)` in `dtype`."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+        inverse = (norm.square() / x.shape[-1] + eps).rsqrt()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        """The two gradients, each in the precision of its tensor."""
+        x, weight, inverse = ctx.saved_tensors
+        unit, scaled = x * inverse, grad * weight
+        grad_weight = (grad * unit).flatten(0, -2).sum(0)
+        mean = (scaled * unit).mean(-1, keepdim=True)
+        grad_x = torch.addcmul(scaled, unit, mean, value=-1).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
 def rope_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -42,9 +70,33 @@ def rope_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x_i, x_{i + D/2}) of `(B, heads, T, D)` by their position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x.float() * cos + turned.float() * sin).to(x.dtype)
+    return _Rotate.apply(x, cos, sin)
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient is turned back by the same angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Both halves of cosines and sines are the same."""
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Turn back."""
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    cos, sin = cos[..., :half], sin[..., :half]
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    turned[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    turned[..., half:] = torch.addcmul(second * cos, first, sin)
+    return turned
 
 
 class Cache:
@@ -115,9 +167,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Grouped-query attention `(B, H, T, D)` of queries `(B, H, T, D)` over keys and values `(B, K, S, D)`."""
     if isinstance(mask, BlockMask):
         return _compiled_flex()(query, key, value, block_mask=mask, enable_gqa=True)
+    if mask is None and query.requires_grad and _short(query, key):
+        return short_attention(query, key, value)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None and query.shape[2] > 1, enable_gqa=True
     )
+
+
+SHORT = 512
+"""Up to so many tokens, a CPU trains faster with whole matrices of bfloat16 scores than with its flash kernel."""
+
+
+def _short(query: Tensor, key: Tensor) -> bool:
+    whole = query.shape[2] == key.shape[2] <= SHORT
+    return whole and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+
+
+def short_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal `attend` by matrix products over all scores at once; heads that share a key are one matrix."""
+    batch, heads, length, width = query.shape
+    together = (query * width**-0.5).reshape(batch, key.shape[1], -1, width)
+    future = torch.full((length, length), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
+    scores = (together @ key.transpose(-1, -2)).view(batch, heads, length, length) + future
+    shares = torch.softmax(scores, -1).view(batch, key.shape[1], -1, length)
+    return (shares @ value).view(batch, heads, length, width)
 
 
 @cache
