@@ -94,7 +94,7 @@ def pretrain(
     if teacher_tokens is not None and teacher is not None:
         raise ValueError("a pretraining step distils from `teacher_tokens` or from a `teacher`, not from both")
     if teacher is not None and context.parallelism.context > 1:
-        raise ValueError("a teacher on the fly reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
+        raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
     transformer = _start(config, context, tokenizer, model)
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
     batches = tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config)
