@@ -196,6 +196,42 @@ def fetch(
             console.print(f"without {package}: {reason}", highlight=False, markup=False)
 
 
+@app.command()
+def crawl(
+    seeds: Annotated[list[str], typer.Argument(help="Addresses, or files of addresses, one a line.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; run again, a crawl in it goes on.")],
+    contact: Annotated[str, typer.Option(help="Where a site's owner reaches you; in the User-Agent.")] = "",
+    host: Annotated[list[str], typer.Option(help='More hosts than the seeds\'; "*.example.org" for all below.')] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A limit: depth, seconds, ...")] = [],  # noqa: B006
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Ask addresses of private networks too.")
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """Crawl politely into WARC files: robots.txt, crawl delays and opt-outs obeyed, every page not taken recorded.
+
+    Example: openafm crawl https://example.org/ --out crawl --contact me@example.org --set depth=3 --set seconds=600
+    """
+    with _plain_errors():
+        from openafm.data.crawl import CrawlConfig
+        from openafm.data.crawl import crawl as run_crawl
+        from openafm.recipe.progress import Display
+
+        limits = dict(item.partition("=")[::2] for item in set_)
+        config = CrawlConfig.model_validate(
+            {"seeds": seeds, "hosts": host, "contact": contact, "allow_private": allow_private, "limits": limits}
+        )
+        with Display(_console(), {"crawl": 0.0}) as display:
+            display.begin("crawl")
+            summary = run_crawl(config, out, display.report)
+        if json_:
+            typer.echo(json.dumps(summary))
+            return
+        for reason, count in summary["counts"].items():
+            typer.echo(f"{count:>9,}  {reason}")
+        typer.echo(f"why each: {out / 'pages.jsonl'}; next: openafm run nano --set fetch.texts={out}")
+
+
 @app.command("import")
 def import_(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, or a Hub name (owner/name).")],

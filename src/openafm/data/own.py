@@ -38,11 +38,10 @@ from openafm.data.catalogue import Source
 from openafm.data.crawl_archive import write_page
 from openafm.data.documents import FLOWS
 from openafm.data.extract import decode
+from openafm.data.frontier import CRAWL
 from openafm.data.readers import Document, Page, content_type
 from openafm.data.warc import MAX_PAGE_BYTES
 
-CRAWL = "crawl.json"
-"""What `openafm crawl` leaves in its folder, whose warc/ alone is input."""
 ARCHIVES = frozenset({".warc", ".wet"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 TEXTS = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
@@ -100,7 +99,7 @@ def suffix(path: Path) -> str:
 
 
 def files(root: Path) -> Iterator[Path]:
-    """The files of a folder in the order of their names (or a single file); of a crawl's folder its archives alone."""
+    """The files of a folder in the order of their names, or a single file; of a crawl's folder its archives alone."""
     if root.is_file():
         yield root
         return

@@ -8,7 +8,7 @@ behind damage the next member is sought. Zstandard files may begin with a dictio
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +150,7 @@ def _http_page(record: WarcRecord, url: str) -> Page:
     headers: dict[str, list[str]] = {}
     for name, value in http.to_tuples():
         headers.setdefault(name.lower(), []).append(value)
-    body = _decoded(_read(record.reader), headers, cut=bool(record.headers.get("WARC-Truncated")))
+    body = decoded(_read(record.reader), headers, cut=bool(record.headers.get("WARC-Truncated")))
     page = _judged(Page(url, http.status_code, kind, record.http_charset, body))
     if page.reject or is_robots(url):
         return page
@@ -181,8 +181,10 @@ def _read(reader: WarcReader, limit: int = MAX_PAGE_BYTES + 1) -> bytes:
     return b"".join(parts)
 
 
-def _decoded(body: bytes, headers: dict[str, list[str]], cut: bool) -> bytes:
-    """Undo transfer and content encodings that are really there: crawlers often store a body already decoded.
+def decoded(body: bytes, headers: Mapping[str, Sequence[str]], cut: bool) -> bytes:
+    """Undo transfer and content encodings that are really there (crawlers often store a body already decoded).
+
+    `headers` have names in lower case. A little more than MAX_PAGE_BYTES at most come out.
 
     Raises OSError, ValueError or zlib.error for a damaged body, unless the record says that it was `cut`.
     """
