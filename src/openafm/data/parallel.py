@@ -1,4 +1,4 @@
-"""How many processes the data steps run in, on this machine or on a Ray cluster. Their number never shows in the output."""
+"""How many processes the data steps run in, here or on a Ray cluster. Their number never shows in the output."""
 
 import logging
 import os
