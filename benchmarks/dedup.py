@@ -124,9 +124,7 @@ def with_datatrove(folder: Path) -> list[set[int]]:
     paths = [str(out / name) for name in ("signatures", "buckets", "clusters", "kept")]
     reader = JsonlReader(str(folder), glob_pattern="texts.jsonl")
     signature = Signature(paths[0], config=config, language=White())
-    signature._hash_func = lambda text: xxhash.xxh64_intdigest(
-        text.encode()
-    )  # xxhash 4 wants bytes
+    signature._hash_func = lambda text: xxhash.xxh64_intdigest(text.encode())  # xxhash 4 wants bytes
     signature.run(reader.run(rank=0, world_size=1), 0, 1)
     for bucket in range(BANDS):
         MinhashDedupBuckets(paths[0], paths[1], config=config).run(None, bucket, BANDS)
