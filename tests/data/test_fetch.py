@@ -209,3 +209,19 @@ def test_pages_of_other_encodings_keep_silent_about_it():
     files = [("a.html", "<p>ä</p>".encode()), ("b.html", "<p>ä</p>".encode("latin-1"))]
     kinds = [page.content_type for page in readers.pages(source(flow="web", form="html"), files)]
     assert kinds == ["text/html; charset=utf-8", "text/html"]
+
+
+def test_ones_own_benchmarks_join_the_catalogues(tmp_path, tiny):
+    folder = tmp_path / "quiz"
+    folder.mkdir()
+    (folder / "sea.jsonl").write_text('{"question": "How deep is the sea off Brest in winter?", "answer": "deep"}\n')
+    out, metrics = run(tmp_path / "own", CONFIG.model_validate({**CONFIG.model_dump(), "benchmarks": str(folder)}))
+    assert metrics["benchmark_items"] == {**tiny[1]["benchmark_items"], "sea": 1}
+    assert lines(out / "benchmarks" / "sea.jsonl")[0]["questions"] == ["How deep is the sea off Brest in winter?"]
+    assert metrics["planted"] == tiny[1]["planted"]  # dirt is made of the catalogue's benchmarks alone
+    assert (out / "planted.jsonl").read_bytes() == (tiny[0] / "planted.jsonl").read_bytes()
+    config = FetchConfig(catalogue="tiny", benchmarks=(str(folder),))
+    assert folder / "sea.jsonl" in config.files()
+    (folder / "human_eval.txt").write_text("Is this one called like another?\n")
+    with pytest.raises(ValueError, match="two are called human_eval"):
+        run(tmp_path / "twice", config)

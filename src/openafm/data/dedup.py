@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from openafm.data import linking, paragraphs
-from openafm.data.documents import FLOWS, FOLDER, batches, drops_by_reason, parts, write_funnel, write_part
+from openafm.data.documents import FLOWS, FOLDER, batches, drops_by_reason, parts, pick, write_funnel, write_part
 from openafm.data.frames import Drop, each, with_verdicts
 from openafm.data.minhash import BANDS, band_keys, components, pairs, signatures
 from openafm.data.ngrams import shingles, spans
@@ -27,7 +26,7 @@ from openafm.stage import Config, Context, Metrics
 
 STAGE = "dedup"
 _LIGHT_BYTES = 30_000_000  # of compressed parts: less is done before other processes have started
-_AUDITED = 100  # copies of each part that are written for reading, the first by id
+_AUDITED = 2_000  # copies that are written for reading, evenly over the ids
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[set[int]]:
@@ -159,46 +158,66 @@ class _Write:
             for table in batches(self.documents / FOLDER / name)
         )
         funnel = write_part(self.out / FOLDER / name, tables)
-        return {"funnel": funnel, "hits": [hit.__dict__ for hit in self._hits(copies, drops, ids, low)]}
+        read = {ids[number - low].decode() for number in copies[copies[:, 3] > 0, 0]}
+        return {"funnel": funnel, "said": {i: [drop.reason, drop.evidence] for i, drop in drops.items() if i in read}}
 
     def _drops(self, copies: np.ndarray, ids: np.ndarray) -> dict[str, Drop]:
-        """{id: why}; `copies` are (number, number of the one that is kept, whether the texts are equal)."""
+        """{id: why} of rows of `_decide`."""
         drops, urls = dict[str, Drop](), self.signed.urls(copies[:, 1])
         for start in range(0, len(copies), 512):
             some = copies[start : start + 512]
             alike = linking.similarity(some[:, 0], some[:, 1], self.signed.sets)
-            for at, (_, best, exact) in enumerate(some.tolist(), start):
+            for at, (_, best, exact, _) in enumerate(some.tolist(), start):
                 url = urls[at] + (" of an earlier run" if best < self.signed.old else "")
                 near = Drop("duplicate.near", f"Jaccard {alike[at - start]:.2f} with {url}")
                 drops[ids[at].decode()] = Drop("duplicate.exact", f"the text of {url}") if exact else near
         return drops
 
-    def _hits(self, copies: np.ndarray, drops: dict[str, Drop], ids: np.ndarray, low: int) -> list[Hit]:
-        """The first real documents that went for a real one of this run."""
-        hits = list[Hit]()
-        for copy, best, _ in copies.tolist():
-            first, second = self.signed.facts(np.array([copy])), self.signed.facts(np.array([best]))
-            if best >= self.signed.old and not first["planted"][0] and not second["planted"][0]:
-                row, other = self._row(copy, first["id"][0].decode()), self._row(best, second["id"][0].decode())
-                said, both = drops[ids[copy - low].decode()], evidence_hash(row["text"], other["text"])
-                hits.append(Hit(said.reason, row["url"], both, row["flow"], said.evidence, row["text"][:200]))
-            if len(hits) == _AUDITED:
-                break
-        return hits
 
-    def _row(self, number: int, identity: str) -> dict[str, Any]:
-        part = self.documents / FOLDER / f"{self.signed.place(number)[0].name}.parquet"
-        found = pq.read_table(part, columns=["url", "flow", "text"], filters=[("id", "=", identity)])
-        return found.to_pylist()[0]
+class _Texts:
+    """Reads some documents of a part: {id: (url, flow, text)}."""
+
+    def __init__(self, documents: str) -> None:
+        self.documents = Path(documents)
+
+    def __call__(self, task: tuple[str, list[str]]) -> dict[str, list[str]]:
+        rows = pick(self.documents / FOLDER / f"{task[0]}.parquet", task[1], ("id", "url", "flow", "text"))
+        return {row["id"]: [row["url"], row["flow"], row["text"]] for row in rows}
 
 
-def _decide(signed: Signed, groups: Groups, context: Context) -> np.ndarray:
-    """Write what the parts are to be told, and groups.jsonl; (copies, 3) number, the kept one's number, equal texts."""
-    best = groups.best
-    exact = (groups.facts["text"] == groups.facts["text"][best]).all(axis=1)
-    gone = (groups.numbers != groups.numbers[best]) & (groups.numbers >= signed.old)
-    drops = np.stack([groups.numbers, groups.numbers[best], exact], axis=1)[gone].astype(np.int64)
-    drops = drops[np.argsort(drops[:, 0])]
+def _hits(
+    pairs: list[tuple[str, str]], said: dict[str, Drop], documents: Path, context: Context, light: bool
+) -> list[Hit]:
+    """What there is to read of copies and the documents that were kept for them (ids)."""
+    wanted: dict[str, set[str]] = {part.stem: set() for part in parts(documents)}
+    digits = len(next(iter(wanted)))
+    for identity in (identity for pair in pairs for identity in pair):
+        wanted[identity[:digits]].add(identity)
+    tasks = [(name, sorted(ids)) for name, ids in wanted.items() if ids]
+    found = each(_Texts, (str(documents),), tasks, context.report, "copies to read", light) if tasks else []
+    rows = {identity: row for part in found for identity, row in part.items()}
+    hits = list[Hit]()
+    for copy, best in pairs:
+        (url, flow, text), other = rows[copy], rows[best][2]
+        hits.append(Hit(said[copy].reason, url, evidence_hash(text, other), flow, said[copy].evidence, text[:200]))
+    return hits
+
+
+def _decide(signed: Signed, groups: Groups, context: Context) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Write what the parts are to be told, and groups.jsonl.
+
+    Returns (copies, 4) int64: number, the kept one's number, whether the texts are equal, whether it is to be read by
+    people; and the ids of the pairs to be read: a sample of those that are real and of this run.
+    """
+    best, facts = groups.best, groups.facts
+    exact = (facts["text"] == facts["text"][best]).all(axis=1)
+    gone = np.flatnonzero((groups.numbers != groups.numbers[best]) & (groups.numbers >= signed.old))
+    gone = gone[np.argsort(groups.numbers[gone])]
+    real = (facts["planted"] == 0) & (facts["planted"][best] == 0) & (groups.numbers[best] >= signed.old)
+    some = gone[real[gone]]
+    some = some[np.unique(np.linspace(0, len(some) - 1, min(len(some), _AUDITED)).astype(np.int64))]
+    columns = (groups.numbers, groups.numbers[best], exact, np.isin(np.arange(len(best)), some))
+    drops = np.stack(columns, axis=1).astype(np.int64)[gone]
     heads = groups.starts[:-1]
     notes = np.stack([groups.numbers[heads], np.diff(groups.starts)], axis=1)
     np.save(context.scratch / "drops.npy", drops)
@@ -209,7 +228,7 @@ def _decide(signed: Signed, groups: Groups, context: Context) -> np.ndarray:
             new = np.argsort(groups.numbers[start + 1 : end]) + 1
             dropped = [ids[at].decode() for at in new if groups.numbers[start + at] >= signed.old]
             file.write(json.dumps({"kept": ids[0].decode(), "dropped": dropped}) + "\n")
-    return drops
+    return drops, [(facts["id"][at].decode(), facts["id"][best[at]].decode()) for at in some]
 
 
 def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
@@ -226,7 +245,7 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
     folders = [*earlier, *(str(out / part.stem) for part in there)]
     signed = Signed(folders, old)
     groups = choose(signed, _linked(signed, gone, config.threshold, context, light))
-    drops = _decide(signed, groups, context)
+    drops, read = _decide(signed, groups, context)
     if config.paragraph_words:
         paragraphs.find(signed, drops[:, 0], documents, config.paragraph_words, context, light)
     arguments = (str(documents), str(context.out), folders, old, str(context.scratch), config.paragraph_words)
@@ -234,7 +253,8 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
     funnel = write_funnel(context.out, (part["funnel"] for part in done))
     if config.index:
         _keep_index(out, summary, drops[:, 0] - old, context.out / "index")
-    hits = [Hit(**hit) for part in done for hit in part["hits"]]
+    said = {identity: Drop(*drop) for part in done for identity, drop in part["said"].items()}
+    hits = _hits(read, said, documents, context, light)
     dropped = drops_by_reason(funnel, STAGE)
     return _metrics(signed, groups, summary, dropped) | {"precision_on_real": audit(hits, context.out)}
 

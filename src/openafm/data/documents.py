@@ -12,7 +12,7 @@ rows of bounded size: no step holds all texts.
 
 import hashlib
 import json
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +111,17 @@ def rows(folder: Path, verdict: str = "keep") -> Iterator[Row]:
     for part in parts(folder):
         for table in batches(part):
             yield from table.filter(pc.equal(table["verdict"], verdict)).to_pylist()
+
+
+def pick(part: Path, ids: Iterable[str], columns: Sequence[str]) -> Iterator[Row]:
+    """Yield these columns (id among them) of the documents with these ids, reading only the groups that hold some."""
+    wanted = sorted(ids)
+    with pq.ParquetFile(part) as file:
+        for group in range(file.num_row_groups):
+            held = file.metadata.row_group(group).column(0).statistics
+            if bisect_left(wanted, held.min) < bisect_right(wanted, held.max):
+                table = file.read_row_group(group, columns=list(columns))
+                yield from table.filter(pc.is_in(table["id"], pa.array(wanted, pa.string()))).to_pylist()
 
 
 # ---------------------------------------------------------------- writing
