@@ -152,7 +152,7 @@ def domain_verdict(url: str) -> bool | None:
     return next((listed[name] for at in range(len(parts)) if (name := ".".join(parts[at:])) in listed), None)
 
 
-def _select(node: Any, selector: str) -> list[DOMNode]:
+def _select(node: Any, selector: str) -> list[Any]:
     return list(node.query_selector_all(selector)) if selector else []
 
 
@@ -179,7 +179,7 @@ def _first_text(post: DOMNode, selector: str, answers: list[DOMNode]) -> str:
     return ""
 
 
-def _votes(post: DOMNode, selector: str, answers: list[DOMNode]) -> int | None:
+def _votes(post: Any, selector: str, answers: list[Any]) -> int | None:
     own = [answer for answer in answers if answer != post]
     for node in _select(post, selector):
         if not _inside(node, own):

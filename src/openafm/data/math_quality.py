@@ -2,9 +2,9 @@
 
 AFM filters math pages by a quality model (arXiv 2407.21075, section 3.1.1). **Seed labels**, since nobody labelled
 pages for it: good are the documents of the `math` flow, which the sources name as mathematics (problems with solutions,
-manuals of algebra systems); poor are web pages that fail the symbol filter, and good ones whose words were shuffled, so
-that symbols alone do not make a page good. It learns "reads like the math flow", no more, and its test on held-out
-seeds says how well it tells these apart, not how good a page is.
+manuals of algebra systems); poor are web pages that fail the symbol filter. It learns "reads like the math flow rather
+than like the rest of this crawl", no more, and its test on held-out seeds says how well it tells these apart, not how
+good a page is.
 """
 
 import random
@@ -28,12 +28,6 @@ def features(text: str) -> str:
     return " ".join(_TOKEN.findall(_DIGIT.sub("0", text[: 40 * _WORDS]).casefold())[:_WORDS])
 
 
-def _shuffled(line: str, draw: random.Random) -> str:
-    words = line.split()
-    draw.shuffle(words)
-    return " ".join(words)
-
-
 def _train(lines: Sequence[tuple[str, bool]], scratch: Path) -> Any:
     path = scratch / "math_quality.txt"
     path.write_text("".join(f"__label__{'good' if good else 'poor'} {line}\n" for line, good in lines))
@@ -50,7 +44,6 @@ class MathQuality:
         chosen = [features(text) for text in draw.sample(list(good), min(len(good), MAX_SEEDS))]
         others = [features(text) for text in draw.sample(list(poor), min(len(poor), MAX_SEEDS))]
         seeds = [(line, True) for line in chosen] + [(line, False) for line in others]
-        seeds += [(_shuffled(line, draw), False) for line in chosen[::2]]
         draw.shuffle(seeds)
         held_out = seeds[::5]
         self.seeds = len(seeds)
