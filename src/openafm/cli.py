@@ -174,6 +174,52 @@ def why(
         typer.echo(why(url, folder))
 
 
+data = typer.Typer(help="A run's documents: rejects for reading, and the dataset card.", no_args_is_help=True)
+app.add_typer(data, name="data", rich_help_panel=None)
+
+
+@data.command()
+def audit(
+    run: Run,
+    stage: Annotated[str, typer.Option(help="Only this filter's: extract, clean, dedup, quality, decontaminate.")] = "",
+    reason: Annotated[str, typer.Option(help="Only reasons that begin so, as pii or duplicate.near.")] = "",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many to show, an even share of each reason.")] = 20,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Show rejected documents with the filter's reason and evidence, personal data masked.
+
+    Example: openafm data audit nano --stage clean --reason language --n 5
+    """
+    with _plain_errors():
+        from dataclasses import asdict
+
+        from openafm.data.audit import rejects
+
+        found = rejects(_folder(run), stage, reason, n, seed)
+        typer.echo(
+            json.dumps([asdict(reject) for reject in found], indent=1) if json_ else "\n\n".join(map(str, found))
+        )
+
+
+@data.command()
+def card(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="File to write [default: data-card.md in the run's folder].")] = None,
+) -> None:
+    """Write the dataset card: sources, licences, counts, filters, personal data, decontamination, mixtures, limits.
+
+    Example: openafm data card nano
+    """
+    with _plain_errors():
+        from openafm.reporting.datacard import data_card
+
+        folder = _folder(run)
+        path = out or folder / "data-card.md"
+        path.write_text(data_card(folder), encoding="utf-8")
+        typer.echo(str(path))
+
+
 @app.command()
 def fetch(
     catalogue: Annotated[str, typer.Argument(help="A catalogue's name (nano, micro) or a YAML file.")],

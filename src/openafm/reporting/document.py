@@ -114,6 +114,14 @@ class Artifacts:
     run: dict[str, Any] | None = None
     """The run's own record (run.json); None inside step `report`, whose artifact holds no times and no machine."""
 
+    @classmethod
+    def of_run(cls, folder: Path) -> "Artifacts":
+        """All artifacts of a run, in the recipe's order, with the run's own record."""
+        run = read_json(folder / "run.json") or {}
+        there = {path.parent.name: path.parent for path in sorted(folder.glob("[!.]*/manifest.json"))}
+        order = [step["name"] for step in run.get("steps", [])]
+        return cls({name: there[name] for name in [*order, *sorted(there.keys() - set(order))] if name in there}, run)
+
     @cached_property
     def manifests(self) -> dict[str, dict[str, Any]]:
         """Every step's manifest. Raises ValueError naming a damaged one."""

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from openafm.reporting import aligning, closing, corpus, fitting, learning, markdown, summary
-from openafm.reporting.document import Artifacts, Block, Chapter, Section, Table, read_json
+from openafm.reporting.document import Artifacts, Block, Chapter, Section, Table
 from openafm.stage import Config, Context, Metrics
 
 PARTS: dict[str, tuple[Chapter, ...]] = {
@@ -86,15 +86,14 @@ def write_report(run_folder: Path, markdown_file: Path | None = None) -> Path:
 
     ValueError where there is no run.
     """
-    run = read_json(run_folder / "run.json") or {}
-    folders = {path.parent.name: path.parent for path in sorted(run_folder.glob("[!.]*/manifest.json"))}
-    if not folders:
+    artifacts = Artifacts.of_run(run_folder)
+    if not artifacts.folders:
         raise ValueError(f"{run_folder} holds no finished step: start it with `openafm run`")
-    order = [step["name"] for step in run.get("steps", [])]
-    folders = {name: folders[name] for name in [*order, *sorted(folders.keys() - set(order))] if name in folders}
-    sections, missing = compose(Artifacts(folders, run))
+    run = artifacts.run or {}
+    sections, missing = compose(artifacts)
+    about = _about(run, len(artifacts.folders), len(run.get("steps", [])))
     write = markdown.render if markdown_file else render
-    page = write(run.get("title") or ReportConfig().title, sections, missing, _about(run, len(folders), len(order)))
+    page = write(run.get("title") or ReportConfig().title, sections, missing, about)
     path = markdown_file or run_folder / "report.html"
     partial = path.with_name(f".{path.name}.new")
     partial.write_text(page, encoding="utf-8")
