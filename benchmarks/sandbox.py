@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from harness import alternate, options, show, timed
 from rich.console import Console
 from rich.table import Table
 
+from harness import alternate, options, show, timed
 from openafm.sampling import sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sampling"))
-import hostile  # noqa: E402
+import hostile
 
 LIMITS = sandbox.Limits(wall_seconds=3.0, cpu_seconds=2)
 
