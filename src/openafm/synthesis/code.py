@@ -22,7 +22,7 @@ from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example, Problem
-from openafm.synthesis.writer import Writer, line
+from openafm.synthesis.writer import Writer, WriterConfig, line
 
 FOLDER = Path(__file__).parent
 RUNNER = """
@@ -63,6 +63,8 @@ class CodeConfig(Config):
     """Solutions the writer samples for each of them."""
     max_answer: int = 24
     """Longest printed result kept, in characters."""
+    writer: WriterConfig | None = None
+    """A writer other than the sources' model."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
         collected.keep(tasks.draw(task, config.per_task, context.seed))
     backend = sandbox.backend()  # without one nothing is run: the programmatic tasks, whose answers are known, remain
     exercises = seeds(config, rng) if backend != "none" else []
-    writer = Writer.open(sources, context, wanted=config.written > 0 and backend != "none")
+    writer = Writer.open(sources, context, config.written > 0 and backend != "none", config.writer)
     if writer.present:
         exercises += _written(config, writer, rng)
     for start in context.track(range(0, len(exercises), 8), "code in the sandbox"):

@@ -48,9 +48,7 @@ class Writer:
         self.sampler, self.context, self.name, self.tokens = sampler, context, name, 0
 
     @classmethod
-    def open(
-        cls, sources: Path, context: Context, wanted: bool = True, config: WriterConfig | None = None
-    ) -> "Writer":
+    def open(cls, sources: Path, context: Context, wanted: bool = True, config: WriterConfig | None = None) -> "Writer":
         """Open the writer of the config or of the sources; an absent one when there is none or none is wanted."""
         folder = sources / "models" / "writer"
         if not wanted or not (config or folder.exists()):
