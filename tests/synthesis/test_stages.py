@@ -180,13 +180,27 @@ def test_usual_chat_forms_are_imported(tmp_path, context):
         {"conversations": [{"from": "human", "value": "What is the sea?"}, {"from": "gpt", "value": "Water."}]},
         {"prompt": "What is the sky?", "completion": "Air."},
         {"instruction": "Translate this word.", "input": "Wasser", "output": "water"},
-    ]
+        {"instruction": "Translate this word.", "input": "", "response": "water!"},
+        {"messages": [{"role": "developer", "content": "Be short."}, {"role": "user", "content":
+            [{"type": "text", "text": "Where is"}, {"type": "text", "text": "the sun?"}]}, turns[1]]},
+        {"system": "Be kind.", "conversations": [{"from": "human", "value": "Where am I now?"},
+            {"from": "gpt", "value": "Here."}, {"from": "human", "value": "Thanks"}]},
+    ]  # fmt: skip
     path.write_text("".join(json.dumps(form) + "\n" for form in forms))
     metrics = human.human_data(human.HumanConfig(), made := context("a"), sources=tmp_path)
-    assert metrics["origins"] == {"human": 4, "synthetic": 0}
-    assert [row["answer"] for row in rows(made.out)] == ["Late.", "Water.", "Air.", "water"]
+    assert metrics["origins"] == {"human": 7, "synthetic": 0}
+    assert [row["answer"] for row in rows(made.out)] == ["Late.", "Water.", "Air.", "water", "water!", "Late.", "Here."]
     assert rows(made.out)[3]["messages"][0]["content"] == "Translate this word.\nWasser"
-    for bad in ('{"text": "x"}', "not json", '{"messages": []}', json.dumps({"messages": turns[:1]})):
+    assert rows(made.out)[5]["messages"][1]["content"] == "Where is\nthe sun?"
+    assert [m["role"] for m in rows(made.out)[6]["messages"]] == ["system", "user"]
+    image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, turns[1]]}
+    for bad in (
+        json.dumps(image),
+        '{"text": "x"}',
+        "not json",
+        '{"messages": []}',
+        json.dumps({"messages": turns[:1]}),
+    ):
         path.write_text(bad + "\n")
         with pytest.raises(ValueError, match=r"mine\.jsonl:1"):
             human.human_data(human.HumanConfig(), context("b"), sources=tmp_path)
