@@ -84,11 +84,9 @@ class EndpointSampler:
         return [flat[start : start + len(options)] for start in range(0, len(flat), len(options))]
 
     def _complete(self, prompt: Prompt, settings: dict[str, Any]) -> Completion:
-        if isinstance(prompt, str):
-            path, body, wanted = "completions", {"prompt": prompt}, {"logprobs": 1}
-        else:
-            path, body, wanted = "chat/completions", {"messages": list(prompt)}, {"logprobs": True}
-        answer = self._ask(path, {**body, **settings, **(wanted if self.logprobs else {})})
+        body = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        path, wanted = ("completions", 1) if isinstance(prompt, str) else ("chat/completions", True)
+        answer = self._ask(path, {**body, **settings, **({"logprobs": wanted} if self.logprobs else {})})
         try:
             (choice,) = answer["choices"]
             return _completion(choice)

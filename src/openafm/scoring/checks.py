@@ -110,8 +110,8 @@ def _form(example: Example, check: dict[str, Any], text: str) -> int:
             return 0 if calls else 2
         return 2 if len(calls) == 1 and toolcalls.valid(calls[0], check["tools"]) else int(bool(calls))
     if kind == "calls":
-        found = toolcalls.parse(text)
-        return 2 if len(found) == len(check["calls"]) and {c.name for c in found} <= set(check["tools"]) else 0
+        names = [call.name for call in toolcalls.parse(text)]
+        return 2 if len(names) == len(check["calls"]) and set(names) <= set(check["tools"]) else 0
     if kind == "rules":
         held = instructions.followed(text, check["rules"])
         return 2 if all(held) else int(any(held))

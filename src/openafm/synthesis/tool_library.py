@@ -82,7 +82,7 @@ def library() -> dict[str, LibraryTool]:
 
 def fault(value: Any, rule: dict[str, Any]) -> str | None:
     """Why a value breaks a JSON schema of the library's kind, or None."""
-    kinds = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "array": list}
+    kinds: dict[str, Any] = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "array": list}
     if not isinstance(value, kinds[rule["type"]]) or (isinstance(value, bool) and rule["type"] != "boolean"):
         return f"{value!r} is not of type {rule['type']}"
     if rule["type"] in ("integer", "number") and not rule.get("minimum", value) <= value <= rule.get("maximum", value):
