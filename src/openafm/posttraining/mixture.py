@@ -92,7 +92,7 @@ def judge(rows: Sequence[Row], config: MixtureConfig, index: NgramIndex) -> tupl
 def fault(row: Row, config: MixtureConfig) -> str:
     """The first quality rule an example breaks, or ""."""
     answer, messages = row["answer"], row["messages"]
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+    if not messages or messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
         return "no_question"
     if not answer.strip():
         return "no_answer"
