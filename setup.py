@@ -3,8 +3,10 @@
 Everything else is said in pyproject.toml. `python setup.py build_ext --inplace` builds it in a checkout.
 """
 
+import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nanobind
@@ -36,7 +38,8 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compile file by file and link; on failure say what is lost, and go on."""
         try:
-            objects = [self._compile(Path(source), ext) for source in ext.sources]
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                objects = list(threads.map(lambda source: self._compile(Path(source), ext), ext.sources))
             target = self.get_ext_fullpath(ext.name)
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")

@@ -71,9 +71,8 @@ void Pool::piece(uint32_t epoch, size_t index, int thread) {
   if (chain_->next(next, thread)) {
     publish(next);
   } else {
+    ticket_.store((uint64_t{epoch} + 1) << 32);  // no pieces
     running_.store(false, std::memory_order_release);
-    ticket_.fetch_add(uint64_t{1} << 32);
-    ticket_.notify_all();
   }
 }
 
