@@ -13,14 +13,18 @@ constexpr size_t kPieceBytes = 65536;  // of weights; 1 to 3 microseconds of mem
 
 }  // namespace
 
+// Whatever changes from task to task is in the task itself: a late thread must still find memory that fits together.
 struct Step::Product {
   Step* step;
   Part parts[3];
-  size_t count, chunk, rows;
+  size_t count, chunk, rows, layer;
+  const float* input;
+  size_t stride;
 };
 
 struct Step::Work {
   Step* step;
+  size_t layer;
 };
 
 Step::Step(Model& model) : model_(model), shape_(model.shape_), kernels_(*model.kernels_) {
@@ -224,7 +228,7 @@ void Step::keys_and_values(size_t token) {
 void Step::elements_task(Task& task) {
   task.compute = compute_elements;
   task.pieces = panels_.size();
-  task.set(Work{this});
+  task.set(Work{this, layer_});
 }
 
 void Step::compute_elements(const Task& task, size_t piece, int) {
@@ -238,7 +242,7 @@ void Step::lora_task(Task& task) {
   task.compute = compute_lora;
   task.publish = publish_lora;
   task.pieces = queries_.size() * parts_.size();
-  Product product = {this, {}, parts_.size(), 0, rows_};
+  Product product = {this, {}, parts_.size(), 0, rows_, layer_, input_, input_stride_};
   std::copy(parts_.begin(), parts_.end(), product.parts);
   task.set(product);
 }
@@ -257,11 +261,11 @@ void Step::compute_lora(const Task& task, size_t piece, int thread) {
   const Product product = task.get<Product>();
   Step& step = *product.step;
   const Query& query = step.queries_[piece / product.count];
-  const LowRank* low = low_rank(*query.run, step.layer_, product.parts[piece % product.count].projection);
+  const LowRank* low = low_rank(*query.run, product.layer, product.parts[piece % product.count].projection);
   if (!low) return;
   const Tiles& a = low->a->tiles();
   for (size_t tile = 0; tile < a.tiles(); tile++) {
-    step.kernels_.real(a, tile, step.input_ + query.first * step.input_stride_, step.input_stride_,
+    step.kernels_.real(a, tile, product.input + query.first * product.stride, product.stride,
                        static_cast<int>(query.count), low->scale, false, step.scratch(thread) + tile * kRows, kMaxRank);
   }
 }
@@ -277,7 +281,7 @@ void Step::publish_lora(const Task& task, size_t piece, int thread) {
 }
 
 void Step::product_task(Task& task) {
-  Product product = {this, {}, parts_.size(), 0, rows_};
+  Product product = {this, {}, parts_.size(), 0, rows_, layer_, input_, input_stride_};
   std::copy(parts_.begin(), parts_.end(), product.parts);
   size_t bytes = 0, largest = 0;
   for (const Part& part : parts_) {
@@ -323,12 +327,12 @@ void Step::compute_product(const Task& task, size_t piece, int thread) {
         step.kernels_.integer(weight, tile, step.panels_[p], out + step.panel_first_[p] * stride, stride);
       }
     } else {
-      step.kernels_.real(weight, tile, step.input_, step.input_stride_, static_cast<int>(product.rows), 1.0f, false,
+      step.kernels_.real(weight, tile, product.input, product.stride, static_cast<int>(product.rows), 1.0f, false,
                          out, stride);
     }
     if (!step.adapters_ || part.projection < 0) continue;
     for (const Query& query : step.queries_) {
-      if (const LowRank* low = low_rank(*query.run, step.layer_, part.projection)) {
+      if (const LowRank* low = low_rank(*query.run, product.layer, part.projection)) {
         step.kernels_.real(low->b->tiles(), tile, step.low_.data() + (query.first * 3 + index) * kMaxRank,
                            3 * kMaxRank, static_cast<int>(query.count), 1.0f, true, out + query.first * stride, stride);
       }
@@ -350,12 +354,13 @@ void Step::attention_task(Task& task) {
   task.compute = compute_attention;
   task.publish = publish_attention;
   task.pieces = queries_.size() * shape_.key_heads;
-  task.set(Work{this});
+  task.set(Work{this, layer_});
 }
 
 // One key head for some tokens of a sequence: queries [token][head of the group] in scratch memory, their outputs after.
 void Step::compute_attention(const Task& task, size_t piece, int thread) {
-  Step& step = *task.get<Work>().step;
+  const Work work = task.get<Work>();
+  Step& step = *work.step;
   const Shape& shape = step.shape_;
   const Query& query = step.queries_[piece / shape.key_heads];
   const size_t head = piece % shape.key_heads, group = shape.heads / shape.key_heads, width = shape.head_width;
@@ -375,7 +380,7 @@ void Step::compute_attention(const Task& task, size_t piece, int thread) {
   std::memset(out, 0, n * width * sizeof(float));
   for (size_t first = 0; first < position + query.count; first += kPagePositions) {
     const Page& page = query.run->sequence->pages[first / kPagePositions];
-    step.kernels_.from_halves(step.model_.cache_.block(page, step.layer_, head), 2 * kPagePositions * width, key);
+    step.kernels_.from_halves(step.model_.cache_.block(page, work.layer, head), 2 * kPagePositions * width, key);
     for (size_t i = 0; i < n; i++) {
       const auto seen = static_cast<long>(position + i / group + 1) - static_cast<long>(first);
       valid[i] = static_cast<int>(std::min<long>(seen, kPagePositions));

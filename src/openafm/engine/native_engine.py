@@ -26,7 +26,7 @@ from openafm.tokenizer import load as load_tokenizer
 try:
     from openafm.engine import _native
 except ImportError:  # no compiler where openafm was installed
-    _native = None
+    _native = None  # type: ignore[assignment,unused-ignore]
 
 KERNELS = "OPENAFM_KERNELS"
 """Environment variable that forces an instruction set: one of `_native.available_kernels()`."""
@@ -40,9 +40,14 @@ KEPT = 4
 
 def missing() -> str | None:
     """Why there is no native engine here, with the remedy; None where there is one."""
-    if _native is None:
-        return "the native engine is not built: install a C++ compiler (g++ or clang++) and openafm again"
-    return None
+    if _native is not None:
+        return None
+    return "the native engine is not built: install a C++ compiler (openafm doctor says how) and openafm again"
+
+
+def kernels() -> list[str]:
+    """Instruction sets that this processor runs, the best first; none where the engine is not built."""
+    return list(_native.available_kernels()) if _native is not None else []
 
 
 @dataclass
@@ -103,8 +108,12 @@ class NativeEngine:
             engine = cls(load_config(folder), load_tokenizer(folder), **options)
             engine._read_folder(folder / "model.safetensors")
             return engine
-        package = Package(found)
-        engine = cls(package.config, load_tokenizer(found), **options)
+        return cls.open(Package(found), **options)
+
+    @classmethod
+    def open(cls, package: Package, **options: Any) -> "NativeEngine":
+        """Take weights, tokenizer and adapters from a package that is open."""
+        engine = cls(package.config, load_tokenizer(package.folder), **options)
         engine._read_package(package)
         for name in package.adapters.names():
             engine.add_adapter(name, package.adapters.load(name))
@@ -145,8 +154,8 @@ class NativeEngine:
         self.remove_adapter(name)
         for layer in sorted({key.rpartition(".")[0] for key in adapter.state}):
             a, b = (adapter.state[f"{layer}.{half}"].half().contiguous() for half in ("lora_a", "lora_b"))
-            bits = [half.view(torch.uint16).numpy() for half in (a, b)]
-            self.model.set_adapter(name, layer, *bits, adapter.alpha / a.shape[0])
+            scale = adapter.alpha / a.shape[0]
+            self.model.set_adapter(name, layer, a.view(torch.uint16).numpy(), b.view(torch.uint16).numpy(), scale)
         self._adapters = sorted({*self._adapters, name})
 
     def remove_adapter(self, name: str) -> None:
@@ -179,7 +188,7 @@ class NativeEngine:
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
-        **cuts: float,
+        **cuts: Any,
     ) -> Iterator[int]:
         """Yield the answer's tokens, the stop token last where the model ends by itself.
 
@@ -293,9 +302,9 @@ def _common(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def fits(config: ModelConfig, adapters: Mapping[str, Adapter] | None = None) -> str | None:
-    """Why the native engine cannot run such a model, or None."""
+def unfit(config: ModelConfig, ranks: Mapping[str, int]) -> str | None:
+    """Why the native engine cannot run a model of this shape with adapters of these ranks, or None."""
     if config.head_dim % 16 or config.head_dim > 256:
         return f"head_dim {config.head_dim} is no multiple of 16 up to 256"
-    too_high = [name for name, adapter in (adapters or {}).items() if adapter.rank > 64]
-    return f"the adapter {too_high[0]} has a rank above 64" if too_high else None
+    too_high = [name for name, rank in ranks.items() if rank > int(_native.MAX_RANK)]
+    return f"the adapter {too_high[0]} has a rank above {_native.MAX_RANK}" if too_high else None
