@@ -69,7 +69,10 @@ setup(
     ext_modules=[
         Extension(
             "openafm.engine._native",
-            sources=[*sorted(map(str, NATIVE.glob("*.cpp"))), str(bindings / "nb_combined.cpp")],
+            sources=[
+                *sorted(str(path) for path in NATIVE.glob("*.cpp") if path.stem != "selftest"),
+                str(bindings / "nb_combined.cpp"),
+            ],
             include_dirs=[str(NATIVE), nanobind.include_dir(), str(bindings.parent / "ext" / "robin_map" / "include")],
             optional=True,
         )

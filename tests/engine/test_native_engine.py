@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,9 +13,9 @@ from openafm.adapters.lora import adapter_state, attach, detach
 from openafm.adapters.store import Adapter
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import write_package
-from openafm.compression.palettize import palettize
 from openafm.engine import NativeEngine, Package, TorchEngine, open_engine
 from openafm.engine.native_engine import kernels, missing
+from openafm.engine.packed import Palettized
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
 from openafm.model.muparam import initialise
@@ -52,11 +50,22 @@ def random_adapter(model, seed, rank):
     return Adapter({key: tensor.half().float() for key, tensor in state.items()}, rank, 4.0)
 
 
+def randomly_palettized(shape, bits, group, seed):
+    """Codes as likely as a normal distribution makes them, and tables that no two groups share."""
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    spread = np.linspace(-2.2, 2.2, 2**bits) * columns**-0.5
+    tables = np.sort(spread * rng.uniform(0.7, 1.4, (-(-rows // group), 1)) + rng.normal(0, 0.005, (1, 2**bits)))
+    chances = np.exp(-(np.linspace(-2.2, 2.2, 2**bits) ** 2) / 2)
+    indices = rng.choice(2**bits, size=shape, p=chances / chances.sum())
+    return Palettized(indices.astype(np.uint8), tables.astype(np.float16), bits, group)
+
+
 def packed(shape, folder, tokenizer, bits, group=16):
     """A package whose projections take turns in `bits`, with two adapters."""
     model = random_model(shape)
     projections = {
-        name: palettize(linear.weight.numpy(), bits[i % len(bits)], group)
+        name: randomly_palettized(linear.weight.shape, bits[i % len(bits)], group, i)
         for i, (name, linear) in enumerate(model.linears().items())
     }
     state = model.state_dict()
@@ -80,6 +89,11 @@ def reference(folder, tokens, adapter=None):
     return TorchEngine.load(folder).use(adapter)(torch.tensor([tokens]))[0].detach().double()
 
 
+def distance(logits, expected):
+    """Relative error of logits, in the Euclidean norm; keys and values in half precision make 3e-4 to 6e-4 of it."""
+    return float(np.linalg.norm(logits - np.asarray(expected)) / np.linalg.norm(expected))
+
+
 def divergence(expected, logits):
     """KL of the native engine's next-token distributions from torch's, in nats, averaged over tokens."""
     p, q = (torch.log_softmax(torch.as_tensor(x).double(), -1) for x in (expected, logits))
@@ -91,7 +105,7 @@ def divergence(expected, logits):
 def test_logits_are_torchs(package, name, adapter):
     expected = reference(package, TEXT, adapter)
     exact = NativeEngine.load(package, kernels=name, threads=2, float_activations=True).logits(TEXT, adapter)
-    assert np.abs(exact - expected.numpy()).max() < 1e-3 * np.abs(expected.numpy()).max()
+    assert distance(exact, expected) < 1e-3
     rounded = NativeEngine.load(package, kernels=name, threads=2).logits(TEXT, adapter)
     assert 0 < divergence(expected, rounded) < 1e-3
 
@@ -110,7 +124,7 @@ shapes = st.builds(
     shape=shapes, bits=st.sampled_from([(4,), (2,), (4, 2, 1), (8, 4)]), group=st.sampled_from([16, 16, 32, 5]),
     length=st.integers(1, 70), threads=st.integers(1, 5), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_shape_and_any_number_of_threads(tokenizer, tmp_path_factory, shape, bits, group, length, threads, seed):
     folder = packed(shape, tmp_path_factory.mktemp("fuzzed") / "model.afm", tokenizer, bits, group)
     tokens = [int(t) for t in np.random.default_rng(seed).integers(0, 280, length)]
@@ -118,10 +132,10 @@ def test_any_shape_and_any_number_of_threads(tokenizer, tmp_path_factory, shape,
     rounded = []
     for name in kernels():
         exact = NativeEngine.load(folder, kernels=name, threads=threads, float_activations=True).logits(tokens)
-        assert np.abs(exact - expected).max() < 1e-3 * np.abs(expected).max()
+        assert distance(exact, expected) < 1e-3
         rounded.append(NativeEngine.load(folder, kernels=name, threads=threads).logits(tokens))
     for other in rounded:  # integer sums are the same on all of them
-        assert np.abs(other - rounded[0]).max() < 2e-2 * np.abs(rounded[0]).max()
+        assert distance(other, rounded[0]) < 2e-2
     shutil.rmtree(folder)
 
 
@@ -133,7 +147,7 @@ def test_model_folders_without_compression(tokenizer, tmp_path, dtype, qk_norm):
     expected = reference(tmp_path, TEXT).numpy()
     for name in kernels():
         logits = NativeEngine.load(tmp_path, kernels=name, threads=2).logits(TEXT)
-        assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
+        assert distance(logits, expected) < 1e-3
 
 
 def test_steps_of_any_size_give_the_same(package):
@@ -300,10 +314,7 @@ def test_a_late_thread_changes_nothing(package):
         assert engine.batch([TEXT[:9]] * 3, max_tokens=40, temperature=0.0) == expected
 
 
-def test_the_environment_forces_kernels(package):
-    script = f"from pathlib import Path; from openafm.engine import NativeEngine; print(NativeEngine.load(Path({str(package)!r})).model.kernels)"  # noqa: E501
+def test_the_environment_forces_kernels(package, monkeypatch):
     for name in kernels():
-        ran = subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "OPENAFM_KERNELS": name}, capture_output=True, text=True
-        )
-        assert ran.stdout.strip() == name, ran.stderr
+        monkeypatch.setenv("OPENAFM_KERNELS", name)
+        assert NativeEngine.load(package, threads=1).model.kernels == name
