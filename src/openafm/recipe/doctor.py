@@ -60,9 +60,20 @@ def examine(folder: Path = Path()) -> list[Check]:
         _tool("apt", ("apt-get", "dpkg-deb"), "no documentation, books and summaries out of Debian's packages"),
         _sandbox(),
         _tool("compiler", ("c++", "g++", "clang++"), "only pip packages with a wheel for this machine"),
+        _native(),
         _tool("chromium", ("chromium", "chromium-browser", "google-chrome"), "tests of web pages are skipped"),
         *_extras(),
     ]
+
+
+def _native() -> Check:
+    """The native engine, and which instruction set it would use."""
+    from openafm.engine import native_engine
+
+    if native_engine.missing():
+        get = f"{remedy('compiler')} && pip install -e . (with python3-dev)"
+        return Check("native engine", False, False, "chat and serve use torch, several times slower", get)
+    return Check("native engine", True, False, f"with {native_engine.kernels()[0]} kernels", "")
 
 
 def system() -> str:
