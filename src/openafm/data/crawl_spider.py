@@ -157,8 +157,12 @@ class PoliteSpider(Spider):
         page = self.frontier.next(origin)
         if not isinstance(page, Waiting):
             return 0.0
-        site = await self._rules(origin)
-        pause = max(self.limits.delay_seconds, robots.parse(site.robots).delay(self.config.user_agent))
+        site = self.frontier.site(origin)
+        if not site.fetched or time.time() - site.fetched > robots.CACHE_SECONDS:
+            site = await self._rules(origin, site)
+            self.frontier.commit(self.archive.path)
+            return self._pause(site)
+        pause = self._pause(site)
         if site.visits >= self.limits.pages_per_host:
             self.frontier.close_site(origin, "pages-per-host", f"{site.visits} requests")
         elif self._may(page, site):
@@ -185,19 +189,17 @@ class PoliteSpider(Spider):
             return True
         return False
 
-    async def _rules(self, origin: str) -> Site:
-        """The site with its robots.txt and tdmrep.json, asked for once a day."""
-        site = self.frontier.site(origin)
-        if site.fetched and time.time() - site.fetched < robots.CACHE_SECONDS:
-            return site
+    def _pause(self, site: Site) -> float:
+        return max(self.limits.delay_seconds, robots.parse(site.robots).delay(self.config.user_agent))
+
+    async def _rules(self, origin: str, site: Site) -> Site:
+        """The site with its robots.txt and tdmrep.json asked for."""
         status, body = await self._site_file(origin, "/robots.txt")
         site = replace(site, robots_status=status, robots=body if 200 <= status < 300 else b"", fetched=time.time())
-        tdmrep = b""
         if robots.allowed_by_status(status) is not False:
-            await asyncio.sleep(self.limits.delay_seconds)
+            await asyncio.sleep(self._pause(site))
             found, answer = await self._site_file(origin, "/.well-known/tdmrep.json")
-            tdmrep = answer if found == 200 else b""
-        site = replace(site, tdmrep=tdmrep)
+            site = replace(site, tdmrep=answer if found == 200 else b"")
         self.frontier.keep(origin, site)
         return site
 
@@ -376,7 +378,7 @@ def run(
     for seed in seeds:
         frontier.add(safe_url_string(seed.partition("#")[0]), 0)
     frontier.commit()
-    process = AsyncCrawlerProcess(_settings(config), install_root_handler=True)
+    process = AsyncCrawlerProcess(_settings(config))
     process.crawl(PoliteSpider, config=config, frontier=frontier, archive=archive, report=report)
     process.start()
     archive.close()

@@ -155,7 +155,7 @@ class Frontier:
 
     def add(self, url: str, depth: int, via: str = "", chain: tuple[str, ...] = ()) -> bool:
         """Let an address wait, unless it is known; one that is refused is recorded. True when it waits."""
-        key = key_of(url)
+        key = url if chain else key_of(url)  # a redirect may add nothing but a session's mark
         if self._one("select 1 from urls where key = ?", key):
             return False
         reason, evidence = refusal(url, depth, self.hosts, self.limits)
