@@ -7,9 +7,9 @@ documents are copies of others with up to 14 words replaced; where there are mor
 another one's words with every fourth replaced, which is no copy by any measure (Jaccard below 0.3). Each size runs in a
 process of its own, on `--cores` cores, which prints the seconds of the two steps; making the documents is not counted,
 nor is a first run on a hundred documents that starts what has to be started. On one core no other process is started,
-so that the rates of the sizes compare; the CPU's own seconds are in the JSON. Memory is the peak of the sum over all processes of their
-resident memory less what they share (PSS). With --cluster, a local Ray cluster runs them as well, on the smallest size,
-and the artifacts must be the same bytes.
+so that the rates of the sizes compare; the CPU's own seconds are in the JSON. Memory is the peak of the sum over all
+processes of their resident memory less what they share (PSS). With --cluster 1, a local Ray cluster runs them as well,
+on the smallest size, and the artifacts must be the same bytes.
 """
 
 import hashlib

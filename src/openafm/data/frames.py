@@ -72,8 +72,8 @@ def each(
     """`make(*arguments)(task)` for every task (plain JSON, as are the results), in processes; results in their order.
 
     `make` and `arguments` travel to the processes, so they are a class of a module and paths, texts and numbers.
-    `light` work, and all of it on one core, is done in this process: others take seconds to start. Daft starts a process
-    of the cluster again that died; should it die itself, what is not done is asked for again.
+    `light` work, and all of it on one core, is done in this process: others take seconds to start. Daft starts a
+    process of the cluster again that died; should it die itself, what is not done is asked for again.
     """
     if not on_cluster() and (light or workers() == 1):
         work = make(*arguments)
