@@ -72,10 +72,10 @@ def each(
     """`make(*arguments)(task)` for every task (plain JSON, as are the results), in processes; results in their order.
 
     `make` and `arguments` travel to the processes, so they are a class of a module and paths, texts and numbers.
-    `light` work is done in this process, unless there is a cluster: others take seconds to start. Daft starts a process
-    of the cluster again that died; should it die itself, what is not done is asked for again.
+    `light` work, and all of it on one core, is done in this process: others take seconds to start. Daft starts a
+    process of the cluster again that died; should it die itself, what is not done is asked for again.
     """
-    if light and not on_cluster():
+    if not on_cluster() and (light or workers() == 1):
         work = make(*arguments)
         return [work(task) for task in _reported(tasks, report, label)]
     results: dict[int, Any] = {}

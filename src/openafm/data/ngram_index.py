@@ -33,13 +33,12 @@ _PREFIX = re.compile(r"(?:q(?:uestion)?\W*)?(?:\d{1,4}\W+)?")  # "Q: ", "3. ", "
 
 
 @cache
-def _classes() -> tuple[np.ndarray, np.ndarray]:
-    """(1114112,) bool each: letters and digits; those that are words by themselves."""
-    letter, alone = np.zeros(0x110000, bool), np.zeros(0x110000, bool)
+def _kinds() -> np.ndarray:
+    """(1114112,) uint8: 1 for letters and digits, 3 for those that are words by themselves, 0 for the rest."""
+    kinds = np.zeros(0x110000, np.uint8)
     for word in _WORD.finditer("".join(map(chr, range(sys.maxunicode + 1)))):
-        letter[slice(*word.span())] = True
-        alone[word.start()] = re.match(rf"[{_ALONE}]", word[0]) is not None
-    return letter, alone
+        kinds[slice(*word.span())] = 3 if re.match(rf"[{_ALONE}]", word[0]) else 1
+    return kinds
 
 
 @lru_cache(maxsize=2**16)
@@ -208,11 +207,11 @@ class NgramIndex:
 
     def _find(self, normalised: list[str]) -> list[tuple[int, int]]:
         """(text, n-gram) wherever an n-gram is in a batch of normalised texts."""
-        letter, alone = _classes()
         points = np.frombuffer("\n".join([*normalised, ""]).encode("utf-32-le", "surrogatepass"), np.uint32)
-        inside = letter[points]
+        kinds = _kinds()[points]
+        inside = kinds > 0
         begins = inside.copy()
-        begins[1:] &= ~inside[:-1] | alone[points[1:]] | alone[points[:-1]]
+        begins[1:] &= kinds[1:] + kinds[:-1] != 2  # a letter behind a letter, in scripts with spaces
         row = points[inside]
         sums, before = _sums(row), np.cumsum(inside)
         places = before[begins] - 1
