@@ -92,6 +92,10 @@ def run(
     only: Annotated[str | None, typer.Option(metavar="STEP", help="Run this step on what is there.")] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Redo it and its followers.")] = None,
     until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(envvar="OPENAFM_CLUSTER", metavar="ADDRESS", help="Ray cluster for the data steps, or `local`."),
+    ] = None,
 ) -> None:
     """Bring a recipe's run up to date; what is current is skipped.
 
@@ -102,6 +106,10 @@ def run(
         from openafm.recipe.runner import run_to_the_end
 
         console = _console()
+        if cluster:
+            from openafm.data.parallel import use_cluster
+
+            use_cluster(cluster)
         wanted = recipes.load(recipe, set_)
         run_to_the_end(wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until)
 
@@ -123,6 +131,31 @@ def status(run: Run, json_: AsJson = False) -> None:
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or a YAML file.")],
+    devices: Annotated[int, typer.Option(min=1, help="How many.")],
+    device: Annotated[str, typer.Option(help="H100, A100, MI300X, RTX4090 or M4Max.")],
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override: STEP.key or a path.")] = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """Say what a recipe's pretraining takes on devices of a kind: memory, time, cost, and how they best share it.
+
+    Example: openafm plan afm-on-device --devices 512 --device H100
+    """
+    with _plain_errors():
+        from openafm.recipe import plan as planning
+        from openafm.recipe import recipe as recipes
+
+        kind, plans = planning.plan(recipes.load(recipe, set_), devices, device)
+        if json_:
+            typer.echo(json.dumps(planning.as_json(plans, devices, kind), indent=1))
+        else:
+            _console().print(planning.table(plans, devices, kind))
+            typer.echo("\n".join(planning.footnotes(plans, kind)))
+        raise typer.Exit(1 if any(found.warning for found in plans) else 0)
+
+
+@app.command()
 def why(
     url: Annotated[str, typer.Argument(help="The document's address.")],
     run: Annotated[Path, typer.Option(help="The run's folder or name.")] = Path("nano"),
@@ -136,7 +169,7 @@ def why(
         from openafm.recipe.artifacts import verify
 
         folder = _folder(run)
-        for table in sorted(folder.glob("[!.]*/documents.parquet")):
+        for table in sorted(folder.glob("[!.]*/documents")):
             verify(table.parent)
         typer.echo(why(url, folder))
 
@@ -207,6 +240,42 @@ def fetch(
         console.print(f"{len(fetched.archives)} packages are in the cache", highlight=False)
         for package, reason in (fetched.missing | fetched.tiers_missing).items():
             console.print(f"without {package}: {reason}", highlight=False, markup=False)
+
+
+@app.command()
+def crawl(
+    seeds: Annotated[list[str], typer.Argument(help="Addresses, or files of addresses, one a line.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; run again, a crawl in it goes on.")],
+    contact: Annotated[str, typer.Option(help="Where a site's owner reaches you; in the User-Agent.")] = "",
+    host: Annotated[list[str], typer.Option(help='More hosts than the seeds\'; "*.example.org" for all below.')] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A limit: depth, seconds, ...")] = [],  # noqa: B006
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Ask addresses of private networks too.")
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """Crawl politely into WARC files: robots.txt, crawl delays and opt-outs obeyed, every page not taken recorded.
+
+    Example: openafm crawl https://example.org/ --out crawl --contact me@example.org --set depth=3 --set seconds=600
+    """
+    with _plain_errors():
+        from openafm.data.crawl import CrawlConfig
+        from openafm.data.crawl import crawl as run_crawl
+        from openafm.recipe.progress import Display
+
+        limits = dict(item.partition("=")[::2] for item in set_)
+        config = CrawlConfig.model_validate(
+            {"seeds": seeds, "hosts": host, "contact": contact, "allow_private": allow_private, "limits": limits}
+        )
+        with Display(_console(), {"crawl": 0.0}) as display:
+            display.begin("crawl")
+            summary = run_crawl(config, out, display.report)
+        if json_:
+            typer.echo(json.dumps(summary))
+            return
+        for reason, count in summary["counts"].items():
+            typer.echo(f"{count:>9,}  {reason}")
+        typer.echo(f"why each: {out / 'pages.jsonl'}; next: openafm run nano --set fetch.texts={out}")
 
 
 @app.command("import")
@@ -324,10 +393,13 @@ def serve(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(
+    run: Run,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report's texts and tables as Markdown here.")] = None,
+) -> None:
     """Write the run's report.html anew from its artifacts.
 
-    Example: openafm report nano
+    Example: openafm report nano --markdown docs/results/nano.md
     """
     with _plain_errors():
         from openafm.recipe.artifacts import verify
@@ -338,7 +410,7 @@ def report(run: Run) -> None:
         read_settings(folder)
         for manifest in sorted(folder.glob("[!.]*/manifest.json")):
             verify(manifest.parent)
-        typer.echo(str(write_report(folder)))
+        typer.echo(str(write_report(folder, markdown)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -351,7 +423,7 @@ def bench(
     """
     with _plain_errors():
         folder = Path("benchmarks")
-        script = folder / f"{name}.py"
+        script = folder / f"{name.replace('-', '_')}.py"
         if not script.is_file():
             known = (
                 ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none; go to a checkout of the project"

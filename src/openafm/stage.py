@@ -5,12 +5,13 @@ artifact into `context.out` and returns metrics (plain JSON values, equal on eve
 rates differ between runs, so they go to `context.note` and stay outside the digests.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item")
 Metrics = dict[str, Any]
@@ -33,8 +34,32 @@ class Hardware:
     """Largest number of tokens in one forward and backward pass; larger batches accumulate gradients."""
 
 
+class Parallelism(Config):
+    """How many processes (torchrun) share a training step, and how. One process: all 1.
+
+    It changes no result but by the order of sums, so it stays outside a step's key: a killed step goes on from its
+    checkpoint on other devices too.
+    """
+
+    replicate: int = Field(default=1, ge=1)
+    """Copies of the sharded model, each with rows of its own (HSDP): one a node, say."""
+    shard: int = Field(default=0, ge=0)
+    """Processes over which weights, gradients, optimizer state and rows are split (FSDP2); 0: all that are left."""
+    tensor: int = Field(default=1, ge=1)
+    """Processes that share every linear layer of a block (tensor parallelism)."""
+    context: int = Field(default=1, ge=1)
+    """Processes that share every sequence (context parallelism)."""
+    recompute: bool = False
+    """Run each layer again in the backward pass instead of keeping its activations, also on one process."""
+
+
 def _silent(label: str, done: float, total: float | None) -> None:
     """Report progress to nobody (tests and library use)."""
+
+
+def _to_stderr(message: str) -> None:
+    """Warn where no runner listens."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -49,6 +74,11 @@ class Context:
     hardware: Hardware = Hardware()
     report: Callable[[str, float, float | None], None] = _silent
     """`report(label, done, total)` moves the progress bar."""
+    warn: Callable[[str], None] = _to_stderr
+    """`warn(message)` tells the user what went wrong without ending the step."""
+    parallelism: Parallelism = field(default_factory=Parallelism)
+    shared: Path | None = None
+    """Where processes under torchrun keep what they write together (checkpoints); alone it is `scratch`."""
     notes: dict[str, Any] = field(default_factory=dict)
 
     def note(self, **measured: Any) -> None:

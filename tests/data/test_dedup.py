@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.data import documents
-from openafm.data.dedup import BANDS, ROWS, DedupConfig, dedup, near_duplicates, signatures
+from openafm.data import documents, linking
+from openafm.data.dedup import DedupConfig, dedup, near_duplicates
+from openafm.data.minhash import BANDS, ROWS, components, pairs, signatures
+from openafm.data.ngrams import shingles, word_hashes, words
 from openafm.stage import Context
 
 VOCABULARY = [f"word{i}" for i in range(3000)]
@@ -18,10 +20,10 @@ def edited_copies(seed: int, originals: int, copies: int, edits: tuple[int, int]
     """Random texts of 60 to 300 words and copies of each with a few words replaced, inserted or cut."""
     draw, texts = random.Random(seed), []
     for _ in range(originals):
-        words = draw.choices(VOCABULARY, k=draw.randint(60, 300))
-        texts.append(" ".join(words))
+        listed = draw.choices(VOCABULARY, k=draw.randint(60, 300))
+        texts.append(" ".join(listed))
         for _ in range(copies):
-            copy = list(words)
+            copy = list(listed)
             for _ in range(draw.randint(*edits)):
                 place = draw.randrange(len(copy))
                 copy[place : place + draw.randint(0, 2)] = draw.choices(VOCABULARY, k=draw.randint(0, 2))
@@ -31,15 +33,15 @@ def edited_copies(seed: int, originals: int, copies: int, edits: tuple[int, int]
 
 
 def grams(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+    listed = text.split()
+    return {tuple(listed[i : i + 5]) for i in range(max(1, len(listed) - 4))}
 
 
 def brute_jaccard(texts: list[str]) -> dict[tuple[int, int], float]:
     """The similarity of each pair of texts."""
     sets = list(map(grams, texts))
-    pairs = itertools.combinations(range(len(texts)), 2)
-    return {(a, b): len(sets[a] & sets[b]) / len(sets[a] | sets[b]) for a, b in pairs}
+    both = itertools.combinations(range(len(texts)), 2)
+    return {(a, b): len(sets[a] & sets[b]) / len(sets[a] | sets[b]) for a, b in both}
 
 
 def test_recall_and_precision_against_brute_force():
@@ -57,11 +59,11 @@ def test_recall_and_precision_against_brute_force():
 def test_the_estimate_is_as_good_as_datasketch():
     datasketch = pytest.importorskip("datasketch")
     texts = edited_copies(2, 40, 1, edits=(0, 25))
-    ours = signatures(texts)
+    ours = signatures(*shingles(texts, 5))
     theirs = []
     for text in texts:
-        words, sketch = text.split(), datasketch.MinHash(num_perm=BANDS * ROWS, seed=1)
-        sketch.update_batch([" ".join(words[i : i + 5]).encode() for i in range(len(words) - 4)])
+        listed, sketch = text.split(), datasketch.MinHash(num_perm=BANDS * ROWS, seed=1)
+        sketch.update_batch([" ".join(listed[i : i + 5]).encode() for i in range(len(listed) - 4)])
         theirs.append(sketch)
     true, our_error, their_error = [], [], []
     for (a, b), exact in brute_jaccard(texts).items():
@@ -86,11 +88,17 @@ def test_groups_do_not_depend_on_order(draw):
     assert {len(texts) - 5, len(texts) - 4} in near_duplicates(texts, 0.8)  # case and white space
 
 
-def run(tmp_path, rows, name="out"):
-    (tmp_path / name).mkdir()
+def contents(folder):
+    """{path: bytes} of every file below."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(tmp_path, rows, name="out", **options):
+    for folder in (name, f"{name}-scratch"):
+        (tmp_path / folder).mkdir()
     documents.write(rows, tmp_path / f"{name}-in")
-    context = Context(out=tmp_path / name, scratch=tmp_path)
-    metrics = dedup(DedupConfig(), context, documents=tmp_path / f"{name}-in")
+    context = Context(out=tmp_path / name, scratch=tmp_path / f"{name}-scratch")
+    metrics = dedup(DedupConfig(**options), context, documents=tmp_path / f"{name}-in")
     return metrics, {row["url"]: row for row in documents.read(tmp_path / name).to_pylist()}
 
 
@@ -119,10 +127,113 @@ def test_the_stage_keeps_the_best_copy_across_flows(tmp_path):
     group = json.loads((tmp_path / "out" / "groups.jsonl").read_text())
     assert group["kept"] == found["http://c/3"]["id"]
     run(tmp_path, rows[::-1], "again")
-    for file in ("documents.parquet", "groups.jsonl", "funnel.json"):
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
 def test_no_documents_at_all(tmp_path):
     metrics, found = run(tmp_path, [])
     assert metrics["documents"] == 0 and not found
+
+
+def pages(texts, host="a", **columns):
+    return [documents.document(f"http://{host}/{n}", "web", text, **columns) for n, text in enumerate(texts)]
+
+
+def test_the_disk_finds_what_memory_finds_in_however_many_pieces(tmp_path, monkeypatch):
+    rows = pages(edited_copies(4, 40, 4, edits=(0, 20)))
+    by_id = {row["id"]: at for at, row in enumerate(rows)}
+    metrics, whole = run(tmp_path, rows)
+    groups = [json.loads(line) for line in (tmp_path / "out" / "groups.jsonl").read_text().splitlines()]
+    found = {frozenset(by_id[i] for i in (group["kept"], *group["dropped"])) for group in groups}
+    assert found == set(map(frozenset, near_duplicates([row["text"] for row in rows], 0.75))) and len(found) > 20
+    monkeypatch.setattr(linking, "RANGE_BYTES", 5000)  # many ranges of keys
+    monkeypatch.setattr(linking, "_AT_ONCE", 3)
+    assert run(tmp_path, rows, "pieces") == (metrics, whole)
+    assert contents(tmp_path / "out") == contents(tmp_path / "pieces")
+    assert metrics["dropped"].get("duplicate.exact", 0) == sum(
+        row["reason"] == "duplicate.exact" for row in whole.values()
+    )
+
+
+def test_a_new_crawl_loses_what_is_in_already_and_the_earlier_one_nothing(tmp_path):
+    texts = edited_copies(5, 30, 0)
+    near = [text.replace(text.split()[40], "changed", 1) + " and one more" for text in texts]
+    first, second, third = texts[:15], [*texts[5:20], *near[:5]], [*texts[18:25], near[19]]
+    metrics, _ = run(tmp_path, pages([*first, first[0]], "one"), "one", index=True)
+    assert metrics["dropped"] == {"duplicate.exact": 1}
+    metrics, found = run(tmp_path, pages(second, "two"), "two", index=True, against=[str(tmp_path / "one")])
+    assert metrics["dropped"] == {"duplicate.exact": 10, "duplicate.near": 5} and metrics["earlier_documents"] == 16
+    assert {url for url, row in found.items() if not row["reason"]} == {f"http://two/{n}" for n in range(10, 15)}
+    assert "http://one/5 of an earlier run" in found["http://two/0"]["evidence"]
+    earlier = [str(tmp_path / name) for name in ("one", "two")]
+    _, found = run(tmp_path, pages(third, "three"), "three", against=earlier)
+    assert {url for url, row in found.items() if not row["reason"]} == {f"http://three/{n}" for n in range(2, 7)}
+    assert DedupConfig(against=earlier).files()[0].is_file()
+    with pytest.raises(ValueError, match="index: true"):
+        run(tmp_path, pages(third), "four", against=[str(tmp_path / "three")])
+
+
+def test_paragraphs_that_stand_in_an_earlier_document_are_cut_from_prose(tmp_path):
+    notice = "Subscribe to our letter, and never miss a word of what we write on this site."
+    bodies = edited_copies(6, 4, 0)
+    rows = pages([f"{body}\n\n{notice.upper() if n % 2 else notice}\n\nShort end." for n, body in enumerate(bodies)])
+    rows += [documents.document("http://b/code", "code", f"{bodies[0][:40]}\n\n{notice}")]
+    rows += [documents.document("http://b/all", "web", f"A title\n\n{notice}")]
+    metrics, found = run(tmp_path, rows, paragraph_words=10)
+    holders = sorted(url for url, row in found.items() if notice.casefold() in row["text"].casefold())
+    prose = sorted((row for row in found.values() if row["flow"] == "web"), key=lambda row: row["id"])
+    for row in prose[1:]:
+        if row["url"] == "http://b/all":
+            assert row["reason"] == "duplicate.paragraphs"
+        else:
+            assert row["text"].endswith("Short end.") and notice.casefold() not in row["text"].casefold()
+            assert [said["verdict"] for said in row["verdicts"]] == ["redact", "keep"]
+            assert row["bytes"] == len(row["text"].encode())
+            assert row["verdicts"][0]["evidence"] == "1 of 3 paragraphs stand in other documents"
+    assert {prose[0]["url"], "http://b/code"} <= set(holders)
+    assert metrics["dropped"].keys() <= {"duplicate.paragraphs"}
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.text(alphabet=st.sampled_from("aBß_1 .-é京\n\u0301\ud800")), max_size=6))
+def test_words_hashed_at_once_are_the_words_of_each_text(texts):
+    hashes, offsets = word_hashes(texts)
+    listed = [words(text) for text in texts]
+    assert np.diff(offsets).tolist() == list(map(len, listed))
+    number = dict(zip(itertools.chain(*listed), hashes.tolist(), strict=False))
+    assert [number[word] for word in itertools.chain(*listed)] == hashes.tolist()
+    assert len(set(number.values())) == len(number)
+    found, starts = shingles(texts, 2)
+    for at, mine in enumerate(listed):
+        sets = {tuple(mine[i : i + 2]) for i in range(max(len(mine) - 1, min(len(mine), 1)))}
+        part = found[starts[at] : starts[at + 1]]
+        assert len(sets) == len(part) and (np.diff(part.astype(np.int64)) > 0).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
+def test_components_are_those_of_a_walk(edges):
+    labels = components(31, np.array(edges, np.int64).reshape(-1, 2))
+    for start in range(31):
+        seen, waiting = {start}, [start]
+        while waiting:
+            at = waiting.pop()
+            new = {a + b - at for a, b in edges if at in (a, b)} - seen
+            seen |= new
+            waiting += new
+        assert labels[start] == min(seen)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=120, unique=True))
+def test_pairs_are_those_that_share_a_key(entries):
+    keys, owners = (
+        (np.array(part, np.int64) for part in zip(*entries, strict=True)) if entries else (np.zeros(0), np.zeros(0))
+    )
+    found = set(map(tuple, pairs(keys.astype(np.uint64), owners).tolist()))
+    by_key = {key: sorted(owner for k, owner in entries if k == key) for key, _ in entries}
+    small = {pair for group in by_key.values() if len(group) <= 24 for pair in itertools.combinations(group, 2)}
+    large = {pair for group in by_key.values() if len(group) > 24 for pair in itertools.combinations(group, 2)}
+    assert small <= found <= small | large
+    linked = components(61, np.array(sorted(found), np.int64).reshape(-1, 2))
+    assert all(len({linked[owner] for owner in group}) == 1 for group in by_key.values())

@@ -211,21 +211,17 @@ def test_pages_of_other_encodings_keep_silent_about_it():
     assert kinds == ["text/html; charset=utf-8", "text/html"]
 
 
-def test_a_folder_of_ones_own_joins_the_web_pages(tmp_path):
-    own = tmp_path / "notes"
-    (own / "deep").mkdir(parents=True)
-    (own / "garden.txt").write_text("Beans climb on poles.\n\nWater them in the evening.")
-    (own / "deep" / "tools.md").write_text("# Tools\n\nA spade & a rake.")
-    (own / "page.html").write_text("<p>As it is.</p>")
-    (own / "photo.jpg").write_bytes(b"\xff\xd8")
-    catalogue, root = load("tiny", str(own))
-    mine = [source for source in catalogue.sources if source.host == "texts.example"]
-    archive = packages.ensure(mine[0].archive, tmp_path, root)
-    pages = [page for source in mine for page in readers.pages(source, packages.members(archive, source.files))]
-    assert {page.url for page in pages} == {
-        f"https://texts.example/{name}" for name in ("garden.txt.html", "deep/tools.html", "page.html")
-    }
-    assert any(b"A spade &amp; a rake." in page.html for page in pages)
-    assert own / "garden.txt" in FetchConfig(catalogue="tiny", texts=str(own)).files()
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
-        load("tiny", str(tmp_path / "nowhere"))
+def test_ones_own_benchmarks_join_the_catalogues(tmp_path, tiny):
+    folder = tmp_path / "quiz"
+    folder.mkdir()
+    (folder / "sea.jsonl").write_text('{"question": "How deep is the sea off Brest in winter?", "answer": "deep"}\n')
+    out, metrics = run(tmp_path / "own", CONFIG.model_validate({**CONFIG.model_dump(), "benchmarks": str(folder)}))
+    assert metrics["benchmark_items"] == {**tiny[1]["benchmark_items"], "sea": 1}
+    assert lines(out / "benchmarks" / "sea.jsonl")[0]["questions"] == ["How deep is the sea off Brest in winter?"]
+    assert metrics["planted"] == tiny[1]["planted"]  # dirt is made of the catalogue's benchmarks alone
+    assert (out / "planted.jsonl").read_bytes() == (tiny[0] / "planted.jsonl").read_bytes()
+    config = FetchConfig(catalogue="tiny", benchmarks=(str(folder),))
+    assert folder / "sea.jsonl" in config.files()
+    (folder / "human_eval.txt").write_text("Is this one called like another?\n")
+    with pytest.raises(ValueError, match="two are called human_eval"):
+        run(tmp_path / "twice", config)

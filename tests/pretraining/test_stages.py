@@ -63,3 +63,40 @@ def test_teacher_tokens_are_the_argmax(tokenizer, token_shards, tmp_path, tiny_m
 def test_shape_or_model(tokenizer, token_shards, tmp_path):
     with pytest.raises(ValueError, match="either"):
         pretrain(PretrainConfig(**DATA), context(tmp_path, "none"), shards=token_shards, tokenizer=tokenizer)
+
+
+def test_on_the_fly_is_as_ahead(tokenizer, token_shards, tmp_path):
+    """The same curve whether the teacher's tokens lie on disk or its model reads each batch; nothing else differs."""
+    inputs = {"shards": token_shards, "tokenizer": tokenizer}
+    config = PretrainConfig(shape=SHAPE, base_width=16, **{**DATA, "tokens": 640})
+    pretrain(config, context(tmp_path, "teacher"), **inputs)
+    kept = cache_teacher(
+        Data(**{**DATA, "tokens": 640}), context(tmp_path, "cache"), model=tmp_path / "teacher", shards=token_shards
+    )
+    assert kept["bytes_per_token"] == 2 and (tmp_path / "cache/top1.bin").stat().st_size == 2 * 640
+    pretrain(config, context(tmp_path, "ahead"), teacher_tokens=tmp_path / "cache", **inputs)
+    pretrain(config, context(tmp_path, "fly"), teacher=tmp_path / "teacher", **inputs)
+    ahead, fly = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("ahead", "fly"))
+    assert ahead == fly and "teacher_cross_entropy" in fly
+    with pytest.raises(ValueError, match="not from both"):
+        pretrain(
+            config, context(tmp_path, "both"), teacher_tokens=tmp_path / "cache", teacher=tmp_path / "teacher", **inputs
+        )
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tokenizer, token_shards, tmp_path, tiny_config):
+    from openafm.model import Transformer
+    from openafm.model.checkpoint import save_model
+
+    save_model(Transformer(tiny_config.model_copy(update={"vocab_size": 65})), tmp_path / "teacher")
+    with pytest.raises(ValueError, match="vocabulary of 65, its student 64"):
+        pretrain(
+            PretrainConfig(shape=SHAPE, **DATA), context(tmp_path, "out"),
+            shards=token_shards, tokenizer=tokenizer, teacher=tmp_path / "teacher",
+        )  # fmt: skip
+
+
+def test_the_baseline_optimizer(tokenizer, token_shards, tmp_path):
+    config = PretrainConfig(shape=SHAPE, base_width=16, optimizer="adamw", weight_decay=1e-4, floor=0.01, **DATA)
+    metrics = pretrain(config, context(tmp_path, "adamw"), shards=token_shards, tokenizer=tokenizer)
+    assert metrics["final_cross_entropy"] < 3.0

@@ -9,8 +9,7 @@ from openafm.sampling import sandbox
 
 
 def test_a_path_without_helpers_names_what_is_gone_and_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(sandbox, "_bubblewrap_works", lambda: False)
-    monkeypatch.delenv(sandbox.ALLOW_WEAK, raising=False)
+    monkeypatch.setattr(sandbox, "backend", lambda: "none")
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(doctor, "system", lambda: "fedora")
     found = {check.name: check for check in doctor.examine()}
@@ -38,7 +37,7 @@ def test_systems_are_told_by_their_kin(monkeypatch, release, name):
 def test_macos_gets_its_own_commands(monkeypatch):
     monkeypatch.setattr(doctor.sys, "platform", "darwin")
     assert doctor.remedy("npm") == "brew install node"
-    assert "OPENAFM_ALLOW_WEAK_SANDBOX" in doctor.remedy("sandbox")
+    assert "Docker" in doctor.remedy("sandbox")
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):

@@ -82,5 +82,6 @@ def test_control_c_stops_the_answer_and_not_the_program(run, monkeypatch):
             yield token
 
     monkeypatch.setattr(TorchEngine, "generate", interrupted)
+    monkeypatch.setenv("OPENAFM_ENGINE", "torch")
     said = talk(run / "sft", "some words", "again")
     assert "[stopped]" in said and len(calls) == 2

@@ -29,8 +29,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(("stage", "config"), STAGES, ids=NAMES)
-def test_stages_are_reproducible_and_account_for_every_item(stage, config, sources, context, monkeypatch):
-    monkeypatch.setenv(sandbox.ALLOW_WEAK, "1")
+def test_stages_are_reproducible_and_account_for_every_item(stage, config, sources, context):
     first, resumed, fresh = context("a"), context("b"), context("c", scratch="other")
     metrics = stage(config, first, sources=sources)
     assert stage(config, resumed, sources=sources) == metrics == stage(config, fresh, sources=sources)
@@ -47,8 +46,7 @@ def test_stages_are_reproducible_and_account_for_every_item(stage, config, sourc
 
 
 @pytest.mark.parametrize(("stage", "config"), STAGES[:3], ids=NAMES[:3])
-def test_without_a_writer_the_programmatic_half_remains(stage, config, tmp_path, context, monkeypatch):
-    monkeypatch.setenv(sandbox.ALLOW_WEAK, "1")
+def test_without_a_writer_the_programmatic_half_remains(stage, config, tmp_path, context):
     (tmp_path / "empty").mkdir()
     metrics = stage(config, context("a"), sources=tmp_path / "empty")
     assert metrics["writer"] == {"model": "none", "tokens": 0} and metrics["examples"] > 30
@@ -56,8 +54,7 @@ def test_without_a_writer_the_programmatic_half_remains(stage, config, tmp_path,
 
 
 def test_without_a_sandbox_no_program_is_run(sources, context, monkeypatch):
-    monkeypatch.setattr(sandbox, "_bubblewrap_works", lambda: False)
-    monkeypatch.delenv(sandbox.ALLOW_WEAK, raising=False)
+    monkeypatch.setattr(sandbox, "backend", lambda: "none")
     metrics = code.code_data(STAGES[2][1], context("a"), sources=sources)
     assert metrics["sandbox"] == "none" and metrics["solutions"] == 0 and metrics["examples"] > 10
     assert "no sandbox here" in metrics["headline"]
@@ -110,12 +107,11 @@ def test_rules_keep_or_change_the_answer_as_sympy_says():
                 assert answers.equal(left, right)
 
 
-def test_code_seeds_cover_the_71_topics_and_each_has_a_solution_that_passes(context, sources, monkeypatch):
+def test_code_seeds_cover_the_71_topics_and_each_has_a_solution_that_passes(context, sources):
     import random
 
     import yaml
 
-    monkeypatch.setenv(sandbox.ALLOW_WEAK, "1")
     seeds = yaml.safe_load((code.FOLDER / "code_seeds.yaml").read_text())
     assert len(code.topics()) == len(set(code.topics())) == 71
     assert [row["topic"] for row in seeds] == code.topics()
@@ -123,12 +119,50 @@ def test_code_seeds_cover_the_71_topics_and_each_has_a_solution_that_passes(cont
         f = [eval(f"lambda x: {solution}") for solution in row["solutions"]]
         assert any(all(g(given) == wanted for given, wanted in row["tests"]) for g in f), row["topic"]
     exercises = code.seeds(code.CodeConfig(topics=3, outputs=3), random.Random(0))
-    forged = "import os, json\nprint(json.dumps({'passed': [True, True], 'values': ['3']}), flush=True)\nos._exit(0)"
-    programs = ["while True: pass", "import os; os._exit(0)", forged, "f = lambda x: x", "f = lambda x: 1"]
-    hostile = code.Exercise("t", "p", ["assert f(1) == 1", "assert f(2) == 2"], programs, [3], "writer")
-    found = code.judge([*exercises, hostile], sandbox.Limits(wall_seconds=3, cpu_seconds=1))
-    assert [verdict.share for verdict in found[-1]] == [0, 0, 0, 1, 0.5]
-    assert found[-1][3].values == ["3"]
+    programs = ["while True: pass", "f = lambda x: x", "f = lambda x: 1"]
+    exercise = code.Exercise("t", "p", ["assert f(1) == 1", "assert f(2) == 2"], programs, [3], "writer")
+    found = code.judge([*exercises, exercise], sandbox.Limits(wall_seconds=3, cpu_seconds=1))
+    assert [verdict.share for verdict in found[-1]] == [0, 1, 0.5]
+    assert found[-1][1].values == ["3"]
+
+
+FORGED = json.dumps({"passed": [True, True], "results": ["True", "True"], "values": ["3"]})
+FORGERIES = {
+    "leave early": "import os; os._exit(0)",
+    "print a verdict and leave": f"print({FORGED!r}, flush=True)\nimport os; os._exit(0)",
+    "print a verdict at the end": f"import atexit\natexit.register(print, {FORGED!r})\nf = lambda x: 0",
+    "equal to everything": "class A:\n  def __eq__(self, other): return True\nf = lambda x: A()",
+    "an equal number": "class A(int):\n  def __eq__(self, other): return True\nf = lambda x: A(7)",
+    "its own printed form": "class A:\n  def __repr__(self): return '__import__(\"os\").getpid()'\nf = lambda x: A()",
+    "other builtins": "import builtins\nbuiltins.repr = lambda v: 'True'\nbuiltins.eval = lambda *v: True\nf = int",
+    "another json": f"import json\njson.dumps = lambda v: {FORGED!r}\nf = lambda x: 0",
+    "no assertions": "import sys\nsys.settrace(None)\n__debug__\nf = lambda x: 0",
+    "an exit that looks well": "def f(x): raise SystemExit(0)",
+    "read the tests from the frames": "import sys\nframe = sys._getframe()\nseen = ''\nwhile frame:\n"
+    "  seen += str(frame.f_locals)\n  frame = frame.f_back\nf = lambda x: "
+    "next((n for n in (77309 + 1, 88419 + 1) if str(n) in seen), 0)",
+    "a deep answer": "f = lambda x: eval('[' * 90 + ']' * 90)",
+    "a huge answer": "f = lambda x: 'x' * 10**6",
+    "types that are none": "import json\nd = json.dumps\njson.dumps = lambda v: d({'results': [[], {}], "
+    "'values': [{}]})\nf = int",
+}
+
+
+def test_no_verdict_can_be_forged():
+    tests = ["assert f('a') == 77310", "assert f('b') == 88420"]
+    exercise = code.Exercise("t", "p", tests, list(FORGERIES.values()), [3], "writer")
+    (found,) = code.judge([exercise], sandbox.Limits(wall_seconds=10, cpu_seconds=2))
+    assert {name: v.share for name, v in zip(FORGERIES, found, strict=True) if v.share} == {}
+    assert all(value is None or isinstance(value, str) for verdict in found for value in verdict.values)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["assert f(1) == open('/x')", "assert f(1)", "assert g(1) == 1", "x = 1", "assert f(1) == 1 == 1", "assert ("],
+)
+def test_tests_are_literal_or_none(line):
+    assert code.given_and_wanted(line) is None and code.asserts(line) == []
+    assert code.given_and_wanted("assert f([1, 2], k='a') == {'b': (1,)}") == ("[1, 2], k='a'", {"b": (1,)})
 
 
 def test_programs_and_tests_are_read_from_what_models_write():
@@ -146,13 +180,27 @@ def test_usual_chat_forms_are_imported(tmp_path, context):
         {"conversations": [{"from": "human", "value": "What is the sea?"}, {"from": "gpt", "value": "Water."}]},
         {"prompt": "What is the sky?", "completion": "Air."},
         {"instruction": "Translate this word.", "input": "Wasser", "output": "water"},
-    ]
+        {"instruction": "Translate this word.", "input": "", "response": "water!"},
+        {"messages": [{"role": "developer", "content": "Be short."}, {"role": "user", "content":
+            [{"type": "text", "text": "Where is"}, {"type": "text", "text": "the sun?"}]}, turns[1]]},
+        {"system": "Be kind.", "conversations": [{"from": "human", "value": "Where am I now?"},
+            {"from": "gpt", "value": "Here."}, {"from": "human", "value": "Thanks"}]},
+    ]  # fmt: skip
     path.write_text("".join(json.dumps(form) + "\n" for form in forms))
     metrics = human.human_data(human.HumanConfig(), made := context("a"), sources=tmp_path)
-    assert metrics["origins"] == {"human": 4, "synthetic": 0}
-    assert [row["answer"] for row in rows(made.out)] == ["Late.", "Water.", "Air.", "water"]
+    assert metrics["origins"] == {"human": 7, "synthetic": 0}
+    assert [row["answer"] for row in rows(made.out)] == ["Late.", "Water.", "Air.", "water", "water!", "Late.", "Here."]
     assert rows(made.out)[3]["messages"][0]["content"] == "Translate this word.\nWasser"
-    for bad in ('{"text": "x"}', "not json", '{"messages": []}', json.dumps({"messages": turns[:1]})):
+    assert rows(made.out)[5]["messages"][1]["content"] == "Where is\nthe sun?"
+    assert [m["role"] for m in rows(made.out)[6]["messages"]] == ["system", "user"]
+    image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, turns[1]]}
+    for bad in (
+        json.dumps(image),
+        '{"text": "x"}',
+        "not json",
+        '{"messages": []}',
+        json.dumps({"messages": turns[:1]}),
+    ):
         path.write_text(bad + "\n")
         with pytest.raises(ValueError, match=r"mine\.jsonl:1"):
             human.human_data(human.HumanConfig(), context("b"), sources=tmp_path)

@@ -11,6 +11,7 @@ from openafm.model import Transformer
 from openafm.model.muparam import initialise, parameter_groups
 from openafm.stage import Context, Hardware
 from openafm.training.batches import TokenBatches
+from openafm.training.checkpoints import Checkpoints
 from openafm.training.loop import train
 from openafm.training.losses import next_token
 from openafm.training.optimizers import RMSPropMomentum
@@ -56,7 +57,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(tiny_config, token_shards, tmp_p
         pass
 
     def stop_at(when: int):
-        def before(step: int) -> None:
+        def before(network, step: int) -> None:
             if step == when:
                 raise StoppedError
 
@@ -93,28 +94,66 @@ print("done", flush=True)
         )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         if kill:
-            checkpoint = tmp_path / name / "train.safetensors"
-            while not checkpoint.exists() and process.poll() is None:
+            while not list((tmp_path / name).glob("train/*/checkpoint.json")) and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
         assert process.returncode == (-signal.SIGKILL if kill else 0)
-    killed, whole = (load_file(tmp_path / name / "train.safetensors") for name in ("killed", "whole"))
+    killed, whole = (
+        load_file(next((tmp_path / name / "train/step-00000100").glob("*.safetensors"))) for name in ("killed", "whole")
+    )
     assert set(killed) == set(whole) and all(torch.equal(killed[name], whole[name]) for name in whole)
 
 
-def test_a_loss_that_is_not_finite_is_an_error(tiny_config, token_shards, context):
-    model = initialise(Transformer(tiny_config), 0)
-    batches = TokenBatches(token_shards, {"web": 1}, sequence_length=16, batch_tokens=64, tokens=640, seed=0)
-    optimizer = RMSPropMomentum(parameter_groups(model, 16), 0.02)
+def broken_at(steps):
+    """A loss that is not finite in these of the calls."""
+    calls = iter(range(1000))
 
-    def broken(m, b):
+    def loss(m, b):
         output = next_token(m(b["inputs"]), b["targets"])
-        output.loss = output.loss * float("nan")
+        output.loss = output.loss * (float("nan") if next(calls) in steps else 1.0)
         return output
 
-    with pytest.raises(ValueError, match="lower the learning rate"):
-        train(model, batches, broken, optimizer, constant(), context)
+    return loss
+
+
+def train_with(loss, config, shards, context, steps=40):
+    model = initialise(Transformer(config), 0)
+    batches = TokenBatches(shards, {"web": 1}, sequence_length=16, batch_tokens=64, tokens=64 * steps, seed=0)
+    optimizer = RMSPropMomentum(parameter_groups(model, 16), 0.02)
+    return model, train(model, batches, loss, optimizer, constant(), context, log_every=1)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_told(tiny_config, token_shards, context):
+    told = []
+    context.warn = told.append
+    model, curve = train_with(broken_at({3, 4}), tiny_config, token_shards, context)
+    assert [record["step"] for record in curve] == [1, 2, 3, *range(6, 41)]  # what has no loss has no record
+    assert curve[-1]["skipped"] == 2 and curve[-1]["loss"] < curve[0]["loss"]
+    assert context.notes["train_alarms"] == [{"step": n, "alarm": "skipped", "loss": None} for n in (4, 5)]
+    assert len(told) == 2 and "step 4 was skipped: loss nan" in told[0]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_many_skipped_in_a_row_are_an_error(tiny_config, token_shards, context):
+    context.warn = lambda message: None
+    with pytest.raises(ValueError, match=r"20 steps of train in a row were skipped.*lower the learning rate"):
+        train_with(broken_at(range(1000)), tiny_config, token_shards, context)
+
+
+def test_a_spike_of_the_loss_is_told(tiny_config, token_shards, context):
+    """The gradient of a batch of wrong targets, as a broken shard would give; the loss jumps and comes back."""
+    told = []
+    context.warn = told.append
+    calls = iter(range(1000))
+
+    def loss(m, b):
+        targets = b["targets"] if next(calls) != 90 else b["targets"].flip(1)
+        return next_token(m(b["inputs"]), targets)
+
+    train_with(loss, tiny_config, token_shards, context, steps=100)
+    assert [alarm["step"] for alarm in context.notes["train_alarms"] if alarm["alarm"] == "spike"] == [91]
+    assert any("the loss jumped to" in message for message in told)
 
 
 def test_snapshots(tiny_config, token_shards, context):
@@ -123,22 +162,39 @@ def test_snapshots(tiny_config, token_shards, context):
     assert taken == [10, 100]
 
 
-def test_a_damaged_checkpoint_is_named_and_not_trained_on(tiny_config, token_shards, tmp_path):
+def test_a_damaged_checkpoint_is_told_and_not_trained_on(tiny_config, token_shards, tmp_path):
     class StoppedError(Exception):
         pass
 
-    def stop(step: int) -> None:
-        if step == 3:
+    def stop(network, step: int) -> None:
+        if step == 30:
             raise StoppedError
 
-    context = Context(tmp_path, tmp_path / "scratch")
+    told: list[str] = []
+    context = Context(tmp_path, tmp_path / "scratch", warn=told.append)
     with pytest.raises(StoppedError):
         run(tiny_config, token_shards, context, before_step=stop, checkpoint_seconds=0.0)
-    path = tmp_path / "scratch" / "train.safetensors"
-    whole = path.read_bytes()
-    for at in (3, 100, len(whole) // 2, len(whole) - 3):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
-        with pytest.raises(ValueError, match=r"train\.safetensors is damaged .*delete it"):
-            run(tiny_config, token_shards, context)
-    path.write_bytes(whole)
-    assert run(tiny_config, token_shards, context)[1][-1]["step"] == 100
+    kept = sorted((tmp_path / "scratch/train").glob("step-*"))
+    assert len(kept) == 2
+    whole = {path: path.read_bytes() for folder in kept for path in folder.iterdir()}
+
+    def flip(path, at: int) -> None:
+        path.write_bytes(whole[path][:at] + bytes([whole[path][at] ^ 16]) + whole[path][at + 1 :])
+
+    for path in kept[1].iterdir():
+        for at in (3, len(whole[path]) // 2, len(whole[path]) - 3):
+            flip(path, at)
+            again = Checkpoints(tmp_path / "scratch/train", *fresh(tiny_config)).load(told.append)
+            assert again.step == int(kept[0].name[5:]) and str(kept[1]) in told[-1] and not kept[1].exists()
+            kept[1].mkdir()
+            for name in (name for name in whole if name.parent == kept[1]):
+                name.write_bytes(whole[name])
+    for path in whole:
+        flip(path, len(whole[path]) // 2)
+    with pytest.raises(ValueError, match=r"step-\d+ is damaged .*delete .*train, the step starts anew"):
+        run(tiny_config, token_shards, context)
+
+
+def fresh(config):
+    model = Transformer(config)
+    return model, RMSPropMomentum(parameter_groups(model, 16), 0.02)

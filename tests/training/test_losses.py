@@ -1,9 +1,18 @@
 import math
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from openafm.training.losses import divergence, next_token, top1_distillation
+from openafm.training import losses
+from openafm.training.losses import (
+    chunked_distillation,
+    chunked_next_token,
+    divergence,
+    next_token,
+    top1,
+    top1_distillation,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(2, 5, 11, generator=GENERATOR)
@@ -49,3 +58,50 @@ def test_divergence():
 
 def test_nothing_counted_is_zero():
     assert float(next_token(LOGITS, torch.full_like(TARGETS, -100)).loss) == 0.0
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+@pytest.mark.parametrize("distil", [False, True])
+def test_chunks_give_the_loss_and_the_gradients_of_whole_logits(chunk, distil, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    output = torch.randn(11, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    more = (TEACHER,) if distil else ()
+    whole = (top1_distillation if distil else next_token)(hidden @ output.t(), TARGETS, *more, z_loss=0.1)
+    parts = (chunked_distillation if distil else chunked_next_token)(hidden, output, TARGETS, *more, z_loss=0.1)
+    assert parts.weight == whole.weight == 8
+    assert float(parts.loss.detach()) == pytest.approx(float(whole.loss.detach()), rel=1e-6)
+    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-6)
+    wanted = torch.autograd.grad(whole.loss * 3, (hidden, output))
+    for found, expected in zip(torch.autograd.grad(parts.loss * 3, (hidden, output)), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_without_gradients_and_without_targets():
+    hidden, output = torch.randn(1, 4, 7), torch.randn(11, 7)
+    with torch.no_grad():
+        assert float(chunked_next_token(hidden, output, torch.full((1, 4), -100)).loss) == 0.0
+    assert top1(hidden, output).tolist() == (hidden @ output.t()).argmax(-1).tolist()
+
+
+def test_chunks_in_bfloat16_stay_near():
+    generator = torch.Generator().manual_seed(6)
+    hidden = torch.randn(2, 5, 16, generator=generator, requires_grad=True)
+    output = (torch.randn(11, 16, generator=generator) * 0.3).requires_grad_()
+    exact = next_token(hidden @ output.t(), TARGETS)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = chunked_next_token(hidden, output, TARGETS)
+    rough.loss.backward()
+    assert float(rough.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.02)
+    assert hidden.grad is not None and hidden.grad.dtype == output.grad.dtype == torch.float32
+
+
+def test_logits_never_fill_memory():
+    """6,000 positions over 1,000 entries: no single allocation of the size of their logits (24 MB) is made."""
+    hidden = torch.randn(1, 6_000, 8, requires_grad=True)
+    output = torch.randn(1_000, 8, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        chunked_next_token(hidden, output, torch.zeros(1, 6_000, dtype=torch.long)).loss.backward()
+    largest = max(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+    assert largest <= 4 * losses.CHUNK * 1_000

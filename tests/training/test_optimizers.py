@@ -1,8 +1,10 @@
 import math
 
+import pytest
 import torch
 
-from openafm.training.optimizers import RMSPropMomentum
+from openafm.training import optimizers
+from openafm.training.optimizers import AdamW, RMSPropMomentum
 
 
 def reference(theta: list[float], grads: list[list[float]], scales: list[float], lr: float, mult: float, wd: float):
@@ -55,3 +57,53 @@ def test_zero_gradients_move_nothing():
     parameter.grad = torch.zeros(4)
     optimizer.step()
     assert torch.equal(parameter.detach(), torch.ones(4))
+
+
+@pytest.mark.parametrize("kind", [RMSPropMomentum, AdamW])
+def test_blocks_change_nothing(kind, monkeypatch):
+    """Tensors cut into pieces, and several in one block, against each in one piece."""
+    found = []
+    for block in (7, 2**18):
+        monkeypatch.setitem(optimizers.BLOCK, "cpu", block)
+        generator = torch.Generator().manual_seed(3)
+        parameters = [
+            torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(3, 2), (5, 9), (1,), (14,)]
+        ]
+        optimizer = kind([{"params": parameters[:3], "mult": 0.3}, {"params": parameters[3:]}], lr=0.1)
+        for _ in range(3):
+            for p in parameters:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        found.append(parameters)
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_is_held_but_gradients_moments_and_one_block():
+    """Peak of the step over what is there before it, by torch's own count of allocations."""
+    parameter = torch.nn.Parameter(torch.ones(2**20))
+    optimizer = RMSPropMomentum([{"params": [parameter]}], lr=0.1)
+    for _ in range(2):
+        parameter.grad = torch.ones(2**20)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            optimizer.step()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert 0 < peak <= 2 * 4 * optimizers.BLOCK["cpu"]
+
+
+def test_adamw_is_torchs():
+    """With a constant schedule, and decay written as lr * weight_decay, which is how torch couples it."""
+    generator = torch.Generator().manual_seed(1)
+    start, grads = torch.randn(6, generator=generator), torch.randn(8, 6, generator=generator) * 0.1
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    first = AdamW([{"params": [ours]}], lr=0.01, weight_decay=0.01 * 0.1)
+    second = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for grad in grads:
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        first.step()
+        second.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

@@ -233,7 +233,7 @@ def _fit(
         name = f"{label}-{phase}"
         optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
         schedule = cosine(tokens, round(config.warmup * tokens), config.floor)
-        draw = _rank_drawer(model, config, context.seed, name)
+        draw = _rank_drawer(config, context.seed, name)
         train(model, batches, loss, optimizer, schedule, context, label=name, before_step=draw)
     state = adapter_state(model)
     load_adapter(model, state, config.alpha)
@@ -258,9 +258,9 @@ def _loss(config: RecoveryConfig, base: Transformer) -> Loss:
     return loss
 
 
-def _rank_drawer(model: Transformer, config: RecoveryConfig, seed: int, label: str) -> Callable[[int], None] | None:
+def _rank_drawer(config: RecoveryConfig, seed: int, label: str) -> Callable[[Transformer, int], None] | None:
     """What sets the rank that a step trains, drawn from all that are served; a pure function of the step."""
     if not config.nested:
         return None
     ranks = sorted({*config.nested, config.rank})
-    return lambda step: use_rank(model, random.Random(f"{seed}/{label}/rank/{step}").choice(ranks))
+    return lambda model, step: use_rank(model, random.Random(f"{seed}/{label}/rank/{step}").choice(ranks))

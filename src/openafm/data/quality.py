@@ -329,7 +329,7 @@ def quality(config: QualityConfig, context: Context, *, documents: Path, judgeme
     worst = sorted(scores, key=lambda i: (scores[i], i))[: int(len(scores) * config.drop_share)]
     drops = {i: Drop("quality.low", f"rated {scores[i]:.3f} of 1") for i in ([] if held_out["at_chance"] else worst)}
     notes = {document: f"rated {score:.3f} of 1" for document, score in scores.items()}
-    _, funnel = write_verdicts(documents, context.out, "quality", drops, scores, notes)
+    funnel = write_verdicts(documents, context.out, "quality", drops, scores, notes)
     metrics: Metrics = {"rated": len(scores), "held_out": held_out, "dropped": drops_by_reason(funnel, "quality")}
     by_hand = (row for row in rows(documents) if row["url"] in grading.read_labels())
     metrics["against_hand_labels"] = grading.against_labels(by_hand, scores | rated, area_under_curve, context.seed)

@@ -17,9 +17,9 @@ import numpy as np
 from openafm import jsonl
 from openafm.data import pii, safety
 from openafm.data.clean import DROPPED_KINDS
-from openafm.data.decontaminate import NgramIndex
+from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, read_benchmarks
 from openafm.data.dedup import near_duplicates
-from openafm.data.names import load_people
+from openafm.data.people import load_people
 from openafm.data.shards import read_shard, write_shard
 from openafm.stage import Config, Context, Metrics
 
@@ -92,8 +92,8 @@ def _contaminated(rows: Sequence[Row], index: NgramIndex, common: int) -> Iterat
     for place, numbers in enumerate(found):
         rare = [number for number in numbers if collisions[number] < common]
         if rare:
-            sources = sorted({source.benchmark for source in index.sources[rare[0]]})
-            yield place, f"benchmark.{sources[0]}", index.ngrams[rare[0]]
+            sources = sorted({source.benchmark for source in index.sources(rare[0])})
+            yield place, f"benchmark.{sources[0]}", index.ngram(rare[0])
 
 
 def screen_rows(
@@ -112,14 +112,6 @@ def screen_rows(
     return said
 
 
-def _benchmarks(folder: Path) -> NgramIndex:
-    index = NgramIndex()
-    for path in sorted(folder.glob("*.jsonl")):
-        for row in jsonl.read(path):
-            index.add(path.stem, str(row["id"]), row["text"])
-    return index
-
-
 def _screen_shards(part: Path, out: Path, kept: dict[str, list[bool]]) -> None:
     """Token shards of a part whose rows are their documents, in order: those of rejected rows are left out."""
     index = json.loads((part / "index.json").read_text())
@@ -135,7 +127,8 @@ def _screen_shards(part: Path, out: Path, kept: dict[str, list[bool]]) -> None:
 
 def screen(config: ScreenConfig, context: Context, *, parts: dict[str, Path], sources: Path) -> Metrics:
     """Write a folder a part, with the files that it came with and without the rows that a filter shuts out."""
-    words, index = safety.load_words(sources / "words"), _benchmarks(sources / "benchmarks")
+    words, index = safety.load_words(sources / "words"), DecontaminateConfig().index()
+    read_benchmarks(sources / "benchmarks", index)
     people = load_people(config.person_model)
     counts: dict[str, Counter[str]] = {}
     for name, part in context.track(parts.items(), "parts screened", len(parts)):

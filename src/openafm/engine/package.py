@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -59,6 +61,14 @@ class Package:
         layer = self.layers[name]
         indices = unpack(self._tensors.get_tensor(f"{name}.indices"), layer.bits, layer.shape[1])
         return Palettized(indices, self._tensors.get_tensor(f"{name}.tables"), layer.bits, layer.group)
+
+    def packed(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        """Return a projection's indices as they are stored, `(rows, bytes)`, and its tables."""
+        return self._tensors.get_tensor(f"{name}.indices"), self._tensors.get_tensor(f"{name}.tables")
+
+    def norms(self) -> dict[str, NDArray[np.float32]]:
+        """Read the gains of all norms by name."""
+        return {name: self._tensors.get_tensor(name) for name in self._tensors.keys() if name.endswith("norm.weight")}  # noqa: SIM118
 
     def embedding(self) -> Int8Rows:
         """Read the embedding."""

@@ -1,4 +1,4 @@
-"""What a decoder offers: the torch engine fills it today, the native one will."""
+"""What a decoder offers; the native engine and the torch engine fill it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol

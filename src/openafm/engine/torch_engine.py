@@ -1,6 +1,6 @@
 """The reference engine: a package or a model folder in torch, weights dequantized once, adapters switched by name.
 
-`openafm chat` and `openafm serve` use it where no native engine is built; the native engine is held against it.
+`openafm chat` and `openafm serve` use it where the native engine is not built; that is held against it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +32,13 @@ class TorchEngine:
         found = find_package(folder)
         if found is None:
             return cls(load_model(folder), load_tokenizer(folder))
-        package = Package(found)
+        return cls.open(Package(found))
+
+    @classmethod
+    def open(cls, package: Package) -> "TorchEngine":
+        """Take weights, tokenizer and adapters from a package that is open."""
         adapters = {name: package.adapters.load(name) for name in package.adapters.names()}
-        return cls(package.model(), load_tokenizer(found), adapters)
+        return cls(package.model(), load_tokenizer(package.folder), adapters)
 
     def adapters(self) -> list[str]:
         """Names of the adapters in memory, sorted."""

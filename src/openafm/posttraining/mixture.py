@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from openafm import jsonl
-from openafm.data.decontaminate import NgramIndex
+from openafm.data.decontaminate import NgramIndex, add_item
 from openafm.data.dedup import near_duplicates
 from openafm.posttraining.examples import Row, question, share, write_json
 from openafm.scoring import checks
@@ -92,7 +92,7 @@ def judge(rows: Sequence[Row], config: MixtureConfig, index: NgramIndex) -> tupl
 def fault(row: Row, config: MixtureConfig) -> str:
     """The first quality rule an example breaks, or ""."""
     answer, messages = row["answer"], row["messages"]
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+    if not messages or messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
         return "no_question"
     if not answer.strip():
         return "no_answer"
@@ -146,7 +146,7 @@ def benchmarks(sources: Path) -> NgramIndex:
     index = NgramIndex()
     for path in sorted((sources / "benchmarks").glob("*.jsonl")):
         for row in jsonl.read(path):
-            index.add(path.stem, str(row["id"]), row["text"])
+            add_item(index, path.stem, row)
     return index
 
 

@@ -1,8 +1,10 @@
 """Distillation in core pretraining: the teacher's likeliest token at each position, computed ahead (step
-`teacher_tokens`).
+`teacher_tokens`) or on the fly.
 
 AFM report (arXiv 2407.21075), section 3.2: targets are 0.9 of the teacher's top-1 token and 0.1 of the true one
-(`openafm.training.losses.top1_distillation`), so one token id a position is all that has to be kept.
+(`openafm.training.losses.top1_distillation`), so one token id a position is all that has to be kept: 2 bytes up to
+65,536 entries. Ahead, the teacher runs once for all students and epochs and training goes at plain speed; on the fly,
+nothing is written and the teacher runs beside each step (`openafm bench distillation` tells what each costs).
 """
 
 import json
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.pretraining.mixture import CoreData, Data
-from openafm.stage import Context, Metrics
+from openafm.stage import Context, Hardware, Metrics
 from openafm.training.batches import Batch, Batches, TokenBatches
 from openafm.training.hardware import autocast
+from openafm.training.losses import top1
 
 
 @torch.inference_mode()
@@ -40,17 +44,33 @@ def cache_teacher(config: CoreData, context: Context, *, model: Path, shards: Pa
             steps = range(start, min(start + together, len(batches)))
             inputs = torch.cat([batches[step]["inputs"] for step in steps]).to(context.hardware.device)
             with autocast(context.hardware):  # the precision that the teacher was trained in
-                top1 = teacher(inputs).argmax(-1)
-            file.write(top1.cpu().numpy().astype(dtype).tobytes())
+                tokens = teacher_tokens_of(teacher, inputs)
+            file.write(tokens.cpu().numpy().astype(dtype).tobytes())
             context.report("teacher tokens", steps.stop, len(batches))
     path.rename(context.out / "top1.bin")
     (context.out / "data.json").write_text(json.dumps(config.model_dump(exclude_none=True), sort_keys=True) + "\n")
     agreement = _agreement(batches, context.out / "top1.bin", dtype)
     return {
         "tokens": len(batches) * batches.rows * config.sequence_length,
+        "bytes_per_token": dtype.itemsize,
         "teacher_top1_accuracy": round(agreement, 5),
         "headline": f"the teacher's first choice is the true token at {agreement:.1%} of the positions",
     }
+
+
+def open_teacher(folder: Path, student: Transformer, hardware: Hardware) -> Transformer:
+    """The model in `folder`, to read on the fly. Raises ValueError where its vocabulary is not the student's."""
+    teacher = load_model(folder).requires_grad_(False).to(hardware.device)
+    sizes = teacher.config.vocab_size, student.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{folder} has a vocabulary of {sizes[0]}, its student {sizes[1]}: give both one tokenizer")
+    return teacher
+
+
+@torch.no_grad()
+def teacher_tokens_of(teacher: Transformer, inputs: torch.Tensor) -> torch.Tensor:
+    """The teacher's likeliest next token after each of `inputs` `(batch, sequence)`."""
+    return top1(teacher.hidden(inputs), teacher.model.embed_tokens.weight)
 
 
 def _agreement(batches: TokenBatches, path: Path, dtype: np.dtype) -> float:

@@ -5,7 +5,7 @@ AFM report (arXiv 2407.21075), section 3.2, with the relaxation of CoDA (arXiv 2
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import parameter_groups
+from openafm.model.presets import Size
 from openafm.pretraining.mixture import CoreData, core_mixture
 from openafm.stage import Config, Context, Metrics
 from openafm.training.batches import Batch, TokenBatches
 from openafm.training.loop import train, write_curve
-from openafm.training.losses import LossOutput, next_token
+from openafm.training.losses import LossOutput, chunked_next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
@@ -56,6 +57,11 @@ class MasksConfig(CoreData):
     eps_end: float = 0.1
     eps_factor: float = 0.7
 
+    @classmethod
+    def dialled(cls, size: Size, given: dict[str, Any]) -> dict[str, Any]:
+        """The dial's tokens and batch, and its FFN width as what stays."""
+        return {"keep": size.d_ff} | super().dialled(size, given)
+
 
 class MaskedTransformer(nn.Module):
     """A transformer whose FFN activations are multiplied by lambda times lambda's hard top k."""
@@ -71,11 +77,11 @@ class MaskedTransformer(nn.Module):
         hard = torch.stack([hard_top_k(row, self.keep) for row in soft.detach()])
         return soft * hard
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `(batch, sequence, vocab)` of the masked model."""
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Last hidden states `(batch, sequence, d_model)` of the masked model."""
         for layer, mask in zip(self.transformer.blocks, self.masks(), strict=True):
             layer.mlp.mask = mask
-        return self.transformer(tokens)
+        return self.transformer.hidden(tokens)
 
 
 @torch.no_grad()
@@ -117,11 +123,12 @@ def learn_masks(config: MasksConfig, context: Context, *, model: Path, shards: P
     optimizer = RMSPropMomentum(groups, config.lr, config.weight_decay)
     total = len(batches) * batches.rows * config.sequence_length
 
-    def set_eps(step: int) -> None:
-        masked.eps = anneal(config, step, len(batches))
+    def set_eps(network: MaskedTransformer, step: int) -> None:
+        network.eps = anneal(config, step, len(batches))
 
     def loss(network: MaskedTransformer, batch: Batch) -> LossOutput:
-        return next_token(network(batch["inputs"]), batch["targets"])
+        output = network.transformer.model.embed_tokens.weight
+        return chunked_next_token(network.hidden(batch["inputs"]), output, batch["targets"])
 
     schedule = cosine(total, round(0.1 * total), config.floor)
     curve = train(masked, batches, loss, optimizer, schedule, context, label="masks", before_step=set_eps)
@@ -220,7 +227,9 @@ def _arms(teacher: Transformer, masks: dict[str, Tensor], seed: int) -> dict[str
 
 
 def _loss(model: Transformer, batches: TokenBatches) -> float:
+    output = model.model.embed_tokens.weight
     losses = [
-        float(next_token(model(b["inputs"]), b["targets"]).loss) for b in (batches[i] for i in range(len(batches)))
+        float(chunked_next_token(model.hidden(b["inputs"]), output, b["targets"]).loss)
+        for b in (batches[i] for i in range(len(batches)))
     ]
     return round(sum(losses) / len(losses), 5)

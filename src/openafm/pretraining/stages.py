@@ -1,27 +1,32 @@
 """Core, continued and context-lengthening pretraining: one stage, three configurations (steps `teacher`, `distil`,
 `scratch`, `continued`, `long` of a recipe).
 
-AFM report (arXiv 2407.21075), section 3.2. Its three stages differ in data, length, schedule and RoPE base only;
-with teacher tokens at hand the loss is the distillation loss.
+AFM report (arXiv 2407.21075), section 3.2. Its three stages differ in data, length, schedule and RoPE base only; with
+a teacher, or its tokens, the loss is the distillation loss.
+
+Two words: a killed step **resumes** (the same command; its checkpoint has weights, optimizer, schedule and data). A new
+stage **starts from** a model (`inputs: {model: STEP}`, any model folder): weights only, all else begins anew.
 """
 
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import initialise, parameter_groups
-from openafm.pretraining.distillation import DistilBatches
+from openafm.model.presets import Size
+from openafm.pretraining.distillation import DistilBatches, open_teacher, teacher_tokens_of
 from openafm.pretraining.mixture import Data, check_core
 from openafm.pretraining.rope import rebase
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load as load_tokenizer
 from openafm.training.batches import Batch
 from openafm.training.loop import train, write_curve
-from openafm.training.losses import LossOutput, next_token, top1_distillation
-from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.losses import LossOutput, chunked_distillation, chunked_next_token
+from openafm.training.optimizers import AdamW, RMSPropMomentum
 from openafm.training.prefetch import Prefetched
 from openafm.training.schedules import cosine
 
@@ -43,6 +48,8 @@ class PretrainConfig(Data):
 
     shape: Shape | None = None
     """Shape of a new model; left out where the step has an input `model`."""
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    """RMSProp with momentum, or AdamW, the baseline of AFM's ablation (its decay was 1e-4, its floor 1% of the lr)."""
     lr: float = 0.01
     floor: float = 0.005
     """The cosine's end, as a share of `lr`."""
@@ -54,6 +61,21 @@ class PretrainConfig(Data):
     """muParam's base: the width at which `lr` was found. AFM's is 768."""
     lengthen: bool = False
     """Raise the RoPE base from the model's longest length so far to `sequence_length`."""
+    ffn: float = 1.0
+    """With `size`: FFN width of a new model as a multiple of the dial's, for a teacher that is pruned to it."""
+
+    @classmethod
+    def dialled(cls, size: Size, given: dict[str, Any]) -> dict[str, Any]:
+        """The dial's tokens and batch and, where the step has a `shape` (`{}` will do), a new model's."""
+        full = super().dialled(size, given)
+        if "shape" in given:
+            shape = {
+                "d_model": size.d_model, "n_layers": size.n_layers, "n_heads": size.n_heads,
+                "n_kv_heads": size.n_heads // 2, "head_dim": size.head_dim,
+                "d_ff": round(size.d_ff * given.get("ffn", 1.0)),
+            }  # fmt: skip
+            full["shape"] = shape | {name: value for name, value in given["shape"].items() if value is not None}
+        return full
 
     @model_validator(mode="after")
     def _core_reads_no_licensed_texts(self) -> "PretrainConfig":
@@ -70,25 +92,36 @@ def pretrain(
     tokenizer: Path,
     model: Path | None = None,
     teacher_tokens: Path | None = None,
+    teacher: Path | None = None,
     long_qa: Path | None = None,
 ) -> Metrics:
-    """Train a new model, or go on with `model`; writes a model folder with its curve.
+    """Train a new model, or start from `model`; writes a model folder with its curve.
 
-    `long_qa` holds shards of synthetic long question answering, drawn from beside `shards`.
+    It distils from `teacher_tokens`, computed ahead (step `cache_teacher`), or from the model `teacher`, which then
+    reads every batch on the fly. `long_qa` holds shards of synthetic long question answering, drawn from beside
+    `shards`.
     """
+    if teacher_tokens is not None and teacher is not None:
+        raise ValueError("a pretraining step distils from `teacher_tokens` or from a `teacher`, not from both")
+    if teacher is not None and context.parallelism.context > 1:
+        raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
     transformer = _start(config, context, tokenizer, model)
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
     batches = Prefetched(tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config))
 
+    reader = open_teacher(teacher, transformer, context.hardware) if teacher else None
+
     def loss(network: Transformer, batch: Batch) -> LossOutput:
-        logits = network(batch["inputs"])
-        if "teacher_tokens" in batch:
-            return top1_distillation(logits, batch["targets"], batch["teacher_tokens"], config.z_loss)
-        return next_token(logits, batch["targets"], config.z_loss)
+        hidden = network.hidden(batch["inputs"], documents=batch.get("documents"))
+        output = network.model.embed_tokens.weight
+        wanted = teacher_tokens_of(reader, batch["inputs"]) if reader else batch.get("teacher_tokens")
+        if wanted is None:
+            return chunked_next_token(hidden, output, batch["targets"], config.z_loss)
+        return chunked_distillation(hidden, output, batch["targets"], wanted, config.z_loss)
 
     total = len(tokens) * tokens.rows * config.sequence_length
     groups = parameter_groups(transformer, config.base_width)
-    optimizer = RMSPropMomentum(groups, config.lr, config.weight_decay)
+    optimizer = {"rmsprop": RMSPropMomentum, "adamw": AdamW}[config.optimizer](groups, config.lr, config.weight_decay)
     schedule = cosine(total, round(config.warmup * total), config.floor)
     started = time.monotonic()
     curve = train(transformer, batches, loss, optimizer, schedule, context, label="pretrain")

@@ -31,7 +31,7 @@ GET = {
 ELSEWHERE = {
     "npm": "install Node.js from nodejs.org",
     "apt": "only Debian and Ubuntu have it: run in the Docker image (docs/install.md)",
-    "sandbox": "run in the Docker image (docs/install.md), or accept a weaker one: OPENAFM_ALLOW_WEAK_SANDBOX=1",
+    "sandbox": "run in the Docker image (docs/install.md)",
 }
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "neon", "asimd", "bf16", "sve")
 """Of the processor, as the kernel names them: what makes torch and the decoder quick."""
@@ -60,9 +60,20 @@ def examine(folder: Path = Path()) -> list[Check]:
         _tool("apt", ("apt-get", "dpkg-deb"), "no documentation, books and summaries out of Debian's packages"),
         _sandbox(),
         _tool("compiler", ("c++", "g++", "clang++"), "only pip packages with a wheel for this machine"),
+        _native(),
         _tool("chromium", ("chromium", "chromium-browser", "google-chrome"), "tests of web pages are skipped"),
         *_extras(),
     ]
+
+
+def _native() -> Check:
+    """The native engine, and which instruction set it would use."""
+    from openafm.engine import native_engine
+
+    if native_engine.missing():
+        get = f"{remedy('compiler')} && pip install -e . (with python3-dev)"
+        return Check("native engine", False, False, "chat and serve use torch, several times slower", get)
+    return Check("native engine", True, False, f"with {native_engine.kernels()[0]} kernels", "")
 
 
 def system() -> str:
@@ -159,10 +170,10 @@ def _sandbox() -> Check:
     kind = backend()
     found = {
         "bubblewrap": "bubblewrap",
-        "weak": "the weak one, allowed by OPENAFM_ALLOW_WEAK_SANDBOX=1",
+        "strict": "a process locked by seccomp: slower, few imports",
         "none": "no program that a model wrote is run: fewer code examples",
     }[kind]
-    if kind == "none" and shutil.which("bwrap"):
+    if kind != "bubblewrap" and shutil.which("bwrap"):
         return Check("sandbox", False, False, f"bubblewrap may not make namespaces here: {found}",
                      "allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined "
                      "--security-opt systempaths=unconfined)")  # fmt: skip

@@ -4,6 +4,8 @@
     title: the whole recipe in half an hour
     seed: 0
     disk_mb: 3000                 # free space the run needs
+    size: 7M                      # the dial of pretraining steps (openafm.model.presets), where they leave it open
+    parallelism: {tensor: 1}      # how torchrun's processes share training steps (a step may have its own)
     defaults: {pretrain: {micro: 1}}   # config keys shared by all steps of a stage
     steps:
       teacher:
@@ -21,23 +23,25 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from openafm.recipe import source as yaml_source
 from openafm.recipe.source import Keys, Source
 from openafm.recipe.steps import STAGES, Signature, Stages, signature
-from openafm.stage import Config
+from openafm.stage import Config, Parallelism
 
 Reference = str | dict[str, str]
 """`step` or `step/path/in/its/artifact`, or a named group of those."""
+Kind = TypeVar("Kind", bound=Config)
 EVERY = "*"
 """For a group: every other step of the recipe, each under its own name (what the report reads)."""
 
-RECIPE_KEYS = ("name", "title", "seed", "disk_mb", "defaults", "steps")
-STEP_KEYS = ("run", "inputs", "seconds", "with")
+RECIPE_KEYS = ("name", "title", "seed", "disk_mb", "size", "parallelism", "defaults", "steps")
+STEP_KEYS = ("run", "inputs", "seconds", "parallelism", "with")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Step:
     inputs: dict[str, Reference]
     seconds: float
     """Planned."""
+    parallelism: Parallelism = field(default_factory=Parallelism)
+    """The step's own over the recipe's."""
 
     def references(self) -> dict[str, str]:
         """Every single input as `name` or `name.member` -> `step/path`."""
@@ -59,6 +65,15 @@ class Step:
             members = {name: reference} if isinstance(reference, str) else reference
             flat |= {name if isinstance(reference, str) else f"{name}.{key}": value for key, value in members.items()}
         return flat
+
+    def paths(self, run: Path) -> dict[str, Any]:
+        """The stage's keyword arguments, in the folder of a run."""
+        return {
+            name: run / reference
+            if isinstance(reference, str)
+            else {key: run / path for key, path in reference.items()}
+            for name, reference in self.inputs.items()
+        }
 
     def needs(self) -> set[str]:
         """The steps this one reads."""
@@ -137,19 +152,24 @@ def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages
     asked = signature(stages[stage][0])
     given = _typed(source, (*keys, "with"), body, dict, {})
     shared = defaults.get(stage) or {}
+    if "size" in source.values and "size" in asked.config.model_fields:
+        shared = {"size": source.values["size"]} | shared
     config = _config(source, (*keys, "with"), ("defaults", stage), asked.config, given, shared)
     others = {other: other for other in steps if other != name}
     named = _typed(source, (*keys, "inputs"), body, dict, {})
     named = {key: others if reference == EVERY else reference for key, reference in named.items()}
     inputs = _inputs(source, (*keys, "inputs"), named, asked)
     seconds = float(_typed(source, (*keys, "seconds"), body, (int, float), 0))
-    return Step(name, stage, asked, config, inputs, seconds)
+    own = _typed(source, (*keys, "parallelism"), body, dict, {})
+    for_all = _typed(source, ("parallelism",), source.values, dict, {})
+    parallelism = _config(source, (*keys, "parallelism"), ("parallelism",), Parallelism, own, for_all)
+    return Step(name, stage, asked, config, inputs, seconds, parallelism)
 
 
 def _config(
-    source: Source, keys: Keys, shared_keys: Keys, kind: type[Config], given: dict[str, Any], shared: dict[str, Any]
-) -> Config:
-    """The stage's config, out of the step's own keys over the recipe's defaults for that stage."""
+    source: Source, keys: Keys, shared_keys: Keys, kind: type[Kind], given: dict[str, Any], shared: dict[str, Any]
+) -> Kind:
+    """A step's config of this kind, out of its own keys over those that the recipe has for several steps."""
     try:
         return kind.model_validate(yaml_source.merged(shared, given))
     except ValidationError as errors:

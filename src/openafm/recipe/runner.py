@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from openafm.recipe import artifacts
+from openafm.recipe import artifacts, processes
 from openafm.recipe.artifacts import Manifest
 from openafm.recipe.estimate import ALMOST_FULL, announce, free_mb, missing_mb
 from openafm.recipe.progress import Display, clock
@@ -66,13 +66,15 @@ def run(
     with _disk_errors(folder, recipe), _lock(folder), Display(console, planned) as display:
         settings = _open(folder, recipe, command, hardware, display)
         hardware = Hardware(**settings["hardware"])
-        _settle_torch(hardware)
+        processes.settle(hardware)
         for name in recipe.steps:
             artifacts.publish(folder, name)
         if only:
             _warn_of_stale_inputs(folder, recipe, recipe.steps[only], hardware, display)
         _announce(folder, recipe, selected, forced, settings, display)
-        return [_bring_up(folder, recipe, step, hardware, step.name in forced, display) for step in selected]
+        found = [_bring_up(folder, recipe, step, hardware, step.name in forced, display) for step in selected]
+        processes.announce(None, hardware)
+        return found
 
 
 def run_to_the_end(
@@ -85,7 +87,9 @@ def run_to_the_end(
     start: str | None = None,
     until: str | None = None,
 ) -> None:
-    """`run`, then its ending: stage table, report, next commands (`openafm run`)."""
+    """`run`, then its ending: stage table, report, next commands (`openafm run`); under torchrun on rank 0."""
+    if processes.join():
+        return processes.take_part(recipe, runs_dir / recipe.name)
     started = time.monotonic()
     before = run(recipe, runs_dir, command=command, only=only, start=start, until=until, console=console)
     with _disk_errors(runs_dir / recipe.name, recipe):
@@ -150,16 +154,6 @@ def _first_start(hardware: Hardware | None, display: Display) -> dict[str, Any]:
     return {"hardware": asdict(hardware), "probe": measured, "machine": machine, "started": time.time()}
 
 
-def _settle_torch(hardware: Hardware) -> None:
-    """The same number of threads and deterministic kernels on every start: sums are taken in the same order."""
-    os.environ["OMP_NUM_THREADS"] = str(hardware.threads)
-    import torch
-
-    torch.set_num_threads(hardware.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
 def _announce(
     folder: Path, recipe: Recipe, selected: list[Step], forced: set[str], settings: dict[str, Any], display: Display
 ) -> None:
@@ -213,11 +207,16 @@ def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, force
     """Run a step's function, seal and publish what it wrote."""
     manifest = blank_manifest(step, recipe, hardware, input_digests(folder, step))
     out, scratch = artifacts.prepare(folder, step.name, manifest.key, fresh=forced)
-    context = Context(out, scratch, recipe.seed, hardware, display.report)
+    context = Context(
+        out, scratch, recipe.seed, hardware, display.report, lambda text: display.line(f"warning: {text}")
+    )
+    context.parallelism = step.parallelism
+    processes.announce(step, hardware)
     display.begin(step.name)
     started = time.time()
     _reset_peak_memory()
-    metrics = step.signature.function(step.config, context, **_paths(folder, step)) or {}
+    metrics = step.signature.function(step.config, context, **step.paths(folder)) or {}
+    processes.meet(step)
     if shutil.disk_usage(out).free < ALMOST_FULL:  # a library may have cut off what it wrote without a word
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _check_plain(metrics, context.notes)
@@ -243,16 +242,6 @@ def _check_plain(*found: dict[str, Any]) -> None:
             json.dumps(values, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"its metrics or notes are not plain JSON ({error}): {values}") from None
-
-
-def _paths(folder: Path, step: Step) -> dict[str, Any]:
-    """The stage's keyword arguments."""
-    return {
-        name: folder / reference
-        if isinstance(reference, str)
-        else {key: folder / path for key, path in reference.items()}
-        for name, reference in step.inputs.items()
-    }
 
 
 def _versions() -> dict[str, str]:

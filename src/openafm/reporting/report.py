@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from openafm.reporting import aligning, closing, corpus, fitting, learning, summary
+from openafm.reporting import aligning, closing, corpus, fitting, learning, markdown, summary
 from openafm.reporting.document import Artifacts, Block, Chapter, Section, Table
 from openafm.stage import Config, Context, Metrics
 
@@ -81,17 +81,21 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write `report.html` of a run, whole or partial, with times; its path. ValueError where there is no run."""
+def write_report(run_folder: Path, markdown_file: Path | None = None) -> Path:
+    """Write a run's report, whole or partial, with times: `report.html`, or Markdown to a file; its path.
+
+    ValueError where there is no run.
+    """
     artifacts = Artifacts.of_run(run_folder)
     if not artifacts.folders:
         raise ValueError(f"{run_folder} holds no finished step: start it with `openafm run`")
     run = artifacts.run or {}
     sections, missing = compose(artifacts)
     about = _about(run, len(artifacts.folders), len(run.get("steps", [])))
-    page = render(run.get("title") or ReportConfig().title, sections, missing, about)
-    path = run_folder / "report.html"
-    partial = path.with_name(".report.html.new")
+    write = markdown.render if markdown_file else render
+    page = write(run.get("title") or ReportConfig().title, sections, missing, about)
+    path = markdown_file or run_folder / "report.html"
+    partial = path.with_name(f".{path.name}.new")
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
     return path

@@ -1,15 +1,19 @@
-"""Any OpenAI-compatible endpoint with log-probabilities as a `Sampler`: vLLM on a cluster, a stronger judge.
+"""Any OpenAI-compatible endpoint as a `Sampler`: vLLM on a cluster, a stronger writer or judge.
 
-Answers are kept on disk under a digest of the request, so that a step run again asks nothing twice and gives the same
-bytes; delete the cache folder to ask anew.
+Each completion is a request of its own, which every server understands, many at a time. Answers are kept on disk under
+a digest of the request, so that a step run again asks nothing twice and gives the same bytes; delete the cache folder
+to ask anew.
 """
 
 import hashlib
+import http.client
 import json
+import math
 import os
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import mktime_tz, parsedate_tz
@@ -20,10 +24,16 @@ from openafm.sampling.sampler import Completion, Prompt
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """HTTP states that another try may cure."""
+_LONGEST_WAIT_SECONDS = 120.0
+"""Between two tries, whatever a server asks for."""
 
 
 class EndpointSampler:
-    """Samples from `url` (ending in `/v1`), `concurrency` requests at a time, retried with doubled waits."""
+    """Samples from `url` (ending in `/v1`), `concurrency` requests at a time, retried with doubled waits.
+
+    The key, if the server wants one, is `key` or the environment's OPENAI_API_KEY. `logprobs=False` asks for no
+    log-probabilities, for servers that refuse such requests.
+    """
 
     def __init__(
         self,
@@ -36,8 +46,9 @@ class EndpointSampler:
         timeout_seconds: float = 120.0,
         tries: int = 5,
         wait_seconds: float = 1.0,
+        logprobs: bool = True,
     ):
-        self.url, self.model, self.cache = url.rstrip("/"), model, cache
+        self.url, self.model, self.cache, self.logprobs = url.rstrip("/"), model, cache, logprobs
         self.key = key if key is not None else os.environ.get("OPENAI_API_KEY", "")
         self.concurrency, self.timeout_seconds, self.tries, self.wait_seconds = (
             concurrency, timeout_seconds, tries, wait_seconds,
@@ -46,10 +57,19 @@ class EndpointSampler:
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, max_tokens: int, temperature: float = 1.0, seed: int = 0
     ) -> list[list[Completion]]:
-        """Return `n` completions for each prompt, in order. Raises ValueError when the endpoint keeps refusing."""
-        settings = {"n": n, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        """Return `n` completions for each prompt, in order, each drawn with a seed of its own made of `seed`.
+
+        Raises ValueError when the endpoint keeps refusing or answers in another protocol.
+        """
+        settings = {"max_tokens": max_tokens, "temperature": temperature}
+        asked = [
+            (prompt, {**settings, "seed": zlib.crc32(f"{seed}/{i}".encode()) >> 1})
+            for prompt in prompts
+            for i in range(n)
+        ]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda prompt: self._complete(prompt, settings), prompts))
+            made = list(pool.map(lambda pair: self._complete(*pair), asked))
+        return [made[start : start + n] for start in range(0, len(made), n)]
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[list[float]]:
         """Return log p(option | prompt) by echoing prompt + option with log-probabilities (vLLM and llama.cpp do).
@@ -63,15 +83,16 @@ class EndpointSampler:
             flat = list(pool.map(lambda pair: self._echo(*pair), pairs))
         return [flat[start : start + len(options)] for start in range(0, len(flat), len(options))]
 
-    def _complete(self, prompt: Prompt, settings: dict[str, Any]) -> list[Completion]:
-        if isinstance(prompt, str):
-            answer = self._ask("completions", {"prompt": prompt, "logprobs": 1, **settings})
-        else:
-            answer = self._ask("chat/completions", {"messages": list(prompt), "logprobs": True, **settings})
-        choices = sorted(answer.get("choices", []), key=lambda choice: choice.get("index", 0))
-        if len(choices) != settings["n"]:
-            raise ValueError(f"{self.url} returned {len(choices)} choices instead of {settings['n']}")
-        return [_completion(choice) for choice in choices]
+    def _complete(self, prompt: Prompt, settings: dict[str, Any]) -> Completion:
+        body = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        path, wanted = ("completions", 1) if isinstance(prompt, str) else ("chat/completions", True)
+        answer = self._ask(path, {**body, **settings, **({"logprobs": wanted} if self.logprobs else {})})
+        try:
+            (choice,) = answer["choices"]
+            return _completion(choice)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            told = json.dumps(answer)[:200]
+            raise ValueError(f"{self.url}/{path} does not answer in the OpenAI protocol: {told}") from error
 
     def _echo(self, prompt: str, option: str) -> float:
         body = {"prompt": prompt + option, "max_tokens": 0, "echo": True, "logprobs": 0}
@@ -89,7 +110,7 @@ class EndpointSampler:
         if kept and kept.exists():
             return json.loads(kept.read_text())
         answer = self._post(path, request.encode())
-        if kept:
+        if kept and "choices" in answer:
             kept.parent.mkdir(parents=True, exist_ok=True)
             beside = kept.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
             beside.write_text(json.dumps(answer))
@@ -102,18 +123,21 @@ class EndpointSampler:
         for attempt in range(self.tries):
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
-                    return json.loads(response.read())
+                    answer = json.loads(response.read())
+                if isinstance(answer, dict):
+                    return answer
+                raise ValueError(f"the answer is no JSON object: {str(answer)[:100]}")
             except urllib.error.HTTPError as error:
                 why, curable = (
                     f"HTTP {error.code}: {error.read()[:200].decode('utf-8', 'replace')}",
                     error.code in _PASSING,
                 )
                 wait = _seconds(error.headers.get("Retry-After")) if curable else 0.0
-            except (OSError, ValueError) as error:  # no connection, time out, broken answer
-                why, curable, wait = str(error), True, 0.0
+            except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, time out, broken answer
+                why, curable, wait = str(error) or type(error).__name__, True, 0.0
             if not curable or attempt + 1 == self.tries:
                 break
-            time.sleep(max(wait, self.wait_seconds * 2**attempt))
+            time.sleep(min(max(wait, self.wait_seconds * 2**attempt), _LONGEST_WAIT_SECONDS))
         raise ValueError(
             f"{self.url}/{path} failed after {attempt + 1} tries: {why}; check the URL, key and model name"
         )
@@ -122,7 +146,8 @@ class EndpointSampler:
 def _seconds(retry_after: str | None) -> float:
     """How long a server wants to be left alone: seconds or a date (RFC 9110, 10.2.3); 0 where it says neither."""
     try:
-        return float(retry_after or 0)
+        seconds = float(retry_after or 0)
+        return seconds if math.isfinite(seconds) else 0.0
     except ValueError:
         until = parsedate_tz(retry_after)
         return max(0.0, mktime_tz(until) - time.time()) if until else 0.0

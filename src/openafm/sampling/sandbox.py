@@ -1,26 +1,32 @@
 """The one place where model-written code runs: no network, no files but its own, bounded in everything.
 
-Strong backend: setpriv to nobody (where we are root, or process limits would not bind) -> bubblewrap with its own
-user, process, network, mount and host namespaces, a read-only /usr, an empty environment and a small /tmp -> rlimits.
-The weak backend (a bare subprocess with rlimits) cannot hide files or the network; it refuses unless told otherwise.
+`bubblewrap`: setpriv to nobody (where we are root, or process limits would not bind) -> bubblewrap with its own user,
+process, network, mount and host namespaces, a read-only /usr, an empty environment, a small /tmp, no capability and a
+seccomp filter -> rlimits. `strict`, where namespaces are forbidden: a process that has given up everything but
+thinking, by a seccomp filter of its own (`openafm.sampling.locked`): it cannot open a file, nor import what is not
+loaded. Where the kernel grants neither, nothing is run.
 """
 
+import base64
+import fcntl
+import json
 import os
 import selectors
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from openafm.sampling import locked, seccomp
+
 NOBODY = 65534
-ALLOW_WEAK = "OPENAFM_ALLOW_WEAK_SANDBOX"
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,9 @@ class Limits:
     file_bytes: int = 1 << 20
     """Largest file it may write."""
     disk_bytes: int = 16 << 20
-    """Size of its whole /tmp."""
-    processes: int = 16
+    """Size of its whole /tmp; under `strict` it has none."""
+    processes: int = 4
+    """With bubblewrap's own; each may take `memory_bytes`. Under `strict` there is one."""
     open_files: int = 64
     output_bytes: int = 64 << 10
     """Kept of stdout and of stderr each; a program that writes more is killed."""
@@ -51,7 +58,7 @@ class Result:
     timed_out: bool
     seconds: float
     backend: str
-    """`bubblewrap`, or `weak` for the bare subprocess."""
+    """`bubblewrap` or `strict`."""
 
     @property
     def ok(self) -> bool:
@@ -67,39 +74,61 @@ class Job:
     stdin: str = ""
 
 
-def run(code: str, stdin: str = "", limits: Limits = Limits(), *, allow_weak: bool = False) -> Result:
+def run(code: str, stdin: str = "", limits: Limits = Limits()) -> Result:
     """Run Python `code` with `stdin` inside the sandbox.
 
-    Raises ValueError when bubblewrap does not work here and the weak backend was not allowed.
+    Raises ValueError where there is no sandbox.
     """
-    if _bubblewrap_works():
-        return _launch(_strong_command(limits), code, stdin, limits, "bubblewrap", None)
-    if not (allow_weak or os.environ.get(ALLOW_WEAK) == "1"):
+    kind = backend()
+    if kind == "none":
         raise ValueError(
-            "no sandbox for model-written code: bubblewrap is missing or may not make namespaces here. "
-            f"Install it (apt install bubblewrap), or accept a weaker one with {ALLOW_WEAK}=1 on a machine you can lose"
+            "no sandbox for model-written code: this system grants neither namespaces nor seccomp filters. Use Linux "
+            "on x86-64 or 64-bit ARM, with bubblewrap if you can (apt install bubblewrap), or the Docker image"
         )
-    with tempfile.TemporaryDirectory(prefix="openafm-weak-") as folder:
-        if os.geteuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
-        return _launch(_weak_command(limits), code, stdin, limits, "weak", Path(folder))
+    command = _walled_command if kind == "bubblewrap" else _strict_command
+    with _sealed(seccomp.guard()) as guard, _sealed(stdin.encode("utf-8", "replace")) as source:
+        return _launch([*command(limits, guard), _passable(code)], source, guard, limits, kind)
 
 
-def run_all(
-    jobs: Iterable[Job], limits: Limits = Limits(), workers: int = 2, *, allow_weak: bool = False
-) -> list[Result]:
+def run_all(jobs: Iterable[Job], limits: Limits = Limits(), workers: int = 2) -> list[Result]:
     """Run many programs, `workers` at a time; results in the order of the jobs."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda job: run(job.code, job.stdin, limits, allow_weak=allow_weak), jobs))
+        return list(pool.map(lambda job: run(job.code, job.stdin, limits), jobs))
 
 
 @lru_cache(maxsize=1)
-def _bubblewrap_works() -> bool:
-    """Try once: some containers ship bubblewrap but forbid namespaces."""
-    if shutil.which("bwrap") is None:
+def backend() -> str:
+    """The backend `run` uses on this machine, tried once; "none" where nothing may be run."""
+    if not seccomp.supported():
+        return "none"
+    if _works("bubblewrap"):
+        return "bubblewrap"
+    return "strict" if _works("strict") else "none"
+
+
+def _works(kind: str) -> bool:
+    """Try it: some containers ship bubblewrap but forbid namespaces."""
+    if kind == "bubblewrap" and not all(map(shutil.which, ("bwrap", "prlimit", "setpriv"))):
         return False
-    trial = subprocess.run([*_strong_command(Limits()), "-c", "pass"], capture_output=True, timeout=30, env={})
-    return trial.returncode == 0
+    command = _walled_command if kind == "bubblewrap" else _strict_command
+    with _sealed(seccomp.guard()) as guard:
+        trial = [*command(Limits(), guard), "pass"]
+        return subprocess.run(trial, capture_output=True, timeout=60, env={}, pass_fds=[guard]).returncode == 0
+
+
+@contextmanager
+def _sealed(content: bytes) -> Iterator[int]:
+    """A descriptor to read `content` from that nobody can write through: a sealed file in memory."""
+    descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @lru_cache(maxsize=1)
@@ -120,15 +149,6 @@ def _prlimit(limits: Limits) -> list[str]:
     ]  # fmt: skip
 
 
-def _ulimit(limits: Limits) -> list[str]:
-    """The limits that every POSIX shell can set; memory only where the system knows such a limit (macOS does not)."""
-    script = (
-        f"ulimit -t {limits.cpu_seconds}; ulimit -f {limits.file_bytes // 512}; ulimit -n {limits.open_files}; "
-        f'ulimit -c 0; ulimit -v {limits.memory_bytes // 1024} 2>/dev/null; exec "$@"'
-    )
-    return ["/bin/sh", "-c", script, "sh"]
-
-
 def _tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
@@ -136,13 +156,14 @@ def _tool(name: str) -> str:
     return path
 
 
-def _strong_command(limits: Limits) -> list[str]:
-    """The whole command line up to Python's own arguments."""
+def _walled_command(limits: Limits, guard: int) -> list[str]:
+    """The command line up to the program; `guard` is the descriptor of the seccomp filter."""
     python, shown = _interpreter()
     command = _unprivileged() if os.geteuid() == 0 else []
     command += [
         _tool("bwrap"), "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL",
-        "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--ro-bind", "/usr", "/usr",
+        "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--seccomp", str(guard),
+        "--ro-bind", "/usr", "/usr",
     ]  # fmt: skip
     for link in ("lib", "lib64", "lib32", "bin", "sbin"):
         path = Path("/") / link
@@ -151,27 +172,20 @@ def _strong_command(limits: Limits) -> list[str]:
         elif path.exists():
             command += ["--ro-bind", str(path), str(path)]
     command += [*shown, "--proc", "/proc", "--dev", "/dev", "--size", str(limits.disk_bytes), "--tmpfs", "/tmp"]
-    command += ["--remount-ro", "/dev", "--chdir", "/tmp", "--setenv", "PATH", "/usr/bin:/bin"]
-    return [*command, "--", *_prlimit(limits), str(python), "-I", "-B"]
+    for place in ("/proc", "/dev", "/"):  # what is left to write is /tmp, whose size is bounded
+        command += ["--remount-ro", place]
+    command += ["--chdir", "/tmp", "--setenv", "PATH", "/usr/bin:/bin"]
+    return [*command, "--", *_prlimit(limits), str(python), "-I", "-B", "-c"]
 
 
-def _weak_command(limits: Limits) -> list[str]:
-    """Isolated-mode Python under rlimits; for root also as nobody, without network and in its own process space."""
-    limited = _prlimit(limits) if shutil.which("prlimit") else _ulimit(limits)  # macOS has no prlimit(1)
-    program = [*limited, str(_interpreter()[0]), "-I", "-B"]
-    if os.geteuid() != 0:
-        return program
-    return [*(_APART if _apart_works() else []), *_unprivileged(), *program]
-
-
-_APART = ["unshare", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--"]
-
-
-@lru_cache(maxsize=1)
-def _apart_works() -> bool:
-    return (
-        shutil.which("unshare") is not None and subprocess.run([*_APART, "true"], capture_output=True).returncode == 0
-    )
+def _strict_command(limits: Limits, guard: int) -> list[str]:
+    """The same for the process that locks itself, which needs nothing but Python and the kernel."""
+    asked = {
+        "limits": {"memory_bytes": limits.memory_bytes, "cpu_seconds": limits.cpu_seconds},
+        "user": NOBODY,
+        "filter": base64.b64encode(seccomp.lock()).decode(),
+    }
+    return [sys.executable, "-I", "-B", "-c", Path(locked.__file__).read_text(), json.dumps(asked)]
 
 
 def _unprivileged() -> list[str]:
@@ -179,23 +193,19 @@ def _unprivileged() -> list[str]:
     return [_tool("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"]
 
 
-def _launch(command: list[str], code: str, stdin: str, limits: Limits, backend: str, folder: Path | None) -> Result:
-    """Start the program, feed it, collect at most `output_bytes` of each stream, kill its group at the wall limit."""
+def _launch(command: list[str], source: int, guard: int, limits: Limits, kind: str) -> Result:
+    """Start the program, collect at most `output_bytes` of each stream, kill its group at the wall limit."""
     started = time.monotonic()
-    with tempfile.TemporaryFile() as source:  # a file, so that a program that never reads cannot block us
-        source.write(stdin.encode("utf-8", "replace"))
-        source.seek(0)
-        process = subprocess.Popen(
-            [*command, "-c", _passable(code)],
-            stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={"LANG": "C.UTF-8"}, cwd=folder or "/", start_new_session=True,
-        )  # fmt: skip
-        try:
-            out, err, timed_out = _collect(process, started + limits.wall_seconds, limits.output_bytes)
-        finally:
-            _kill(process)
+    process = subprocess.Popen(
+        command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={"LANG": "C.UTF-8"}, cwd="/", start_new_session=True, pass_fds=[guard],
+    )  # fmt: skip
+    try:
+        out, err, timed_out = _collect(process, started + limits.wall_seconds, limits.output_bytes)
+    finally:
+        _kill(process)
     seconds = time.monotonic() - started
-    return Result(_text(out), _text(err), process.returncode, timed_out, seconds, backend)
+    return Result(_text(out), _text(err), process.returncode, timed_out, seconds, kind)
 
 
 def _passable(code: str) -> str:
@@ -247,10 +257,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
-
-
-def backend() -> str:
-    """The backend `run` uses on this machine; "none" where only the weak one is there and nobody has allowed it."""
-    if _bubblewrap_works():
-        return "bubblewrap"
-    return "weak" if os.environ.get(ALLOW_WEAK) == "1" else "none"

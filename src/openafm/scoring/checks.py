@@ -1,8 +1,9 @@
 """The programmatic verifiers of examples: does a response pass, how does it grade, by how much does one beat another.
 
 Checks, by `example["check"]["kind"]`: `number`, `text`, `list` (compared with the check's `answer`), `tool` (JSON call
-against schema and result), `rules` (verifiable instructions), `summary` (short and made of the source's words). An
-example without a check is held against its reference answer as text.
+against schema and result), `calls` (exactly these JSON calls, in this order), `rules` (verifiable instructions),
+`summary` (short and made of the source's words). An example without a check is held against its reference answer as
+text.
 """
 
 import re
@@ -33,6 +34,8 @@ def passes(example: Example, text: str) -> bool:
         return answers.equal(answers.final(text), str(check["answer"]))
     if kind == "tool":
         return _tool_grade(check, text) == 2
+    if kind == "calls":
+        return _calls_grade(check, text) == 2
     if kind == "rules":
         return all(instructions.followed(text, check["rules"]))
     if kind == "summary":
@@ -106,6 +109,9 @@ def _form(example: Example, check: dict[str, Any], text: str) -> int:
         if check["call"] is None:
             return 0 if calls else 2
         return 2 if len(calls) == 1 and toolcalls.valid(calls[0], check["tools"]) else int(bool(calls))
+    if kind == "calls":
+        names = [call.name for call in toolcalls.parse(text)]
+        return 2 if len(names) == len(check["calls"]) and set(names) <= set(check["tools"]) else 0
     if kind == "rules":
         held = instructions.followed(text, check["rules"])
         return 2 if all(held) else int(any(held))
@@ -118,6 +124,8 @@ def _truth(example: Example, check: dict[str, Any], text: str) -> int:
     """Grade the content: verified (2), the right answer among other things or half of it (1), wrong (0)."""
     if check["kind"] == "tool":
         return _tool_grade(check, text)
+    if check["kind"] == "calls":
+        return _calls_grade(check, text)
     if check["kind"] == "summary":
         share = faithful(check["source"], text)
         return 2 if share >= 0.6 else int(share >= 0.3)
@@ -149,6 +157,16 @@ def _tool_grade(check: dict[str, Any], text: str) -> int:
     except ValueError:
         return 1
     return 2 if same and calls[0].arguments == wanted.arguments else 1
+
+
+def _calls_grade(check: dict[str, Any], text: str) -> int:
+    """Grade calls of tools that are not run here: the wanted ones (2), the right tools (1), anything else (0)."""
+    found, wanted = toolcalls.parse(text), check["calls"]
+    if not wanted:
+        return 0 if found or not text.strip() else 1 + int(answers.equal(answers.final(text), str(check["answer"])))
+    if [c.name for c in found] != [c["name"] for c in wanted]:
+        return 0
+    return 1 + int([c.arguments for c in found] == [c["arguments"] for c in wanted])
 
 
 def _harmless(text: str) -> int:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from openafm.engine import Engine, TorchEngine
+from openafm.engine import Engine, open_engine
 from openafm.engine.package import find_package
 
 ANSWERS = ("task_adapter", "recovery", "compress", "committee", "sft_best", "sft", "import_model")
@@ -35,7 +35,7 @@ class Opened:
 def open_model(folder: Path) -> Opened:
     """Load the best model in `folder`. Raises ValueError where there is none, or where it is damaged."""
     path = latest_model(folder)
-    return Opened(path, _name(folder), TorchEngine.load(path), _stage(path) not in CONTINUES)
+    return Opened(path, _name(folder), open_engine(path), _stage(path) not in CONTINUES)
 
 
 def latest_model(run: Path) -> Path:

@@ -6,11 +6,11 @@ sandbox. A kept solution goes to `solutions.jsonl`; as small models can hardly w
 what kept solutions return, and the answers come from the sandbox too.
 """
 
+import ast
 import json
 import random
 import re
-import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +22,28 @@ from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example, Problem
-from openafm.synthesis.writer import Writer, line
+from openafm.synthesis.writer import Writer, WriterConfig, line
 
 FOLDER = Path(__file__).parent
 RUNNER = """
 import json, sys
 def main():
-    program, tests, inputs, nonce = json.load(sys.stdin)
+    program, calls, inputs = json.load(sys.stdin)
     space = {}
     exec(program, space)
-    def attempt(test):
+    def value(function, *arguments):
         try:
-            exec(test, space)
-            return True
+            return repr(function(*arguments))
         except Exception:
-            return False
-    def value(item):
-        try:
-            return repr(space["f"](item))
-        except Exception as error:
             return None
-    passed, values = [attempt(test) for test in tests], [value(item) for item in inputs]
-    print(json.dumps({"nonce": nonce, "passed": passed, "values": values}))
+    results = [value(eval, "f(" + call + ")", space) for call in calls]
+    values = [value(space["f"], item) for item in inputs]
+    print(json.dumps({"results": results, "values": values}))
 main()
 """
-"""Runs inside the sandbox: the program, then each test by itself, then f on each input.
+"""Runs inside the sandbox: the program, then f on what each test gives it and on each input.
 
-The nonce tells our verdict from one that the program printed before it left early; a program that searches the
-interpreter's frames could still find it."""
+What a test expects stays outside: a program that prints a verdict, or overloads `==`, forges nothing."""
 
 
 class CodeConfig(Config):
@@ -69,6 +63,8 @@ class CodeConfig(Config):
     """Solutions the writer samples for each of them."""
     max_answer: int = 24
     """Longest printed result kept, in characters."""
+    writer: WriterConfig | None = None
+    """A writer other than the sources' model."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class Verdict:
 
     passed: list[bool]
     values: list[str | None]
-    error: str
+    error: str = ""
 
     @property
     def share(self) -> float:
@@ -102,32 +98,51 @@ def topics() -> list[str]:
     return (FOLDER / "topics.txt").read_text().splitlines()
 
 
+def given_and_wanted(test: str) -> tuple[str, Any] | None:
+    """Read `assert f(GIVEN) == WANTED`: the arguments as text and the literal value; None for any other line."""
+    try:
+        match ast.parse(test).body:
+            case [ast.Assert(ast.Compare(ast.Call(ast.Name("f")) as call, [ast.Eq()], [wanted]), None)]:
+                arguments = [ast.unparse(part) for part in (*call.args, *call.keywords)]
+                return ", ".join(arguments), ast.literal_eval(wanted)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        pass
+    return None
+
+
 def judge(exercises: list[Exercise], limits: sandbox.Limits = sandbox.Limits()) -> list[list[Verdict]]:
     """Run every program of every exercise in the sandbox, two at a time; a row an exercise, a verdict a program."""
-    nonce = secrets.token_hex(16)
-    jobs = [
-        sandbox.Job(RUNNER, json.dumps([program, exercise.tests, exercise.inputs, nonce]))
-        for exercise in exercises
-        for program in exercise.programs
-    ]
+    jobs = []
+    for exercise in exercises:
+        calls = [told[0] for test in exercise.tests if (told := given_and_wanted(test))]
+        jobs += [sandbox.Job(RUNNER, json.dumps([program, calls, exercise.inputs])) for program in exercise.programs]
     results = iter(sandbox.run_all(jobs, limits))
-    return [[_verdict(next(results), exercise, nonce) for _ in exercise.programs] for exercise in exercises]
+    return [[_verdict(next(results), exercise) for _ in exercise.programs] for exercise in exercises]
 
 
-def _verdict(result: sandbox.Result, exercise: Exercise, nonce: str) -> Verdict:
+def _verdict(result: sandbox.Result, exercise: Exercise) -> Verdict:
     """Read a run; the model's own prints may precede our line, and anything unreadable fails every test."""
-    failed = Verdict([False] * len(exercise.tests), [None] * len(exercise.inputs), "")
+    failed = Verdict([False] * len(exercise.tests), [None] * len(exercise.inputs))
     if result.timed_out or result.exit_code:
-        return Verdict(failed.passed, failed.values, "timeout" if result.timed_out else result.stderr.strip()[-200:])
+        return replace(failed, error="timeout" if result.timed_out else result.stderr.strip()[-200:])
+    read = [given_and_wanted(test) for test in exercise.tests]
     try:
         told = json.loads(result.stdout.splitlines()[-1])
-        passed, values = [bool(p) for p in told["passed"]], list(told["values"])
+        results, values = list(told["results"]), [v if isinstance(v, str) else None for v in told["values"]]
     except (ValueError, IndexError, KeyError, TypeError):
-        return Verdict(failed.passed, failed.values, "output unreadable")
-    if told.get("nonce") != nonce:
-        return Verdict(failed.passed, failed.values, "output unreadable")
-    sized = len(passed) == len(exercise.tests) and len(values) == len(exercise.inputs)
-    return Verdict(passed, values, "") if sized else failed
+        return replace(failed, error="output unreadable")
+    if (len(results), len(values)) != (sum(map(bool, read)), len(exercise.inputs)):
+        return replace(failed, error="output unreadable")
+    given = iter(results)
+    return Verdict([test is not None and same_value(next(given), test[1]) for test in read], values)
+
+
+def same_value(told: Any, wanted: Any) -> bool:
+    """Whether the printed form of a result is that of the wanted value, compared as plain Python values."""
+    try:
+        return isinstance(told, str) and bool(ast.literal_eval(told) == wanted)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return False
 
 
 def seeds(config: CodeConfig, rng: random.Random) -> list[Exercise]:
@@ -176,8 +191,9 @@ def _written(config: CodeConfig, writer: Writer, rng: random.Random) -> list[Exe
 
 
 def asserts(text: str) -> list[str]:
-    """The assert lines on f that a model wrote before its next exercise, each once."""
-    return list(dict.fromkeys(re.findall(r"^assert f\(.+\) == .+$", text.partition("#")[0], re.M)))[:8]
+    """The assert lines on f with a literal result that a model wrote before its next exercise, each once."""
+    lines = dict.fromkeys(re.findall(r"^assert f\(.+\) == .+$", text.partition("#")[0], re.M))
+    return [test for test in lines if given_and_wanted(test)][:8]
 
 
 def program(text: str) -> str:
@@ -241,7 +257,7 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
         collected.keep(tasks.draw(task, config.per_task, context.seed))
     backend = sandbox.backend()  # without one nothing is run: the programmatic tasks, whose answers are known, remain
     exercises = seeds(config, rng) if backend != "none" else []
-    writer = Writer.open(sources, context, wanted=config.written > 0 and backend != "none")
+    writer = Writer.open(sources, context, config.written > 0 and backend != "none", config.writer)
     if writer.present:
         exercises += _written(config, writer, rng)
     for start in context.track(range(0, len(exercises), 8), "code in the sandbox"):

@@ -19,13 +19,14 @@ from openafm.synthesis.tasks import Example
 SUMMARISED = ("synopses", "mails")
 HELD_OUT_SHARE = 0.1
 ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "bot": "assistant",
-}
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "system": "system", "developer": "system",
+    "tool": "tool", "function": "tool", "function_response": "tool", "observation": "tool",
+}  # fmt: skip
+"""Names of roles in OpenAI messages, ShareGPT and its kin, and what they are here."""
+ASKED = ("prompt", "instruction", "question", "query", "input")
+TOLD = ("completion", "response", "output", "answer")
 Message = dict[str, str]
 
 
@@ -66,22 +67,43 @@ def summary_example(row: dict[str, Any], kind: str, words: int, answer_words: in
 
 
 def conversation(row: dict[str, Any]) -> list[Message]:
-    """Read one line in a usual chat form: `messages`, ShareGPT's `conversations`, or prompt and completion.
+    """Read one line in a usual chat form as turns that end with an answer.
 
-    Raises ValueError when it is none of them or a turn is not a role with text.
+    OpenAI messages (`messages` of role and content, a content of parts too), ShareGPT (`conversations` of from and
+    value), Alpaca (`instruction`, `input`, `output`), and prompt with response or completion. Turns after the last
+    answer are left out. Raises ValueError when it is none of these, a turn is not a role with text, or nobody answers.
     """
-    if isinstance(row.get("messages"), list):
-        turns = [(turn.get("role"), turn.get("content")) for turn in row["messages"] if isinstance(turn, dict)]
-    elif isinstance(row.get("conversations"), list):
-        turns = [(turn.get("from"), turn.get("value")) for turn in row["conversations"] if isinstance(turn, dict)]
-    else:
-        asked = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name)), None)
-        told = next((row[name] for name in ("completion", "response", "output", "answer") if row.get(name)), None)
-        more = f"\n{row['input']}" if row.get("input") else ""
-        turns = [("user", f"{asked}{more}" if asked else None), ("assistant", told)]
+    turns = _turns(row)
     if not turns or not all(role in ROLES and isinstance(text, str) for role, text in turns):
         raise ValueError("it is neither messages, nor conversations, nor a prompt with a completion")
-    return [{"role": ROLES[str(role)], "content": str(text).strip()} for role, text in turns]
+    while turns and ROLES[str(turns[-1][0])] != "assistant":
+        turns.pop()
+    messages = [{"role": ROLES[str(role)], "content": str(text).strip()} for role, text in turns]
+    if len(messages) < 2 or messages[-2]["role"] not in ("user", "tool"):
+        raise ValueError("it does not end with a question and its answer")
+    return messages
+
+
+def _turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Role and text of each turn as the row has them; what is missing is None."""
+    listed = row.get("messages") or row.get("conversations")
+    if isinstance(listed, list):
+        found = [turn for turn in listed if isinstance(turn, dict)]
+        turns = [(turn.get("role", turn.get("from")), _text(turn.get("content", turn.get("value")))) for turn in found]
+    else:
+        name = next((name for name in ASKED if row.get(name)), "")
+        told = next((row[name] for name in TOLD if row.get(name)), None)
+        more = f"\n{row['input']}" if name != "input" and row.get("input") else ""
+        turns = [("user", f"{row[name]}{more}" if name else None), ("assistant", told)]
+    system = row.get("system") or row.get("system_prompt")
+    return [("system", system), *turns] if isinstance(system, str) else turns
+
+
+def _text(content: Any) -> Any:
+    """A content as text: OpenAI's list of parts is joined where all are text."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "\n".join(str(part.get("text", "")) for part in content)
+    return content
 
 
 def imported(path: Path) -> Iterator[Example]:
@@ -89,13 +111,11 @@ def imported(path: Path) -> Iterator[Example]:
 
     Raises ValueError naming file and line for what is not JSON or in no known form.
     """
-    for number, row in enumerate(jsonl.read(path), 1):
+    for number, row in jsonl.numbered(path.read_bytes(), str(path)):
         try:
             messages = conversation(row)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}; mend or delete the line") from error
-        if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
-            raise ValueError(f"{path}:{number}: it does not end with a question and its answer; mend or delete it")
         digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
         yield {
             "id": f"imported-{digest}",

@@ -38,6 +38,11 @@ def prompt_of(example: Example) -> str:
     return example["messages"][-1]["content"]
 
 
+def conversation_of(example: Example) -> str:
+    """All that stands before the answer."""
+    return "\n".join(message["content"] for message in example["messages"])
+
+
 def finish(context: Context, collected: Collected, writer: dict[str, Any]) -> Metrics:
     """Drop copies, write `examples.jsonl` and `rejected.jsonl`, return yields a source and reasons."""
     result, first = Collected([], list(collected.rejected)), _copies(collected.kept)
@@ -54,7 +59,7 @@ def _copies(rows: list[Example]) -> dict[int, str]:
     Near copies are told by words alone, in which the rule-made `7 + 2` and `7 - 2` would be one.
     """
     seen: dict[str, int] = {}
-    copies = {i: first for i, row in enumerate(rows) if (first := seen.setdefault(prompt_of(row), i)) != i}
+    copies = {i: first for i, row in enumerate(rows) if (first := seen.setdefault(conversation_of(row), i)) != i}
     written = [i for i, row in enumerate(rows) if _source(row).startswith("writer") and i not in copies]
     for group in near_duplicates([prompt_of(rows[i]) for i in written], NEAR):
         copies |= {written[i]: written[min(group)] for i in group if i != min(group)}

@@ -18,7 +18,7 @@ from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example, Problem
-from openafm.synthesis.writer import Writer, line
+from openafm.synthesis.writer import Writer, WriterConfig, line
 
 
 class MathConfig(Config):
@@ -40,6 +40,8 @@ class MathConfig(Config):
     """Longest problem kept of the writer's, in words."""
     reasoning_gym: tuple[str, ...] = ()
     """Names of reasoning-gym generators to draw from as well (package `reasoning_gym`)."""
+    writer: WriterConfig | None = None
+    """A writer other than the sources' model."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def math_data(config: MathConfig, context: Context, *, sources: Path) -> Metrics
     rng = random.Random(f"{context.seed}/math_data")
     seeds = _seeds(max(config.seeds, config.written), rng)
     _by_rule(config, seeds, collected, rng)
-    writer = Writer.open(sources, context, wanted=config.written > 0)
+    writer = Writer.open(sources, context, config.written > 0, config.writer)
     if writer.present:
         _by_writer(config, seeds[-config.written :], collected, writer, rng)
     return finish(context, collected, writer.used)

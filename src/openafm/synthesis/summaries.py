@@ -14,7 +14,7 @@ from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.human import SUMMARISED, is_held_out, summarised, summary_example
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example
-from openafm.synthesis.writer import Writer, line
+from openafm.synthesis.writer import Writer, WriterConfig, line
 
 
 class SummariesConfig(Config):
@@ -32,6 +32,8 @@ class SummariesConfig(Config):
     """Shortest summary in words."""
     written: int = 6
     """Summaries that the writer model adds; 0 leaves the model out."""
+    writer: WriterConfig | None = None
+    """A writer other than the sources' model."""
 
 
 def _reason(config: SummariesConfig, example: Example) -> str | None:
@@ -74,7 +76,7 @@ def summaries(config: SummariesConfig, context: Context, *, sources: Path) -> Me
     for rows in (collected.kept, held.kept, pool):
         rng.shuffle(rows)
     del collected.kept[config.train :], held.kept[config.heldout :]
-    writer = Writer.open(sources, context, wanted=config.written > 0)
+    writer = Writer.open(sources, context, config.written > 0, config.writer)
     if writer.present:
         for example in _written(config, writer, pool[: config.written]):
             collected.judge(example, _reason(config, example))

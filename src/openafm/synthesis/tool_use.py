@@ -1,7 +1,9 @@
 """Synthetic tool use and instruction following (step `tool_data`): calls that were parsed, validated and executed.
 
 AFM (arXiv 2407.21075, section 4.1.2): single-tool first, then several tools with similar distractors, and
-intent-detection data, where no tool at hand is needed, against over-triggering.
+intent-detection data, where no tool at hand is needed, against over-triggering. The short tasks are for models of a
+million weights; `library` adds real tools with JSON schemas, calls side by side and in several steps
+(`openafm.synthesis.tool_library`).
 """
 
 import random
@@ -9,12 +11,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from openafm.sampling import sandbox
 from openafm.scoring import checks, toolcalls
 from openafm.stage import Config, Context, Metrics
-from openafm.synthesis import tasks
+from openafm.synthesis import tasks, tool_library
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example
-from openafm.synthesis.writer import Writer, line
+from openafm.synthesis.writer import Writer, WriterConfig, line
 
 CUES = {
     "add": "add plus sum together total",
@@ -48,6 +51,11 @@ class ToolConfig(Config):
     """Requests that the writer model words; 0 leaves the model out."""
     max_words: int = 16
     """Longest request kept of the writer's, in words."""
+    writer: WriterConfig | None = None
+    """A writer other than the sources' model."""
+    library: int = 0
+    """Trajectories of each kind with the real tools of the library, run in the sandbox: one tool, several at hand, two
+    calls side by side, several steps, and requests that no tool at hand serves."""
 
 
 def reject(example: Example) -> str | None:
@@ -110,7 +118,21 @@ def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics
     for name, count in context.track(wanted.items(), "tool tasks", len(wanted)):
         for row in tasks.draw(name, count, context.seed, config.largest):
             collected.judge(row, reject(row))
-    writer = Writer.open(sources, context, wanted=config.written > 0)
+    distractors = _library(config, context, sources, collected)
+    writer = Writer.open(sources, context, config.written > 0, config.writer)
     if writer.present:
         _written(config, context, writer, collected)
-    return finish(context, collected, writer.used)
+    return finish(context, collected, writer.used) | distractors
+
+
+def _library(config: ToolConfig, context: Context, sources: Path, collected: Collected) -> Metrics:
+    """Add what the library's trajectories teach; return what distractors were chosen by."""
+    if not config.library or sandbox.backend() == "none":
+        return {}
+    context.report("tools in the sandbox", 0, None)
+    found, by = tool_library.trajectories(config.library, context.seed, sources / "models" / "embedder")
+    for trajectory in found:
+        for row in tool_library.examples(trajectory):
+            reason = trajectory.reason or (None if checks.passes(row, row["answer"]) else "answer_check")
+            collected.judge(row, reason, trajectory.evidence)
+    return {"distractors_by": by, "tools": len(tool_library.library())}

@@ -1,7 +1,8 @@
 """The language model that writes problems and solutions: templates in, lines out, within a budget of tokens.
 
-The writer is the model folder `models/writer` of the sources. Without one the steps keep to their programmatic half,
-and their metrics say so.
+The writer is the model folder `models/writer` of the sources, or whatever a step's `writer` names: a server of a
+stronger model, a package, another folder. Without one the steps keep to their programmatic half, and their metrics say
+so.
 """
 
 import hashlib
@@ -14,8 +15,19 @@ from typing import Any
 import jinja2
 import torch
 
-from openafm.sampling.sampler import Sampler, TorchSampler
-from openafm.stage import Context
+from openafm.data.packages import default_cache
+from openafm.sampling.opening import open_sampler
+from openafm.sampling.sampler import Sampler
+from openafm.stage import Config, Context
+
+
+class WriterConfig(Config):
+    """A writer other than the sources' own."""
+
+    where: str
+    """An OpenAI-compatible server (`http://…/v1`), a package or a model folder."""
+    model: str = ""
+    """The name of the server's model. What it answered is kept in the cache of downloads, under `endpoint`."""
 
 
 @lru_cache(maxsize=1)
@@ -36,13 +48,17 @@ class Writer:
         self.sampler, self.context, self.name, self.tokens = sampler, context, name, 0
 
     @classmethod
-    def open(cls, sources: Path, context: Context, wanted: bool = True) -> "Writer":
-        """Load the sources' writer model, or a writer that is absent when there is none or none is wanted."""
+    def open(cls, sources: Path, context: Context, wanted: bool = True, config: WriterConfig | None = None) -> "Writer":
+        """Open the writer of the config or of the sources; an absent one when there is none or none is wanted."""
         folder = sources / "models" / "writer"
-        if not wanted or not folder.exists():
+        if not wanted or not (config or folder.exists()):
             return cls(None, context)
         dtype = torch.bfloat16 if context.hardware.precision == "bfloat16" else torch.float32
-        return cls(TorchSampler.load(folder, dtype), context, "models/writer")
+        if config is None:
+            return cls(open_sampler(str(folder), dtype=dtype), context, "models/writer")
+        cache = default_cache() / "endpoint"
+        sampler = open_sampler(config.where, model=config.model, cache=cache, dtype=dtype)
+        return cls(sampler, context, config.model or Path(config.where).name)
 
     @property
     def present(self) -> bool:

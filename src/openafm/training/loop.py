@@ -1,13 +1,16 @@
 """The one training loop: data + loss + schedule, for every stage.
 
 A stage hands over batches, a loss and an optimizer; the loop resumes from its checkpoint in `context.scratch`, so a
-killed stage ends with the bytes of an unbroken one. Randomness (dropout) is seeded anew for each step.
+killed stage ends with the bytes of an unbroken one. Randomness (dropout) is seeded anew for each step. Under torchrun
+the same call trains on many devices (openafm.training.parallel).
 """
 
 import hashlib
 import json
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,77 +18,143 @@ from typing import Any
 import torch
 from torch import nn
 
-from openafm.stage import Context
+from openafm.stage import Context, Hardware
 from openafm.training.batches import Batch, Batches
-from openafm.training.checkpoints import load_checkpoint, save_checkpoint
+from openafm.training.checkpoints import Checkpoints, Position
 from openafm.training.hardware import autocast
 from openafm.training.losses import LossOutput
-from openafm.training.optimizers import RMSPropMomentum
+from openafm.training.optimizers import ClippedOptimizer
+from openafm.training.parallel import Devices, rank
 from openafm.training.schedules import Schedule
 
 Loss = Callable[[Any, Batch], LossOutput]
 Record = dict[str, float]
+
+CHEAP = 0.2
+"""Seconds a checkpoint may keep training waiting every `checkpoint_seconds` (1%); dearer ones come less often."""
+PATIENCE = 20
+"""Skipped steps in a row that end the run: the state is frozen meanwhile, so nothing will change any more."""
+WINDOW = 50
+"""Steps whose median loss a spike is measured against."""
+SPIKE = 8.0
+"""A loss this many median deviations above the median, and a tenth of it, is a spike."""
+TOLD = 20
+"""Alarms shown as warnings; the notes keep all."""
 
 
 def train(
     model: nn.Module,
     batches: Batches,
     loss: Loss,
-    optimizer: RMSPropMomentum,
+    optimizer: ClippedOptimizer,
     schedule: Schedule,
     context: Context,
     *,
     label: str = "train",
     log_every: int = 10,
     checkpoint_seconds: float = 20.0,
-    before_step: Callable[[int], None] | None = None,
+    before_step: Callable[[Any, int], None] | None = None,
     snapshot: Callable[[int], None] | None = None,
     snapshots: Sequence[int] = (),
 ) -> list[Record]:
     """Train `model` over all of `batches`; the curve, a record every `log_every` steps and at the end.
 
-    `schedule` maps tokens seen to the factor of learning rate and decay. `before_step(step)` may move what a stage
-    anneals; `snapshot(step)` is called when each of `snapshots` steps is done and has to write into `context.scratch`,
-    for a resumed run does not pass it again. Raises ValueError when the loss is no longer finite.
+    `schedule` maps tokens seen to the factor of learning rate and decay. `before_step(network, step)` may move what a
+    stage anneals on the network that the loss is handed; `snapshot(step)` is called when each of `snapshots` steps is
+    done and has to write into `context.scratch`, for a resumed run does not pass it again. Steps whose gradient is not
+    finite, or wild, are skipped and told; raises ValueError when too many are in a row.
     """
     device = torch.device(context.hardware.device)
     model.to(device).train()
-    checkpoint = context.scratch / label
-    records: list[Record] = []
-    step, tokens = load_checkpoint(checkpoint, model, optimizer, records)
+    devices = Devices(model, loss, optimizer, context.hardware, context.parallelism)
+    checkpoints = Checkpoints((context.shared or context.scratch) / label, devices.network, optimizer)
+    at = checkpoints.load(context.warn)
+    watch = Watch(at.alarms, context.warn, label)
     started = saved = time.monotonic()
-    seen = 0
-    while step < len(batches):
-        if before_step is not None:
-            before_step(step)
-        _seed(context.seed, label, step)
-        batch = {name: tensor.to(device) for name, tensor in batches[step].items()}
-        size = _tokens(batch)
-        optimizer.scale = schedule(tokens + size)
-        value, metrics = _accumulate(model, batch, loss, context)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step, tokens, seen = step + 1, tokens + size, seen + size
-        if step % log_every == 0 or step == len(batches):
-            records.append(_record(step, tokens, value, metrics, optimizer))
-        if step in snapshots and snapshot is not None:
-            snapshot(step)
-            saved = 0.0  # a checkpoint must not be older than a snapshot
-        if step < len(batches) and time.monotonic() - saved > checkpoint_seconds:
-            save_checkpoint(checkpoint, model, optimizer, records, step, tokens)
-            saved = time.monotonic()
-        context.report(f"{label} loss {value:.3f}", step, len(batches))
-    save_checkpoint(checkpoint, model, optimizer, records, step, tokens)
-    if seen:
-        seconds = time.monotonic() - started
-        context.note(**{f"{label}_tokens_per_second": round(seen / seconds, 1)})
+    resumed = at.tokens
+    try:
+        while at.step < len(batches):
+            if before_step is not None:
+                before_step(devices.network, at.step)
+            _seed(context.seed, label, at.step, devices.mesh.stream if devices.mesh else 0)
+            batch = batches[at.step]
+            size = _tokens(batch)
+            optimizer.scale = schedule(at.tokens + size)
+            waited = time.monotonic() - saved
+            due = not checkpoints.busy and waited > checkpoint_seconds * max(1.0, checkpoints.blocked / CHEAP)
+            value, metrics, due = _accumulate(devices, batch, context.hardware, due)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            at.step, at.tokens = at.step + 1, at.tokens + size
+            watch.look(at.step, value, optimizer)
+            if (at.step % log_every == 0 or at.step == len(batches)) and math.isfinite(value):
+                at.records.append(_record(at.step, at.tokens, value, metrics, optimizer))
+            if at.step in snapshots and snapshot is not None:
+                devices.collect()
+                snapshot(at.step)
+                due = True  # a checkpoint must not be older than a snapshot
+            if due or at.step == len(batches):
+                at.updates, at.skipped = optimizer.updates, optimizer.skipped
+                checkpoints.save(at)
+                saved = time.monotonic()
+            context.report(f"{label} loss {value:.3f}", at.step, len(batches))
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    if not at.records:
+        raise ValueError(f"no step of {label} had a finite loss: lower the learning rate (lr) of this step")
+    devices.end()
+    _note(context, label, at, at.tokens - resumed, time.monotonic() - started)
     model.eval()
-    return records
+    return at.records
 
 
-def _seed(seed: int, label: str, step: int) -> None:
-    digest = hashlib.sha256(f"{seed}/{label}/{step}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:7], "little"))
+def _note(context: Context, label: str, at: Position, tokens: int, seconds: float) -> None:
+    """Speed and alarms, outside every digest."""
+    if tokens:
+        context.note(**{f"{label}_tokens_per_second": round(tokens / seconds, 1)})
+    if at.alarms:
+        context.note(**{f"{label}_alarms": at.alarms})
+
+
+class Watch:
+    """Tells of skipped steps and of spikes of the loss; `alarms` keeps what was told."""
+
+    def __init__(self, alarms: list[dict[str, Any]], warn: Callable[[str], None], label: str):
+        self.alarms, self.warn, self.label = alarms, warn, label
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.in_a_row = 0
+
+    def look(self, step: int, loss: float, optimizer: ClippedOptimizer) -> None:
+        """Judge the step just taken. Raises ValueError when `PATIENCE` steps in a row were skipped."""
+        norm = optimizer.grad_norm
+        if not norm < optimizer.skip_norm:
+            self.in_a_row += 1
+            self._tell(step, "skipped", loss, f"step {step} was skipped: loss {loss:.3f}, gradient norm {norm:.3g}")
+            if self.in_a_row == PATIENCE:
+                raise ValueError(
+                    f"{PATIENCE} steps of {self.label} in a row were skipped, their gradients being not finite or of "
+                    f"norm {optimizer.skip_norm:.0f} and more: lower the learning rate (lr) of this step and run again"
+                )
+            return
+        self.in_a_row = 0
+        if len(self.recent) == WINDOW:
+            usual = statistics.median(self.recent)
+            spread = statistics.median(abs(value - usual) for value in self.recent)
+            if loss - usual > max(SPIKE * spread, 0.1 * abs(usual)):
+                self._tell(step, "spike", loss, f"step {step}: the loss jumped to {loss:.3f} from about {usual:.3f}")
+        self.recent.append(loss)
+
+    def _tell(self, step: int, kind: str, loss: float, message: str) -> None:
+        self.alarms.append({"step": step, "alarm": kind, "loss": round(loss, 6) if math.isfinite(loss) else None})
+        if len(self.alarms) <= TOLD:
+            self.warn(f"{self.label}: {message}")
+
+
+def _seed(seed: int, label: str, step: int, number: int) -> None:
+    """Dropout's draws: of this step, and of this process where others hold other tokens."""
+    text = f"{seed}/{label}/{step}" + (f"/{number}" if number else "")
+    torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"))
 
 
 def _tokens(batch: Batch) -> int:
@@ -93,33 +162,35 @@ def _tokens(batch: Batch) -> int:
     return sum(tensor.numel() for name, tensor in batch.items() if name.startswith("inputs"))
 
 
-def _accumulate(model: nn.Module, batch: Batch, loss: Loss, context: Context) -> tuple[float, dict[str, float]]:
-    """Leave the gradient of the batch's mean loss on the model, one micro-batch at a time; the loss and its metrics."""
-    rows = next(iter(batch.values())).shape[0]
-    per_row = max(1, _tokens(batch) // rows)
-    chunk = max(1, context.hardware.micro_batch_tokens // per_row)
+def _accumulate(devices: Devices, batch: Batch, hardware: Hardware, due: bool) -> tuple[float, dict[str, float], bool]:
+    """Leave the gradient of the batch's mean loss on the network, one micro-batch at a time; the loss and its metrics.
+
+    `due` is rank 0's word whether a checkpoint is to be written now, and comes back as all processes know it.
+    """
+    mine = {name: tensor.to(hardware.device) for name, tensor in devices.share(batch).items()}
+    rows = next(iter(mine.values())).shape[0]
+    per_row = max(1, _tokens(mine) // rows)
+    chunk = max(1, hardware.micro_batch_tokens // per_row)
     total, weight = 0.0, 0.0
     metrics: dict[str, float] = {}
     for start in range(0, rows, chunk):
-        part = {name: tensor[start : start + chunk] for name, tensor in batch.items()}
-        with autocast(context.hardware):
-            output = loss(model, part)
-        if not torch.isfinite(output.loss):
-            raise ValueError("the loss is no longer finite: lower the learning rate (lr) of this step and run again")
+        part = {name: tensor[start : start + chunk] for name, tensor in mine.items()}
+        with autocast(hardware):
+            output = devices.evaluate(part)
         (output.loss * output.weight).backward()
         total, weight = total + float(output.loss.detach()) * output.weight, weight + output.weight
         for name, figure in output.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + figure * output.weight
+    total, weight, asked, *figures = devices.add([total, weight, float(due and rank() == 0), *metrics.values()])
     if weight > 0:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(weight)
+        devices.divide_gradients(weight)
     weight = weight or math.nan
-    return total / weight, {name: figure / weight for name, figure in metrics.items()}
+    means = {name: figure / weight for name, figure in zip(metrics, figures, strict=True)}
+    return total / weight, means, asked > 0
 
 
 def _record(
-    step: int, tokens: int, loss: float, metrics: dict[str, float], optimizer: RMSPropMomentum
+    step: int, tokens: int, loss: float, metrics: dict[str, float], optimizer: ClippedOptimizer
 ) -> dict[str, float]:
     return {
         "step": step,

@@ -1,0 +1,116 @@
+"""Tokens a second of the native engine: decoding one sequence, a batch of 8 with 8 adapters, and prefill of 512 tokens.
+
+Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits.
+Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
+"""
+
+import os
+import time
+
+import numpy as np
+
+from harness import alternate, options, show
+from openafm.engine import _native
+from openafm.model import PRESETS, ModelConfig
+from openafm.model.transformer import Transformer
+
+RANK, BATCH, PREFILL = 16, 8, 512
+
+
+def projections(shape: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of every projection."""
+    import torch
+
+    with torch.device("meta"):
+        return {name: tuple(linear.weight.shape) for name, linear in Transformer(shape).linears().items()}
+
+
+def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str) -> "_native.Model":
+    """Weights without meaning; the 2-bit layers are those that make `bits` over all."""
+    rng = np.random.default_rng(0)
+    model = _native.Model(**shape.model_dump(), threads=threads, kernels=kernels)
+    small = total = 0
+    for name, (rows, columns) in projections(shape).items():
+        total += rows * columns
+        stored = 2 if 4 * total - 2 * small - 2 * rows * columns >= bits * total else 4
+        small += rows * columns if stored == 2 else 0
+        codes = rng.integers(0, 256, (rows, -(-columns * stored // 8)), np.uint8)
+        tables = np.sort(rng.normal(0, columns**-0.5, (-(-rows // 16), 2**stored)), 1).astype(np.float16)
+        model.set_palettized(name, codes, tables.view(np.uint16), stored, 16, columns)
+    for layer in range(shape.n_layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            model.set_norm(f"model.layers.{layer}.{norm}.weight", np.ones(shape.d_model, np.float32))
+        for norm in ("q_norm", "k_norm") if shape.qk_norm else ():
+            model.set_norm(f"model.layers.{layer}.self_attn.{norm}.weight", np.ones(shape.head_dim, np.float32))
+    model.set_norm("model.norm.weight", np.ones(shape.d_model, np.float32))
+    values = rng.integers(-127, 128, (shape.vocab_size, shape.d_model), np.int8)
+    model.set_int8("model.embed_tokens", values, np.full(shape.vocab_size, 1e-3, np.float32))
+    model.check()
+    return model
+
+
+def add_adapters(model: "_native.Model", shape: ModelConfig) -> None:
+    """BATCH adapters of rank RANK on every projection."""
+    rng = np.random.default_rng(1)
+    for index in range(BATCH):
+        for name, (rows, columns) in projections(shape).items():
+            a, b = (rng.normal(0, 0.01, size).astype(np.float16) for size in ((RANK, columns), (rows, RANK)))
+            model.set_adapter(f"adapter{index}", name, a.view(np.uint16), b.view(np.uint16), 1.0)
+
+
+def decoding(model: "_native.Model", count: int, adapters: list[str | None], tokens: int) -> float:
+    """Tokens a second of `count` sequences together, after a short prompt each."""
+    sequences = [model.create() for _ in range(count)]
+    samplers = [_native.Sampler(temperature=0.0) for _ in sequences]
+    feed = [[7, 8, 9]] * count
+    chosen = model.choose(sequences, feed, adapters, samplers)
+    started = time.perf_counter()
+    for _ in range(tokens):
+        chosen = model.choose(sequences, [[token] for token, _ in chosen], adapters, samplers)
+    seconds = time.perf_counter() - started
+    for sequence in sequences:
+        model.release(sequence)
+    return count * tokens / seconds
+
+
+def prefilling(model: "_native.Model") -> float:
+    """Tokens of a prompt of PREFILL a second."""
+    sequence = model.create()
+    started = time.perf_counter()
+    model.logits([sequence], [list(range(1, PREFILL + 1))], [None])
+    seconds = time.perf_counter() - started
+    model.release(sequence)
+    return PREFILL / seconds
+
+
+def main() -> None:
+    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="")
+    shape = PRESETS[given.shape]
+    shape = shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
+    threads = given.threads or len(os.sched_getaffinity(0))
+    model = random_model(shape, given.bits, threads, given.kernels)
+    add_adapters(model, shape)
+    names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]
+    none: list[str | None] = [None] * BATCH
+    figures = alternate(
+        {
+            "one sequence": lambda: decoding(model, 1, none[:1], given.tokens),
+            "one sequence, rank-16 adapter": lambda: decoding(model, 1, names[:1], given.tokens),
+            "batch of 8": lambda: decoding(model, BATCH, none, given.tokens),
+            "batch of 8, 8 adapters": lambda: decoding(model, BATCH, names, given.tokens),
+            "prefill of 512": lambda: prefilling(model),
+        },
+        given.repeats,
+    )
+    alone = float(np.median(figures["one sequence"]))
+    detail = {
+        "kernels": model.kernels, "threads": threads, "weights_mb": round(model.weight_bytes / 1e6, 1),
+        "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2), "repeated_pieces": model.repeated,
+        "shape": given.shape, "layers": shape.n_layers,
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in detail.items()))
+    show("decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What a run of synthesis made: yields, samples to read, overlap, diversity, and every answer solved again.
+
+    openafm run synthesis
+    openafm bench synthesis --run runs/synthesis --samples 200
+
+- Yields: made and kept by source, reasons of rejects.
+- Samples: drawn evenly over the tasks, printed for reading (`--samples 0` for none).
+- Overlap with each registered benchmark, by a program of its own: shared runs of 13 words, and, where the sources hold
+  a sentence encoder, near meanings (cosine of 0.95 or more and the same numbers). The closest pairs are printed.
+- Diversity: distinct 2-grams and 3-grams of kept prompts beside those of the seeds, and topics out of the 71.
+- Every kept answer solved again (benchmarks/reverify.py).
+"""
+
+import argparse
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import reverify
+from harness import machine
+from openafm.sampling.embedding import Embedder
+
+Row = dict[str, Any]
+STAGES = ("math_data", "tool_data", "code_data", "human_data", "summaries")
+NEAR = 0.95
+
+
+def steps_of(run: Path) -> dict[str, tuple[Path, Row]]:
+    """The data steps of a run: name -> folder and manifest."""
+    found = {}
+    for path in sorted(run.glob("*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] in STAGES:
+            found[path.parent.name] = path.parent, manifest
+    return found
+
+
+def yields(steps: dict[str, tuple[Path, Row]]) -> dict[str, Row]:
+    """Print what each step made, kept and rejected, and which source was used."""
+    print(f"{'step: source':<42}{'made':>8}{'kept':>8}{'share':>8}")
+    for name, (_, manifest) in steps.items():
+        for source, n in manifest["metrics"]["yield"].items():
+            print(f"{name + ': ' + source:<42}{n['made']:>8}{n['kept']:>8}{n['kept'] / max(1, n['made']):>8.0%}")
+    print()
+    for name, (_, manifest) in steps.items():
+        reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["metrics"]["reasons"].items()) or "none"
+        print(f"{name}: writer {manifest['metrics']['writer']['model']}; rejects: {reasons}")
+    return {name: manifest["metrics"]["yield"] for name, (_, manifest) in steps.items()}
+
+
+def text_of(row: Row) -> str:
+    return "\n".join([*(message["content"] for message in row["messages"]), row["answer"]])
+
+
+def asked(row: Row) -> str:
+    """What a person says in an example: the last user's turn without the list of tools."""
+    said = next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
+    return said.partition("\n")[2] if said.startswith("Tools: ") else said
+
+
+def samples(rows: list[Row], count: int) -> None:
+    """Print examples, as many of each task as there are of any."""
+    rng, by_task = random.Random(0), {}
+    for row in rng.sample(rows, len(rows)):
+        by_task.setdefault(row["task"], []).append(row)
+    turns = [(turn, task) for task in sorted(by_task) for turn in range(len(by_task[task]))]
+    for number, (turn, task) in enumerate(sorted(turns)[:count], 1):
+        row = by_task[task][turn]
+        print(f"\n[{number}] {task}  ({row['lineage'][:80]})")
+        for message in row["messages"]:
+            text = message["content"]
+            print(f"  {message['role']}: {text if len(text) < 400 else text[:400] + '…'}".replace("\n", "\n    "))
+        print(f"  -> {row['answer']}".replace("\n", "\n     "))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def runs(text: str, n: int) -> set[tuple[str, ...]]:
+    said = words(text)
+    return {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
+
+
+def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
+    """Shared 13-grams of all kept examples with each benchmark, and near meanings of `most` of their prompts."""
+    items = [
+        (path.stem, row["id"], row["text"])
+        for path in sorted((sources / "benchmarks").glob("*.jsonl"))
+        for row in map(json.loads, path.read_text().splitlines())
+    ]
+    of = {gram: (name, key) for name, key, text in items for gram in runs(text, 13)}
+    shared = [(row["id"], of[gram]) for row in rows for gram in runs(text_of(row), 13) if gram in of]
+    found: dict[str, Any] = {"items": len(items), "benchmarks": len({name for name, _, _ in items})}
+    found["sharing_13_grams"] = len({key for key, _ in shared})
+    print(f"\n{len(rows):,} kept examples against {found['items']:,} items of {found['benchmarks']} benchmarks")
+    print(f"  sharing a run of 13 words: {found['sharing_13_grams']}", *sorted({str(s) for s in shared})[:5])
+    encoder = sources / "models" / "embedder"
+    if not (encoder / "model.safetensors").exists() or not items:
+        print("  meanings: no sentence encoder in these sources (models/embedder)")
+        return found
+    embedder = Embedder.load(encoder)
+    prompts = sorted({asked(row) for row in rows})
+    prompts = random.Random(0).sample(prompts, min(most, len(prompts)))
+    cosines = embedder.embed(prompts) @ embedder.embed([text for _, _, text in items]).T
+    nearest = cosines.argmax(1)
+    best = cosines[np.arange(len(prompts)), nearest]
+    near = [i for i in np.argsort(-best) if best[i] >= NEAR]
+    same = [i for i in near if re.findall(r"\d+", prompts[i]) == re.findall(r"\d+", items[nearest[i]][2])]
+    found |= {"near_in_meaning": len(near), "near_with_the_same_numbers": len(same)}
+    print(f"  cosine {NEAR} or more to an item: {len(near)} of {len(prompts):,} prompts; with its numbers: {len(same)}")
+    for i in np.argsort(-best)[:5]:
+        name, key, text = items[nearest[i]]
+        print(f"    {best[i]:.3f} {prompts[i][:70]!r} ~ {name} {key}: {text[:70]!r}")
+    return found
+
+
+def diversity(rows: list[Row], solutions: list[Row]) -> dict[str, Any]:
+    """Distinct n-grams of prompts, beside the seeds they grew from, and topics out of the 71."""
+    seeds = yaml.safe_load((reverify.PACKAGE / "code_seeds.yaml").read_text())
+    seed_texts = [row["problem"] for row in seeds]
+    seed_texts += sorted({row["lineage"].split("/", 2)[2] for row in rows if row["lineage"].startswith("rule-")})
+    found: dict[str, Any] = {}
+    print(f"\n{'distinct n-grams':<28}{'texts':>8}{'words':>10}{'2-grams':>10}{'3-grams':>10}{'new 3-grams':>13}")
+    known = {gram for text in seed_texts for gram in runs(text, 3)}
+    groups = {"seeds": seed_texts, "kept prompts": [asked(row) for row in rows]}
+    for task in ("math", "tool", "gym"):
+        groups[f"  {task}_…"] = [asked(row) for row in rows if row["task"].startswith(task)]
+    for name, texts in groups.items():
+        grams = {n: {gram for text in texts for gram in runs(text, n)} for n in (2, 3)}
+        total = sum(len(words(text)) for text in texts)
+        new = len(grams[3] - known)
+        print(f"{name:<28}{len(texts):>8,}{total:>10,}{len(grams[2]):>10,}{len(grams[3]):>10,}{new:>13,}")
+        found[name.strip()] = {"texts": len(texts), "distinct_2": len(grams[2]), "distinct_3": len(grams[3])}
+    topics = Counter(row["topic"] for row in solutions)
+    everything = (reverify.PACKAGE / "topics.txt").read_text().splitlines()
+    print(f"topics of kept code: {len(topics)} of {len(everything)}; most {topics.most_common(3)}")
+    return found | {"topics": len(topics)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/synthesis"), help="a run, default runs/synthesis")
+    parser.add_argument("--samples", type=int, default=20, help="examples printed for reading, default 20")
+    parser.add_argument("--embedded", type=int, default=4000, help="prompts compared by meaning, default 4000")
+    parser.add_argument("--json", action="store_true", help="print the result as one last line of JSON")
+    options = parser.parse_args()
+    steps = steps_of(options.run)
+    if not steps:
+        raise SystemExit(f"{options.run} holds no data steps: openafm run synthesis, then --run RUN")
+    made = yields(steps)
+    kept = [
+        {**row, "step": name} for name, (folder, _) in steps.items() for row in reverify.read(folder / "examples.jsonl")
+    ]
+    solutions = [row for folder, _ in steps.values() for row in reverify.read(folder / "solutions.jsonl")]
+    synthetic = [row for row in kept if row["origin"] == "synthetic"]
+    if options.samples:
+        samples(kept + solutions, options.samples)
+    found = {"yield": made, "overlap": overlap(synthetic + solutions, options.run / "fetch", options.embedded)}
+    found["diversity"] = diversity(synthetic, solutions)
+    print("\nSolved again by a second program (benchmarks/reverify.py)")
+    summed = reverify.table(reverify.reverify_run(options.run))
+    found["reverified"] = dict(summed)
+    if options.json:
+        right = summed["right"] / max(1, summed.total())
+        line = {"name": "synthesis", "unit": "share of kept answers solved again and right", "ours": right}
+        print(json.dumps({**line, "peers": {}, "limit": 1.0, "detail": found, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()

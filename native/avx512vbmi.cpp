@@ -1,0 +1,2 @@
+#define OPENAFM_VBMI
+#include "avx512.cpp"

@@ -1,0 +1,2 @@
+#define OPENAFM_VNNI
+#include "avx2.cpp"

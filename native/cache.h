@@ -1,0 +1,91 @@
+// Keys and values of all sequences, in pages of 16 tokens that sequences with a common beginning share.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <unordered_map>
+#include <vector>
+
+#include "weights.h"
+
+namespace openafm {
+
+struct CacheShape {
+  size_t layers, heads, width;
+  // Halves of one layer's head in a page: keys [width][16], then values [16][width].
+  size_t block() const { return 2 * kPagePositions * width; }
+  size_t page() const { return layers * heads * block(); }
+};
+
+using Page = std::shared_ptr<Buffer<uint16_t>>;
+
+struct Sequence {
+  std::vector<Page> pages;
+  size_t length = 0;
+};
+
+class Cache {
+ public:
+  explicit Cache(CacheShape shape) : shape_(shape) {}
+
+  int create() {
+    sequences_[++last_] = {};
+    return last_;
+  }
+
+  int fork(int id) {  // a sequence that begins with all of this one's tokens; full pages are shared
+    Sequence copy = at(id);
+    sequences_[++last_] = std::move(copy);
+    return last_;
+  }
+
+  void release(int id) {
+    if (!sequences_.erase(id)) throw std::invalid_argument("no such sequence");
+  }
+
+  void truncate(int id, size_t length) {
+    Sequence& sequence = at(id);
+    if (length > sequence.length) throw std::invalid_argument("a sequence cannot be cut to more than it has");
+    sequence.length = length;
+    sequence.pages.resize((length + kPagePositions - 1) / kPagePositions);
+  }
+
+  // Make room for `more` tokens; a shared page that they would be written to is copied first.
+  void extend(int id, size_t more) {
+    Sequence& sequence = at(id);
+    const size_t used = sequence.length % kPagePositions;
+    if (used && more && sequence.pages.back().use_count() > 1) {
+      Page own = std::make_shared<Buffer<uint16_t>>(shape_.page());
+      std::memcpy(own->data(), sequence.pages.back()->data(), shape_.page() * sizeof(uint16_t));
+      sequence.pages.back() = std::move(own);
+    }
+    const size_t pages = (sequence.length + more + kPagePositions - 1) / kPagePositions;
+    while (sequence.pages.size() < pages) sequence.pages.push_back(std::make_shared<Buffer<uint16_t>>(shape_.page()));
+  }
+
+  Sequence& at(int id) {
+    const auto found = sequences_.find(id);
+    if (found == sequences_.end()) throw std::invalid_argument("no such sequence");
+    return found->second;
+  }
+
+  uint16_t* block(const Page& page, size_t layer, size_t head) const {
+    return page->data() + (layer * shape_.heads + head) * shape_.block();
+  }
+
+  size_t bytes() const {  // a shared page counts once
+    std::unordered_map<const void*, int> seen;
+    for (const auto& [id, sequence] : sequences_) {
+      for (const Page& page : sequence.pages) seen[page.get()]++;
+    }
+    return seen.size() * shape_.page() * sizeof(uint16_t);
+  }
+
+ private:
+  CacheShape shape_;
+  std::unordered_map<int, Sequence> sequences_;
+  int last_ = 0;
+};
+
+}  // namespace openafm

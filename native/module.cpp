@@ -1,0 +1,151 @@
+// What Python sees: openafm.engine._native. Arrays are numpy's; halves and bfloat16 come as uint16.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+#include "model.h"
+#include "sampling.h"
+
+namespace nb = nanobind;
+using namespace openafm;
+
+namespace {
+
+template <class T, int N> using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+void set_palettized(Model& model, const std::string& name, Array<uint8_t, 2> packed, Array<uint16_t, 2> tables, int bits,
+                    size_t group, size_t columns) {
+  const size_t rows = packed.shape(0);
+  if (bits != 1 && bits != 2 && bits != 4 && bits != 8) refuse(name + ": bits must be 1, 2, 4 or 8");
+  if (group == 0 || packed.shape(1) != (columns * static_cast<size_t>(bits) + 7) / 8) refuse(name + ": indices do not fit the columns");
+  if (tables.shape(0) != (rows + group - 1) / group || tables.shape(1) != size_t{1} << bits) refuse(name + ": tables do not fit");
+  nb::gil_scoped_release release;
+  model.set_matrix(name, Matrix::palettized(packed.data(), tables.data(), bits, group, rows, columns));
+}
+
+void set_int8(Model& model, const std::string& name, Array<int8_t, 2> values, Array<float, 1> scales) {
+  if (scales.shape(0) != values.shape(0)) refuse(name + ": one scale a row is needed");
+  nb::gil_scoped_release release;
+  model.set_matrix(name, Matrix::int8(values.data(), scales.data(), values.shape(0), values.shape(1)));
+}
+
+Matrix halves(Array<uint16_t, 2> values) { return Matrix::dense(Kind::f16, values.data(), values.shape(0), values.shape(1)); }
+
+std::vector<Request> requests_of(const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
+                                 const std::vector<std::optional<std::string>>& adapters) {
+  if (sequences.size() != tokens.size() || sequences.size() != adapters.size()) refuse("lists of different lengths");
+  std::vector<Request> requests;
+  for (size_t i = 0; i < sequences.size(); i++) requests.push_back({sequences[i], tokens[i], adapters[i].value_or("")});
+  return requests;
+}
+
+nb::object logits_of(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
+                     const std::vector<std::optional<std::string>>& adapters, bool every) {
+  const auto requests = requests_of(sequences, tokens, adapters);
+  const size_t vocabulary = model.shape().vocabulary;
+  size_t wanted = 0;
+  float* copy = nullptr;
+  {
+    nb::gil_scoped_release release;
+    const float* logits = model.step(requests, every, wanted);
+    copy = new float[wanted * vocabulary];
+    for (size_t i = 0; i < wanted; i++) {
+      std::copy_n(logits + i * round_up(vocabulary, kRows), vocabulary, copy + i * vocabulary);
+    }
+  }
+  nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(copy, {wanted, vocabulary}, owner));
+}
+
+// A step and a choice for each request; `masks` is empty, or [requests][ceil(vocabulary / 32)].
+std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& sequences,
+                                          const std::vector<std::vector<int>>& tokens,
+                                          const std::vector<std::optional<std::string>>& adapters,
+                                          const std::vector<Sampler*>& samplers,
+                                          std::optional<Array<uint32_t, 2>> masks) {
+  const auto requests = requests_of(sequences, tokens, adapters);
+  const size_t vocabulary = model.shape().vocabulary;
+  if (samplers.size() != requests.size()) refuse("one sampler for each sequence is needed");
+  if (masks && (masks->shape(0) != requests.size() || masks->shape(1) != (vocabulary + 31) / 32)) refuse("masks do not fit");
+  nb::gil_scoped_release release;
+  size_t wanted = 0;
+  float* logits = const_cast<float*>(model.step(requests, false, wanted));
+  std::vector<std::pair<int, float>> choices;
+  for (size_t i = 0; i < requests.size(); i++) {
+    const uint32_t* mask = masks ? masks->data() + i * masks->shape(1) : nullptr;
+    const Choice choice = samplers[i]->choose(model.kernels(), logits + i * round_up(vocabulary, kRows), vocabulary, mask);
+    choices.emplace_back(choice.token, choice.logprob);
+  }
+  return choices;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.attr("MAX_TOKENS") = kMaxTokens;
+  m.attr("MAX_RANK") = kMaxRank;
+  m.def("available_kernels", &available_kernels, "Kernels that this processor runs, the best first.");
+  nb::class_<Sampler>(m, "Sampler")
+      .def("__init__",
+           [](Sampler* self, float temperature, int top_k, float top_p, float min_p, float presence, float frequency,
+              float repetition, uint64_t seed) {
+             new (self) Sampler({temperature, top_k, top_p, min_p, presence, frequency, repetition, seed});
+           },
+           nb::kw_only(), nb::arg("temperature"), nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f,
+           nb::arg("presence_penalty") = 0.0f, nb::arg("frequency_penalty") = 0.0f, nb::arg("repetition_penalty") = 1.0f,
+           nb::arg("seed") = 0)
+      .def("count", &Sampler::count);
+  nb::class_<Model>(m, "Model")
+      .def("__init__",
+           [](Model* self, size_t vocab_size, size_t d_model, size_t n_layers, size_t n_heads, size_t n_kv_heads,
+              size_t head_dim, size_t d_ff, float rope_base, float norm_eps, bool qk_norm, size_t max_length, int threads,
+              const std::string& kernels, bool float_activations) {
+             new (self) Model({vocab_size, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff, rope_base, norm_eps,
+                               qk_norm, max_length},
+                              threads, kernels, float_activations);
+           },
+           nb::kw_only(), nb::arg("vocab_size"), nb::arg("d_model"), nb::arg("n_layers"), nb::arg("n_heads"),
+           nb::arg("n_kv_heads"), nb::arg("head_dim"), nb::arg("d_ff"), nb::arg("rope_base"), nb::arg("norm_eps"),
+           nb::arg("qk_norm"), nb::arg("max_length"), nb::arg("threads"), nb::arg("kernels") = "",
+           nb::arg("float_activations") = false)
+      .def("set_palettized", &set_palettized)
+      .def("set_int8", &set_int8)
+      .def("set_float",
+           [](Model& model, const std::string& name, Array<float, 2> values) {
+             model.set_matrix(name, Matrix::dense(Kind::f32, values.data(), values.shape(0), values.shape(1)));
+           })
+      .def("set_half", [](Model& model, const std::string& name, Array<uint16_t, 2> values) { model.set_matrix(name, halves(values)); })
+      .def("set_bfloat",
+           [](Model& model, const std::string& name, Array<uint16_t, 2> values) {
+             model.set_matrix(name, Matrix::dense(Kind::bf16, values.data(), values.shape(0), values.shape(1)));
+           })
+      .def("set_norm",
+           [](Model& model, const std::string& name, Array<float, 1> gain) {
+             model.set_norm(name, std::vector<float>(gain.data(), gain.data() + gain.shape(0)));
+           })
+      .def("check", &Model::check)
+      .def("set_adapter",
+           [](Model& model, const std::string& name, const std::string& projection, Array<uint16_t, 2> a,
+              Array<uint16_t, 2> b, float scale) { model.set_adapter(name, projection, halves(a), halves(b), scale); })
+      .def("remove_adapter", &Model::remove_adapter)
+      .def("create", [](Model& model) { return model.cache().create(); })
+      .def("fork", [](Model& model, int id) { return model.cache().fork(id); })
+      .def("release", [](Model& model, int id) { model.cache().release(id); })
+      .def("truncate", [](Model& model, int id, size_t length) { model.cache().truncate(id, length); })
+      .def("length", [](Model& model, int id) { return model.cache().at(id).length; })
+      .def("logits", &logits_of, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("every") = false)
+      .def("choose", &choose, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("samplers"),
+           nb::arg("masks") = nb::none())
+      .def_prop_ro("kernels", [](Model& model) { return model.kernels().name; })
+      .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
+      .def_prop_ro("repeated", [](Model& model) { return model.pool().repeated(); })
+      .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def_prop_ro("cache_bytes", [](Model& model) { return model.cache().bytes(); });
+}

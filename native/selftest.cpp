@@ -1,0 +1,106 @@
+// A decoder of random weights on every instruction set and number of threads: all must agree with the portable kernels,
+// and a text computed at once with the same text token by token. No Python: for sanitizers and for processors under qemu.
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include "model.h"
+
+using namespace openafm;
+
+namespace {
+
+constexpr Shape kShape = {320, 96, 2, 4, 2, 16, 200, 10000.0f, 1e-5f, true, 512};
+constexpr const char* kNames[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                  "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+
+Matrix random_matrix(std::mt19937& random, size_t rows, size_t columns, int bits) {
+  std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(static_cast<float>(columns)));
+  if (bits == 32) {
+    std::vector<float> values(rows * columns);
+    for (float& value : values) value = normal(random);
+    return Matrix::dense(Kind::f32, values.data(), rows, columns);
+  }
+  const size_t row_bytes = (columns * static_cast<size_t>(bits) + 7) / 8, tables = (rows + 15) / 16 << bits;
+  std::vector<uint8_t> packed(rows * row_bytes);
+  for (uint8_t& byte : packed) byte = static_cast<uint8_t>(random());
+  std::vector<uint16_t> values(tables);
+  for (uint16_t& value : values) value = to_half(normal(random));
+  return Matrix::palettized(packed.data(), values.data(), bits, 16, rows, columns);
+}
+
+void fill(Model& model) {
+  std::mt19937 random(7);
+  const size_t queries = 64, keys = 32;
+  const size_t rows[] = {queries, keys, keys, 96, 200, 200, 96}, columns[] = {96, 96, 96, queries, 96, 96, 200};
+  const int bits[] = {4, 2, 1, 4, 8, 2, 4};
+  for (size_t layer = 0; layer < kShape.layers; layer++) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    for (size_t i = 0; i < 7; i++) {
+      model.set_matrix(prefix + kNames[i], random_matrix(random, rows[i], columns[i], layer && i == 5 ? 32 : bits[i]));
+      model.set_adapter("one", prefix + kNames[i], random_matrix(random, 20, columns[i], 32),
+                        random_matrix(random, rows[i], 20, 32), 0.5f);
+    }
+    for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) {
+      model.set_norm(prefix + norm + ".weight", std::vector<float>(96, 1.1f));
+    }
+    for (const char* norm : {"q_norm", "k_norm"}) {
+      model.set_norm(prefix + "self_attn." + norm + ".weight", std::vector<float>(16, 0.9f));
+    }
+  }
+  model.set_norm("model.norm.weight", std::vector<float>(96, 1.0f));
+  std::vector<int8_t> embedding(320 * 96);
+  for (int8_t& value : embedding) value = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+  model.set_matrix("model.embed_tokens", Matrix::int8(embedding.data(), std::vector<float>(320, 0.01f).data(), 320, 96));
+  model.check();
+}
+
+// Logits after each of 40 tokens, with and without an adapter, in steps of `size` tokens of two sequences at once.
+std::vector<float> logits(Model& model, size_t size) {
+  const int a = model.cache().create(), b = model.cache().create();
+  std::vector<float> plain, adapted;
+  for (size_t start = 0; start < 40; start += size) {
+    std::vector<int> tokens;
+    for (size_t i = start; i < start + size && i < 40; i++) tokens.push_back(static_cast<int>(i * 37 % 320));
+    size_t wanted = 0;
+    const float* found = model.step({{a, tokens, ""}, {b, tokens, "one"}}, true, wanted);
+    plain.insert(plain.end(), found, found + wanted / 2 * 320);
+    adapted.insert(adapted.end(), found + wanted / 2 * 320, found + wanted * 320);
+  }
+  model.cache().release(a);
+  model.cache().release(b);
+  plain.insert(plain.end(), adapted.begin(), adapted.end());
+  return plain;
+}
+
+double distance(const std::vector<float>& x, const std::vector<float>& y) {
+  double difference = 0.0, size = 0.0;
+  for (size_t i = 0; i < y.size(); i++) difference += std::pow(x[i] - y[i], 2), size += std::pow(y[i], 2);
+  return std::sqrt(difference / size);
+}
+
+}  // namespace
+
+int main() {
+  bool good = true;
+  for (const bool exact : {true, false}) {
+    Model reference(kShape, 1, "portable", exact);
+    fill(reference);
+    const std::vector<float> expected = logits(reference, 40);
+    for (const std::string& name : available_kernels()) {
+      for (const int threads : {1, 2, 5}) {
+        Model model(kShape, threads, name, exact);
+        fill(model);
+        for (const size_t size : {size_t{40}, size_t{1}, size_t{7}}) {
+          const double off = distance(logits(model, size), expected);
+          const bool fine = off < (exact ? 1e-3 : 3e-2);
+          good = good && fine;
+          std::printf("%s %s, %d threads, %zu tokens a step: %.1e %s\n", name.c_str(), exact ? "float" : "int8", threads,
+                      size, off, fine ? "" : "WRONG");
+        }
+      }
+    }
+  }
+  std::puts(good ? "all agree" : "FAILED");
+  return good ? 0 : 1;
+}

@@ -1,0 +1,37 @@
+"""Which engine decodes a model: the native one where it is built and can, else torch, said on standard error."""
+
+import os
+import sys
+from pathlib import Path
+
+from openafm.engine.native_engine import NativeEngine, missing, unfit
+from openafm.engine.package import Package, find_package
+from openafm.engine.protocol import Engine
+from openafm.engine.torch_engine import TorchEngine
+from openafm.model.checkpoint import load_config
+
+CHOICE = "OPENAFM_ENGINE"
+"""Environment variable: `native` (an error where it cannot), `torch`, or unset for the better of the two."""
+
+
+def open_engine(folder: Path) -> Engine:
+    """Open a package or model folder. Raises ValueError where it is damaged, or the engine asked for cannot run it."""
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "native", "torch"):
+        raise ValueError(f"{CHOICE}={choice}: use native or torch")
+    found = find_package(folder)
+    package = None if found is None else Package(found)
+    reason = "OPENAFM_ENGINE=torch" if choice == "torch" else missing() or _unfit(folder, package)
+    if reason is None:
+        return NativeEngine.load(folder) if package is None else NativeEngine.open(package)
+    if choice == "native":
+        raise ValueError(f"{folder} cannot be run by the native engine: {reason}")
+    print(f"torch decodes, several times slower: {reason}", file=sys.stderr)
+    return TorchEngine.load(folder) if package is None else TorchEngine.open(package)
+
+
+def _unfit(folder: Path, package: Package | None) -> str | None:
+    if package is None:
+        return unfit(load_config(folder), {})
+    store = package.adapters
+    return unfit(package.config, {name: int(store.card(name)["rank"]) for name in store.names()})

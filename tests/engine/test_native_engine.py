@@ -1,0 +1,320 @@
+"""The native engine against torch on the dequantized weights: every instruction set this processor runs."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openafm.adapters.lora import adapter_state, attach, detach
+from openafm.adapters.store import Adapter
+from openafm.compression.embedding import quantize_embedding
+from openafm.compression.package import write_package
+from openafm.engine import NativeEngine, Package, TorchEngine, open_engine
+from openafm.engine.native_engine import kernels, missing
+from openafm.engine.packed import Palettized
+from openafm.model import ModelConfig, Transformer
+from openafm.model.checkpoint import save_model
+from openafm.model.muparam import initialise
+from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+SHAPE = ModelConfig(vocab_size=300, d_model=96, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=200)
+TEXT = [2, *(int(t) for t in np.random.default_rng(0).integers(3, 300, 60))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, train_sentencepiece(["some words to learn from, a few of them twice"] * 4, 300))
+    return folder
+
+
+def random_model(shape, seed=0):
+    model = initialise(Transformer(shape), seed).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if "norm" in name:
+            tensor.copy_(1 + 0.2 * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+def random_adapter(model, seed, rank):
+    attach(model, rank, 4.0)
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: torch.randn(t.shape, generator=generator) * 0.1 for key, t in adapter_state(model).items()}
+    detach(model)
+    return Adapter({key: tensor.half().float() for key, tensor in state.items()}, rank, 4.0)
+
+
+def randomly_palettized(shape, bits, group, seed):
+    """Codes as likely as a normal distribution makes them, and tables that no two groups share."""
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    spread = np.linspace(-2.2, 2.2, 2**bits) * columns**-0.5
+    tables = np.sort(spread * rng.uniform(0.7, 1.4, (-(-rows // group), 1)) + rng.normal(0, 0.005, (1, 2**bits)))
+    chances = np.exp(-(np.linspace(-2.2, 2.2, 2**bits) ** 2) / 2)
+    indices = rng.choice(2**bits, size=shape, p=chances / chances.sum())
+    return Palettized(indices.astype(np.uint8), tables.astype(np.float16), bits, group)
+
+
+def packed(shape, folder, tokenizer, bits, group=16):
+    """A package whose projections take turns in `bits`, with two adapters."""
+    model = random_model(shape)
+    projections = {
+        name: randomly_palettized(linear.weight.shape, bits[i % len(bits)], group, i)
+        for i, (name, linear) in enumerate(model.linears().items())
+    }
+    state = model.state_dict()
+    rest = {name: tensor.numpy() for name, tensor in state.items() if "norm" in name}
+    write_package(
+        folder, shape, projections, quantize_embedding(state["model.embed_tokens.weight"].numpy()), rest, tokenizer
+    )
+    store = Package(folder).adapters
+    store.save("mail", random_adapter(model, 1, 2))
+    store.save("notes", random_adapter(model, 2, 20))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(tokenizer, tmp_path_factory):
+    return packed(SHAPE, tmp_path_factory.mktemp("package") / "model.afm", tokenizer, (4, 2, 4, 1))
+
+
+def reference(folder, tokens, adapter=None):
+    """Torch's logits `(tokens, vocab)` on the dequantized weights."""
+    return TorchEngine.load(folder).use(adapter)(torch.tensor([tokens]))[0].detach().double()
+
+
+def distance(logits, expected):
+    """Relative error of logits, in the Euclidean norm; keys and values in half precision make 3e-4 to 6e-4 of it."""
+    return float(np.linalg.norm(logits - np.asarray(expected)) / np.linalg.norm(expected))
+
+
+def divergence(expected, logits):
+    """KL of the native engine's next-token distributions from torch's, in nats, averaged over tokens."""
+    p, q = (torch.log_softmax(torch.as_tensor(x).double(), -1) for x in (expected, logits))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("adapter", [None, "mail", "notes"])
+@pytest.mark.parametrize("name", kernels())
+def test_logits_are_torchs(package, name, adapter):
+    expected = reference(package, TEXT, adapter)
+    exact = NativeEngine.load(package, kernels=name, threads=2, float_activations=True).logits(TEXT, adapter)
+    assert distance(exact, expected) < 1e-3
+    rounded = NativeEngine.load(package, kernels=name, threads=2).logits(TEXT, adapter)
+    assert 0 < divergence(expected, rounded) < 1e-3
+
+
+shapes = st.builds(
+    lambda d, layers, groups, keys, head, ff, vocab, norm: ModelConfig(
+        vocab_size=vocab, d_model=d, n_layers=layers, n_heads=groups * keys, n_kv_heads=keys, head_dim=head, d_ff=ff,
+        qk_norm=norm,
+    ),
+    st.integers(8, 150), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.sampled_from([16, 32, 48]),
+    st.integers(5, 200), st.integers(280, 330), st.booleans(),
+)  # fmt: skip
+
+
+@given(
+    shape=shapes, bits=st.sampled_from([(4,), (2,), (4, 2, 1), (8, 4)]), group=st.sampled_from([16, 16, 32, 5]),
+    length=st.integers(1, 70), threads=st.integers(1, 5), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_shape_and_any_number_of_threads(tokenizer, tmp_path_factory, shape, bits, group, length, threads, seed):
+    folder = packed(shape, tmp_path_factory.mktemp("fuzzed") / "model.afm", tokenizer, bits, group)
+    tokens = [int(t) for t in np.random.default_rng(seed).integers(0, 280, length)]
+    expected = reference(folder, tokens).numpy()
+    rounded = []
+    for name in kernels():
+        exact = NativeEngine.load(folder, kernels=name, threads=threads, float_activations=True).logits(tokens)
+        assert distance(exact, expected) < 1e-3
+        rounded.append(NativeEngine.load(folder, kernels=name, threads=threads).logits(tokens))
+    for other in rounded:  # integer sums are the same on all of them
+        assert distance(other, rounded[0]) < 2e-2
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_model_folders_without_compression(tokenizer, tmp_path, dtype, qk_norm):
+    model = random_model(SHAPE.model_copy(update={"qk_norm": qk_norm})).to(dtype)
+    save_model(model, tmp_path, tokenizer)
+    expected = reference(tmp_path, TEXT).numpy()
+    for name in kernels():
+        logits = NativeEngine.load(tmp_path, kernels=name, threads=2).logits(TEXT)
+        assert distance(logits, expected) < 1e-3
+
+
+def test_steps_of_any_size_give_the_same(package):
+    engine = NativeEngine.load(package, threads=2, float_activations=True)
+    whole = engine.logits(TEXT, "mail")
+    sequence = engine.model.create()
+    pieces, start = [], 0
+    for size in (1, 17, 1, 3, 30, 9):
+        pieces.append(engine.model.logits([sequence], [TEXT[start : start + size]], ["mail"], every=True))
+        start += size
+    assert start == len(TEXT) == engine.model.length(sequence)
+    assert np.allclose(np.concatenate(pieces), whole, atol=1e-4 * np.abs(whole).max())
+
+
+def test_sequences_with_different_adapters_share_a_step(package):
+    engine = NativeEngine.load(package, threads=2, float_activations=True)
+    texts, adapters = [TEXT[:5], TEXT[7:30], TEXT[3:4], TEXT[40:]], ["mail", None, "notes", "mail"]
+    alone = [engine.logits(text, adapter)[-1] for text, adapter in zip(texts, adapters, strict=True)]
+    together = engine.model.logits([engine.model.create() for _ in texts], texts, adapters)
+    assert np.allclose(together, alone, atol=1e-4 * np.abs(together).max())
+
+
+def test_forks_share_their_beginning_and_nothing_else(package):
+    engine = NativeEngine.load(package, threads=2, float_activations=True)
+    model, whole = engine.model, engine.logits(TEXT)
+    first = model.create()
+    model.logits([first], [TEXT[:40]], [None])
+    used = model.cache_bytes
+    second = model.fork(first)
+    assert model.cache_bytes == used
+    model.logits([first], [[9] * 20], [None])  # must not reach the pages that the other reads
+    assert np.allclose(model.logits([second], [TEXT[40:]], [None])[0], whole[-1], atol=1e-4 * np.abs(whole).max())
+    model.truncate(second, 11)
+    assert np.allclose(model.logits([second], [TEXT[11:50]], [None])[0], whole[49], atol=1e-4 * np.abs(whole).max())
+    for sequence in (first, second):
+        model.release(sequence)
+    assert model.cache_bytes == 0
+
+
+def greedy(engine, prompt, **options):
+    return list(engine.generate(prompt, max_tokens=24, temperature=0.0, **options))
+
+
+@pytest.mark.parametrize("adapter", [None, "notes"])
+def test_greedy_decoding_is_torchs(package, adapter):
+    native = NativeEngine.load(package, threads=2, float_activations=True)
+    assert greedy(native, TEXT, adapter=adapter) == greedy(TorchEngine.load(package), TEXT, adapter=adapter)
+    again = [*TEXT, *greedy(native, TEXT, adapter=adapter), 7, 8]  # goes on from what is kept
+    assert greedy(native, again, adapter=adapter) == greedy(TorchEngine.load(package), again, adapter=adapter)
+
+
+def test_a_batch_is_its_answers_one_by_one(package):
+    engine = NativeEngine.load(package, threads=2)
+    prompts = [TEXT[:n] for n in range(3, 23)]
+    answers = engine.batch(prompts, max_tokens=9, temperature=0.0)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        alone = list(engine.generate(prompt, max_tokens=9, temperature=0.0))
+        assert alone == answer.tokens + ([answer.stop] if answer.finished else [])
+        assert len(answer.logprobs) == len(answer.tokens) + answer.finished
+    logits = torch.from_numpy(engine.logits([*prompts[5], *answers[5].tokens]))
+    expected = torch.log_softmax(logits[len(prompts[5]) - 1 :], -1)
+    for i, token in enumerate(answers[5].tokens):
+        assert answers[5].logprobs[i] == pytest.approx(float(expected[i, token]), abs=0.05)
+    drawn = engine.batch(prompts, max_tokens=9, temperature=1.0, seed=4)
+    assert drawn == engine.batch(prompts, max_tokens=9, temperature=1.0, seed=4) != answers
+
+
+def test_draws_follow_the_softmax_and_its_cuts(package):
+    engine = NativeEngine.load(package, threads=2)
+    chances = torch.softmax(torch.from_numpy(engine.logits(TEXT)[-1]) / 0.7, -1).numpy()
+    order = np.argsort(-chances)
+
+    def drawn(n=1500, **cuts):
+        counts = np.zeros(300)
+        for seed in range(n):
+            counts[next(engine.generate(TEXT, max_tokens=1, temperature=0.7, seed=seed, **cuts))] += 1
+        return counts
+
+    counts = drawn()
+    assert np.abs(counts / 1500 - chances).sum() < 0.5 and np.argmax(counts) in order[:3]
+    assert set(np.nonzero(drawn(100, top_k=3))[0]) == set(order[:3])
+    nucleus = order[: int(np.searchsorted(np.cumsum(chances[order]), 0.5)) + 1]
+    assert set(np.nonzero(drawn(200, top_p=0.5))[0]) <= set(nucleus)
+    assert chances[np.nonzero(drawn(200, min_p=0.3))[0]].min() >= 0.3 * chances.max() * 0.999
+    plain, punished = (
+        list(engine.generate(TEXT, max_tokens=30, temperature=0.0, repetition_penalty=p)) for p in (1.0, 50.0)
+    )
+    assert len(set(punished)) == len(punished) or len(set(punished)) > len(set(plain))
+
+
+def test_masks_are_kept_to(package):
+    from openafm.engine import _native
+
+    model = NativeEngine.load(package, threads=1).model
+    mask = np.zeros((1, 10), np.uint32)
+    mask[0, 4] = 1 << 7  # token 135
+    chosen = model.choose([model.create()], [TEXT], [None], [_native.Sampler(temperature=1.0)], mask)
+    assert chosen[0][0] == 135 and chosen[0][1] < 0
+    with pytest.raises(ValueError, match="no token is allowed"):
+        model.choose([model.create()], [TEXT], [None], [_native.Sampler(temperature=1.0)], mask * 0)
+
+
+def test_what_does_not_fit_is_refused(package, tokenizer, tmp_path):
+    engine = NativeEngine.load(package, threads=1)
+    model = engine.model
+    sequence = model.create()
+    for tokens in ([300], [-1], [], [3] * 600):
+        with pytest.raises(ValueError):
+            model.logits([sequence], [tokens], [None])
+    with pytest.raises(ValueError, match="no such sequence"):
+        model.logits([99], [[3]], [None])
+    with pytest.raises(ValueError, match="there are mail, notes"):
+        engine.logits([3], "nobody")
+    other = random_adapter(random_model(SHAPE.model_copy(update={"d_ff": 64})), 1, 2)
+    with pytest.raises(ValueError, match="made for another model"):
+        engine.add_adapter("other", other)
+    with pytest.raises(ValueError, match="asks for 300 x 96"):
+        model.set_float("model.embed_tokens", np.zeros((3, 96), np.float32))
+    with pytest.raises(ValueError, match="no place"):
+        model.set_norm("model.layers.7.input_layernorm.weight", np.zeros(96, np.float32))
+    with pytest.raises(ValueError, match="it runs"):
+        NativeEngine.load(package, kernels="mmx")
+    copy = tmp_path / "model.afm"
+    shutil.copytree(package, copy)
+    weights = copy / "weights.safetensors"
+    for damaged in (weights.read_bytes()[:-9], weights.read_bytes()[:-1] + b"\0", b"", b"\xff" * 64):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            NativeEngine.load(copy)
+
+
+def test_adapters_come_and_go(package):
+    engine = NativeEngine.load(package, threads=2)
+    before = engine.logits(TEXT, "mail")
+    engine.remove_adapter("mail")
+    assert engine.adapters() == ["notes"]
+    engine.add_adapter("mail", Package(package).adapters.load("mail"))
+    assert np.array_equal(engine.logits(TEXT, "mail"), before)
+
+
+def test_which_engine_is_opened(package, monkeypatch, capsys):
+    assert isinstance(open_engine(package), NativeEngine)
+    monkeypatch.setenv("OPENAFM_ENGINE", "torch")
+    assert isinstance(open_engine(package), TorchEngine)
+    monkeypatch.setenv("OPENAFM_ENGINE", "jax")
+    with pytest.raises(ValueError, match="native or torch"):
+        open_engine(package)
+
+
+def test_without_a_compiler_torch_decodes_and_says_so(package, monkeypatch, capsys):
+    monkeypatch.setattr("openafm.engine.native_engine._native", None)
+    assert isinstance(open_engine(package), TorchEngine)
+    assert "install a C++ compiler" in capsys.readouterr().err
+    monkeypatch.setenv("OPENAFM_ENGINE", "native")
+    with pytest.raises(ValueError, match=r"install a C\+\+ compiler"):
+        open_engine(package)
+
+
+def test_a_late_thread_changes_nothing(package):
+    """More threads than cores: some are always off their core, and their pieces are computed by others."""
+    engine = NativeEngine.load(package, threads=4 * (os.cpu_count() or 1))
+    expected = NativeEngine.load(package, threads=1).batch([TEXT[:9]] * 3, max_tokens=40, temperature=0.0)
+    for _ in range(3):
+        assert engine.batch([TEXT[:9]] * 3, max_tokens=40, temperature=0.0) == expected
+
+
+def test_the_environment_forces_kernels(package, monkeypatch):
+    for name in kernels():
+        monkeypatch.setenv("OPENAFM_KERNELS", name)
+        assert NativeEngine.load(package, threads=1).model.kernels == name

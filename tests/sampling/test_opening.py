@@ -1,0 +1,78 @@
+"""The same call everywhere: torch, an engine, and a server of the same model give the same answers."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from openafm.model.checkpoint import save_model
+from openafm.sampling.endpoint import EndpointSampler
+from openafm.sampling.opening import open_sampler
+from openafm.sampling.sampler import EngineSampler, TorchSampler
+
+PROMPTS = ["the dog", [{"role": "user", "content": "the cat"}], "the cat sat on"]
+
+
+@pytest.fixture
+def folder(model, tokenizer_folder, tmp_path):
+    save_model(model, tmp_path / "model", tokenizer_folder)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def url(folder):
+    """A server that speaks the protocol and answers with the torch sampler."""
+    behind = TorchSampler.load(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            chat = self.path.endswith("chat/completions")
+            prompt = body["messages"] if chat else body["prompt"]
+            ((made,),) = behind.sample(
+                [prompt], max_tokens=body["max_tokens"], temperature=body["temperature"], seed=body["seed"]
+            )
+            told = {"content": [{"logprob": p} for p in made.logprobs]} if chat else {"token_logprobs": made.logprobs}
+            choice = {"message": {"content": made.text}} if chat else {"text": made.text}
+            choice |= {"index": 0, "logprobs": told, "finish_reason": "stop" if made.finished else "length"}
+            raw = json.dumps({"choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.02])
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_same_call_gives_the_same_answers(folder, url, model, tokenizer, tmp_path):
+    from openafm.engine import TorchEngine
+
+    torch_made = open_sampler(str(folder))
+    served = open_sampler(url, model="tiny", cache=tmp_path / "cache")
+    engine = EngineSampler(TorchEngine.load(folder))
+    assert isinstance(torch_made, TorchSampler) and isinstance(served, EndpointSampler)
+    settings = {"n": 2, "max_tokens": 5, "temperature": 0.0}
+    found = [s.sample(PROMPTS, **settings) for s in (torch_made, engine, served)]
+    shown = [[[(c.text, c.finished) for c in row] for row in rows] for rows in found]
+    assert shown[0] == shown[1] == shown[2]
+    for rows in found:
+        for row, expected in zip(rows, found[0], strict=True):
+            for made, wanted in zip(row, expected, strict=True):
+                assert made.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
+def test_what_cannot_be_opened_is_told(tmp_path):
+    with pytest.raises(ValueError, match="say which one"):
+        open_sampler("http://127.0.0.1:9/v1")
+    with pytest.raises(ValueError, match="not a model folder"):
+        open_sampler(str(tmp_path / "nothing"))
