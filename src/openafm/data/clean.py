@@ -53,7 +53,7 @@ class CleanConfig(Config):
     model_examples: int = 40
     """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
     person_model: str = ""
-    """A model for people's names: a spaCy package, or gliner:FOLDER (see `names`); empty leaves names alone."""
+    """A model for people's names: a spaCy package, or gliner:FOLDER (see `people`); empty leaves names alone."""
 
 
 def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
