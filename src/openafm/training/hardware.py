@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import nn
 
+from openafm.model.transformer import Block
 from openafm.stage import Hardware
 
 MARGIN = 1.2
@@ -46,6 +47,13 @@ def probe() -> tuple[Hardware, dict[str, Any]]:
 def autocast(hardware: Hardware) -> torch.autocast:
     """The precision of a run's forward passes, as a context."""
     return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bfloat16")
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every block of every decoder in `model` in place: all share one kernel, kept in torch's cache on disk."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=False)
 
 
 def best_device() -> str:
