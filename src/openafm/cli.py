@@ -123,6 +123,31 @@ def status(run: Run, json_: AsJson = False) -> None:
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or a YAML file.")],
+    devices: Annotated[int, typer.Option(min=1, help="How many.")],
+    device: Annotated[str, typer.Option(help="H100, A100, MI300X, RTX4090 or M4Max.")],
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override: STEP.key or a path.")] = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """Say what a recipe's pretraining takes on devices of a kind: memory, time, cost, and how they best share it.
+
+    Example: openafm plan afm-on-device --devices 512 --device H100
+    """
+    with _plain_errors():
+        from openafm.recipe import plan as planning
+        from openafm.recipe import recipe as recipes
+
+        kind, plans = planning.plan(recipes.load(recipe, set_), devices, device)
+        if json_:
+            typer.echo(json.dumps(planning.as_json(plans, devices, kind), indent=1))
+        else:
+            _console().print(planning.table(plans, devices, kind))
+            typer.echo("\n".join(planning.footnotes(plans, kind)))
+        raise typer.Exit(1 if any(found.warning for found in plans) else 0)
+
+
+@app.command()
 def why(
     url: Annotated[str, typer.Argument(help="The document's address.")],
     run: Annotated[Path, typer.Option(help="The run's folder or name.")] = Path("nano"),

@@ -185,3 +185,21 @@ def test_every_stage_of_the_table_has_a_signature_and_every_recipe_loads():
         assert signature(target).config.model_fields is not None and summary, name
     for path in source.recipes(Path(source.__file__).parents[3] / "recipes"):
         assert recipes.load(str(path)).steps, path
+
+
+def test_a_steps_parallelism_is_laid_over_the_recipes(tmp_path):
+    from openafm.recipe.recipe import load
+    from openafm.recipe.status import blank_manifest
+    from openafm.stage import Hardware, Parallelism
+
+    plain = load("tiny")
+    given = ["parallelism.tensor=2", "steps.long.parallelism={context: 4, recompute: true}"]
+    recipe = load("tiny", given)
+    assert recipe.steps["teacher"].parallelism == Parallelism(tensor=2)
+    assert recipe.steps["long"].parallelism == Parallelism(tensor=2, context=4, recompute=True)
+    keys = {
+        blank_manifest(one.steps["fetch"], one, Hardware(), {}).key for one in (plain, recipe)
+    }  # another arrangement leaves what is current current
+    assert len(keys) == 1 and plain.digest() == recipe.digest()
+    with pytest.raises(ValueError, match="unknown key; did you mean 'shard'"):
+        load("tiny", ["parallelism.shards=2"])

@@ -1,24 +1,25 @@
 """Training on several processes (gloo), each forked from the test: the losses and weights are those of one."""
 
+import contextlib
 import json
-import multiprocessing
-import os
-import socket
-import sys
-import traceback
 
 import pytest
 import torch
+from tests.processes import processes
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise, parameter_groups
+from openafm.posttraining.direct import DirectConfig, direct_loss
+from openafm.posttraining.examples import RowBatches, answer_row
+from openafm.posttraining.mdloo import mdloo_step
 from openafm.stage import Context, Hardware, Parallelism
-from openafm.training import parallel
 from openafm.training.batches import TokenBatches
+from openafm.training.context import part_of, positions
 from openafm.training.loop import train
-from openafm.training.losses import next_token
-from openafm.training.optimizers import RMSPropMomentum
-from openafm.training.schedules import cosine
+from openafm.training.losses import LossOutput, chunked_distillation, next_token
+from openafm.training.optimizers import AdamW, RMSPropMomentum
+from openafm.training.parallel import Devices, sizes
+from openafm.training.schedules import constant, cosine
 
 CONFIG = ModelConfig(
     vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48, rope_base=500.0, max_length=32
@@ -30,36 +31,6 @@ MESHES = {
     "shard 2 x context 2": (4, {"context": 2}),
     "context 2 x tensor 2, recomputed": (4, {"tensor": 2, "context": 2, "recompute": True}),
 }
-
-
-def processes(count: int, work, *arguments) -> None:
-    """Run `work(rank, *arguments)` in that many processes that know each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")  # it has torch loaded already
-    all_of_them = [fork.Process(target=_one, args=(rank, count, port, work, arguments)) for rank in range(count)]
-    for process in all_of_them:
-        process.start()
-    for process in all_of_them:
-        process.join(120)
-    assert [process.exitcode for process in all_of_them] == [0] * count
-
-
-def _one(rank: int, count: int, port: int, work, arguments) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    code = 1
-    try:
-        parallel.start()
-        work(rank, *arguments)
-        torch.distributed.barrier()
-        code = 0
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
-    finally:
-        os._exit(code)
 
 
 def run(folder, shards, parallelism=None, *, steps=12, rank=0, dropout=0.0, **options):
@@ -90,11 +61,6 @@ def work(rank, folder, shards, parallelism):
     torch.save(model.state_dict(), folder / f"weights-{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return {}
-
-
 @pytest.mark.parametrize("name", MESHES)
 def test_losses_and_weights_are_those_of_one_process(name, token_shards, tmp_path):
     count, parallelism = MESHES[name]
@@ -108,3 +74,130 @@ def test_losses_and_weights_are_those_of_one_process(name, token_shards, tmp_pat
         weights = torch.load(tmp_path / f"many/weights-{rank}.pt")
         for key, value in model.state_dict().items():
             torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=1e-3)
+
+
+def one_part_each(rank, folder, shards, steps):
+    """As `work`, but it stops after some steps, at a checkpoint."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(network, step: int) -> None:
+        if step == steps:
+            raise StoppedError
+
+    with contextlib.suppress(StoppedError):
+        run(folder, shards, rank=rank, before_step=stop, checkpoint_seconds=0.0)
+
+
+def test_a_checkpoint_is_read_on_another_number_of_processes(token_shards, tmp_path):
+    """Two processes, then one, then four: the losses of one."""
+    curve, _ = run(tmp_path / "alone", token_shards)
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    processes(2, one_part_each, folder, token_shards, 4)
+    found = sorted((folder / "shared/train").glob("step-*/checkpoint.json"))
+    assert found and len(list(found[-1].parent.glob("*.safetensors"))) == 2
+    one_part_each(0, folder, token_shards, 8)
+    processes(4, work, folder, token_shards, {})
+    many = json.loads((folder / "curve.json").read_text())
+    for one, other in zip(curve, many, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def alignment(rank, folder, parallelism):
+    """DPO, MDLOO and distillation: losses of rows and of two models, on rows of unequal length."""
+    torch.manual_seed(0)
+    rows = [torch.randint(1, 64, (length,)).tolist() for length in (5, 9, 12, 7, 8, 6, 11, 10)]
+    pairs = [
+        answer_row(row[:3], row[3:], "_chosen") | answer_row(row[:3], row[3:][::-1], "_rejected")
+        | {"reference_chosen": -20.0, "reference_rejected": -20.0}
+        for row in rows
+    ]  # fmt: skip
+    answers = [
+        answer_row(r[:3], r[3:]) | {"old_log_probs": -4.2 * (len(r) - 3), "advantages": (-1.0) ** i}
+        for i, r in enumerate(rows)
+    ]
+    tokens = [{"inputs": row[:5], "targets": [*row[1:5], 0], "teacher_tokens": row[:5]} for row in rows]
+
+    def distil(model, batch):
+        hidden, output = model.hidden(batch["inputs"]), model.model.embed_tokens.weight
+        return chunked_distillation(hidden, output, batch["targets"], batch["teacher_tokens"], 1e-4)
+
+    losses = {
+        "dpo": (pairs, lambda model, batch: direct_loss(model, batch, DirectConfig())),
+        "mdloo": (answers, lambda model, batch: mdloo_step(model, batch, 0.5)),
+        "distillation": (tokens, distil),
+    }
+    curves = {}
+    for name, (data, loss) in losses.items():
+        model = initialise(Transformer(CONFIG), 0)
+        optimizer = AdamW(parameter_groups(model, 32), 3e-3)
+        context = Context(folder, folder / f"scratch-{rank}", shared=folder / "shared")
+        context.parallelism = Parallelism(**parallelism)
+        for label in (name, f"{name} again"):  # the optimizer goes on
+            batches = RowBatches(data, rows_per_batch=8, steps=3, seed=0)
+            curves[label] = train(model, batches, loss, optimizer, constant(), context, label=label, log_every=1)
+    if rank == 0:
+        (folder / "curves.json").write_text(json.dumps(curves))
+
+
+def test_losses_of_alignment_and_distillation(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    alignment(0, tmp_path / "one", {})
+    processes(2, alignment, tmp_path / "two", {})
+    one, two = (json.loads((tmp_path / name / "curves.json").read_text()) for name in ("one", "two"))
+    for name in one:
+        for first, second in zip(one[name], two[name], strict=True):
+            assert first == pytest.approx(second, abs=1e-4, rel=1e-4)
+
+
+def by_position(rank, folder, tokens):
+    """Nats of every position under context parallelism, put in order again."""
+    model = initialise(Transformer(CONFIG), 0)
+
+    def loss(network, batch):
+        return LossOutput(network(batch["inputs"], documents=batch["documents"]), 1.0)
+
+    optimizer = RMSPropMomentum(parameter_groups(model, 32), 0.01)
+    devices = Devices(model, loss, optimizer, Hardware(), Parallelism(context=2))
+    part = devices.share({"inputs": tokens, "documents": tokens // 40})
+    with torch.no_grad():
+        logits = devices.evaluate(part).loss
+    torch.save(logits, folder / f"logits-{rank}.pt")
+
+
+def test_every_position_sees_what_it_saw(tmp_path):
+    """Context parallelism with two documents a row: logits by position are those of one process."""
+    tokens = torch.arange(64).view(2, 32)
+    model = initialise(Transformer(CONFIG), 0)
+    with torch.no_grad():
+        whole = model(tokens, documents=tokens // 40)
+    processes(2, by_position, tmp_path, tokens)
+    for rank in range(2):
+        logits = torch.load(tmp_path / f"logits-{rank}.pt")
+        torch.testing.assert_close(logits, whole[:, positions(32, 2, rank)], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "processes_", "message"),
+    [
+        ({"shard": 2}, 1, r"is for 2 processes, and there is one \(torchrun starts more\)"),
+        ({"shard": 3, "tensor": 2}, 4, r"is for 6 processes, and torchrun started 4: .*parallelism.shard=0"),
+    ],
+)
+def test_processes_that_do_not_match(parallelism, processes_, message):
+    with pytest.raises(ValueError, match=message):
+        sizes(Parallelism(**parallelism), processes_)
+
+
+def test_batches_that_context_parallelism_cannot_cut():
+    class Two:
+        def size(self):
+            return 2
+
+    with pytest.raises(ValueError, match=r"means over tokens.*advantages.*context: 1"):
+        part_of({"inputs": torch.zeros(2, 8), "advantages": torch.zeros(2)}, Two())
+    with pytest.raises(ValueError, match="sequence_length 6 is no multiple of 4"):
+        part_of({"inputs": torch.zeros(2, 6)}, Two())

@@ -34,6 +34,8 @@ class FinetuneConfig(OptimizerConfig):
     """Length of the rows into which examples are packed; longer examples are left out and counted."""
     dropout: float = 0.1
     """Dropout on both residual branches."""
+    separate: bool = False
+    """Whether examples packed into one row are hidden from each other."""
 
 
 class SftConfig(FinetuneConfig):
@@ -58,7 +60,7 @@ class ArmsConfig(FinetuneConfig):
 
 def token_loss(model: Transformer, batch: Batch) -> LossOutput:
     """Next-token loss on the answers."""
-    return next_token(model(batch["inputs"]), batch["targets"])
+    return next_token(model(batch["inputs"], documents=batch.get("documents")), batch["targets"])
 
 
 def finetune(
@@ -81,6 +83,7 @@ def finetune(
         tokens=config.tokens,
         seed=context.seed,
         pad_id=policy.tokenizer.pad_id,
+        separate=config.separate,
     )
     marks = sorted({len(batches) * (i + 1) // snapshots for i in range(snapshots)} - {0})
     optimizer = config.optimizer(policy.model)

@@ -93,6 +93,8 @@ def pretrain(
     """
     if teacher_tokens is not None and teacher is not None:
         raise ValueError("a pretraining step distils from `teacher_tokens` or from a `teacher`, not from both")
+    if teacher is not None and context.parallelism.context > 1:
+        raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
     transformer = _start(config, context, tokenizer, model)
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
     batches = tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config)
@@ -100,7 +102,8 @@ def pretrain(
     reader = open_teacher(teacher, transformer, context.hardware) if teacher else None
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
-        hidden, output = network.hidden(batch["inputs"]), network.model.embed_tokens.weight
+        hidden = network.hidden(batch["inputs"], documents=batch.get("documents"))
+        output = network.model.embed_tokens.weight
         wanted = teacher_tokens_of(reader, batch["inputs"]) if reader else batch.get("teacher_tokens")
         if wanted is None:
             return chunked_next_token(hidden, output, batch["targets"], config.z_loss)

@@ -131,7 +131,8 @@ class ExampleBatches:
 
     `examples` are pairs of prompt and answer token ids (the answer ends with its stop token). Each epoch shuffles them
     anew and fills row after row in that order; an example longer than a row raises ValueError (filter those out and
-    count them). Attention is causal over the whole row, so an example sees those packed before it.
+    count them). Attention is causal over the whole row, so an example sees those packed before it, unless `separate`:
+    then `documents` numbers the examples of a row (its padding too), and the model looks at one alone.
     """
 
     def __init__(
@@ -143,11 +144,13 @@ class ExampleBatches:
         tokens: int,
         seed: int,
         pad_id: int,
+        separate: bool = False,
     ):
         longest = max((len(prompt) + len(answer) for prompt, answer in examples), default=0)
         if not examples or longest > sequence_length + 1:
             raise ValueError(f"need examples of at most {sequence_length + 1} tokens; the longest has {longest}")
         self.examples, self.length, self.pad_id, self.seed = examples, sequence_length, pad_id, seed
+        self.separate = separate
         self.rows = max(1, batch_tokens // sequence_length)
         self.steps = max(1, tokens // (self.rows * sequence_length))
         self.packed: list[list[int]] = []
@@ -175,6 +178,7 @@ class ExampleBatches:
     def __getitem__(self, step: int) -> Batch:
         inputs = torch.full((self.rows, self.length + 1), self.pad_id)
         targets = torch.full((self.rows, self.length + 1), IGNORED)
+        documents = torch.zeros((self.rows, self.length), dtype=torch.int64)
         for r, row in enumerate(self.packed[step * self.rows : (step + 1) * self.rows]):
             at = 0
             for number in row:
@@ -182,8 +186,10 @@ class ExampleBatches:
                 end = at + len(prompt) + len(answer)
                 inputs[r, at:end] = torch.tensor(prompt + answer)
                 targets[r, at + len(prompt) : end] = torch.tensor(answer)
+                documents[r, end:] += 1
                 at = end
-        return {"inputs": inputs[:, :-1].contiguous(), "targets": targets[:, 1:].contiguous()}
+        batch = {"inputs": inputs[:, :-1].contiguous(), "targets": targets[:, 1:].contiguous()}
+        return batch | {"documents": documents} if self.separate else batch
 
 
 def tokenize_examples(

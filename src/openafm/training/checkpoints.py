@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from openafm.training.optimizers import ClippedOptimizer
 from openafm.training.parallel import rank, waiting_group
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is no mistake
@@ -46,7 +47,7 @@ class Position:
 class Checkpoints:
     """Those of one call of the training loop, in `folder`, which all processes reach."""
 
-    def __init__(self, folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(self, folder: Path, network: nn.Module, optimizer: ClippedOptimizer):
         self.folder, self.network, self.optimizer = folder, network, optimizer
         self.blocked = 0.0
         """Seconds that the last save kept training waiting."""
@@ -93,14 +94,16 @@ class Checkpoints:
         chosen: list[Any] = [_newest(self.folder, warn) if rank() == 0 else None]
         if distributed.is_initialized():
             distributed.broadcast_object_list(chosen, group=waiting_group())
-        if chosen[0] is None:
-            return Position()
+        if chosen[0] is None:  # the optimizer may have been used before
+            return Position(updates=self.optimizer.updates, skipped=self.optimizer.skipped)
         name, mark = chosen[0]
         for key, parameter in self._trained().items():
             if f"v.{key}" in mark["tensors"]:
                 self.optimizer.state[parameter] = {moment: torch.zeros_like(parameter) for moment in ("v", "m")}
         _read(self.folder / name, self._tensors())
-        return Position(**json.loads(mark["position"]))
+        at = Position(**json.loads(mark["position"]))
+        self.optimizer.updates, self.optimizer.skipped = at.updates, at.skipped
+        return at
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}

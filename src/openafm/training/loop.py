@@ -69,7 +69,6 @@ def train(
     devices = Devices(model, loss, optimizer, context.hardware, context.parallelism)
     checkpoints = Checkpoints((context.shared or context.scratch) / label, devices.network, optimizer)
     at = checkpoints.load(context.warn)
-    optimizer.updates, optimizer.skipped = at.updates, at.skipped
     watch = Watch(at.alarms, context.warn, label)
     started = saved = time.monotonic()
     resumed = at.tokens

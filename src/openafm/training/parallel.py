@@ -222,6 +222,7 @@ def _parallelise_tensors(network: nn.Module, mesh: Mesh) -> None:
         return
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
+        ParallelStyle,
         RowwiseParallel,
         SequenceParallel,
         parallelize_module,
@@ -238,7 +239,7 @@ def _parallelise_tensors(network: nn.Module, mesh: Mesh) -> None:
         )
     for block in network.blocks:
         heads = {name: SequenceParallel(sequence_dim=1, use_local_output=True) for name in ("q_norm", "k_norm")}
-        plan = {f"self_attn.{name}": style for name, style in heads.items() if config.qk_norm}
+        plan: dict[str, ParallelStyle] = {f"self_attn.{name}": style for name, style in heads.items() if config.qk_norm}
         plan |= {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {
             "self_attn.o_proj": RowwiseParallel()
         }
@@ -277,7 +278,7 @@ def move_optimizer(optimizer: torch.optim.Optimizer, source: nn.Module, target: 
     """Let the optimizer update `target`'s parameters in place of `source`'s, of the same names; its state follows."""
     names = {id(parameter): name for name, parameter in source.named_parameters()}
     new = dict(target.named_parameters())
-    state = {new[names[id(parameter)]]: value for parameter, value in optimizer.state.items()}
+    state: dict[Tensor, Any] = {new[names[id(parameter)]]: value for parameter, value in optimizer.state.items()}
     for group in optimizer.param_groups:
         group["params"] = [new[names[id(parameter)]] for parameter in group["params"]]
     optimizer.state = defaultdict(dict, state)
