@@ -31,7 +31,7 @@ from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise, parameter_groups
 from openafm.model.presets import SIZES
 from openafm.stage import Hardware
-from openafm.training.hardware import autocast, compile_blocks
+from openafm.training.hardware import autocast
 from openafm.training.losses import chunked_next_token
 from openafm.training.optimizers import RMSPropMomentum
 
@@ -92,7 +92,8 @@ def ours(config: ModelConfig, o: argparse.Namespace, compiled: bool = False) -> 
     optimizer = RMSPropMomentum(parameter_groups(model, 128), 0.01, 3e-4)
     hardware, tokens = Hardware(precision=o.precision), batch_of(config, o)
     if compiled:
-        compile_blocks(model)
+        for block in model.blocks:
+            block.compile(dynamic=False)
 
     def step() -> None:
         with autocast(hardware):
