@@ -32,6 +32,8 @@ class Hardware:
     precision: Literal["float32", "bfloat16"] = "float32"
     micro_batch_tokens: int = 8192
     """Largest number of tokens in one forward and backward pass; larger batches accumulate gradients."""
+    compile: bool = False
+    """Whether long training steps compile their blocks (openafm.training.hardware.compile_blocks)."""
 
 
 class Parallelism(Config):

@@ -1,7 +1,11 @@
 """The probe: its choice follows from its measurements, and leaves the process as it was."""
 
+from dataclasses import replace
+
 import torch
 
+from openafm.model import Transformer
+from openafm.stage import Hardware
 from openafm.training import hardware
 
 
@@ -26,3 +30,18 @@ def test_a_container_quota_limits_the_threads(tmp_path):
         assert hardware._quota(limits) == cpus
     assert hardware._quota(tmp_path / "absent") == 1e6
     assert 1 <= hardware.physical_cores() <= 4096
+
+
+def test_only_long_steps_of_plain_decoders_compile(tiny_config, monkeypatch):
+    """Nothing is compiled here: a block compiles at its first call, and none is called."""
+    long, able = 10**10, Hardware(compile=True)
+    model = Transformer(tiny_config)
+    assert hardware.compile_blocks(model, 1000, able) == []
+    assert hardware.compile_blocks(model, long, replace(able, compile=False)) == []
+    assert hardware.compile_blocks(torch.nn.ModuleList([model]), long, able) == []
+    blocks = hardware.compile_blocks(model, long, able)
+    assert blocks == model.blocks and all(block._compiled_call_impl is not None for block in blocks)
+    hardware.plain_blocks(blocks)
+    assert all(block._compiled_call_impl is None for block in model.blocks)
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    assert not hardware.can_compile("cpu") and hardware.can_compile("cuda")

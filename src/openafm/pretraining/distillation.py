@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
@@ -42,9 +43,10 @@ def cache_teacher(config: CoreData, context: Context, *, model: Path, shards: Pa
         together = max(1, context.hardware.micro_batch_tokens // (batches.rows * config.sequence_length))
         for start in range(done, len(batches), together):
             steps = range(start, min(start + together, len(batches)))
-            inputs = torch.cat([batches[step]["inputs"] for step in steps]).to(context.hardware.device)
+            made = [batches[step] for step in steps]
+            read = {name: torch.cat([batch[name] for batch in made]).to(context.hardware.device) for name in made[0]}
             with autocast(context.hardware):  # the precision that the teacher was trained in
-                tokens = teacher_tokens_of(teacher, inputs)
+                tokens = teacher_tokens_of(teacher, read["inputs"], read.get("documents"))
             file.write(tokens.cpu().numpy().astype(dtype).tobytes())
             context.report("teacher tokens", steps.stop, len(batches))
     path.rename(context.out / "top1.bin")
@@ -68,9 +70,9 @@ def open_teacher(folder: Path, student: Transformer, hardware: Hardware) -> Tran
 
 
 @torch.no_grad()
-def teacher_tokens_of(teacher: Transformer, inputs: torch.Tensor) -> torch.Tensor:
+def teacher_tokens_of(teacher: Transformer, inputs: Tensor, documents: Tensor | None = None) -> Tensor:
     """The teacher's likeliest next token after each of `inputs` `(batch, sequence)`."""
-    return top1(teacher.hidden(inputs), teacher.model.embed_tokens.weight)
+    return top1(teacher.hidden(inputs, documents=documents), teacher.model.embed_tokens.weight)
 
 
 def _agreement(batches: TokenBatches, path: Path, dtype: np.dtype) -> float:

@@ -49,6 +49,8 @@ class Data(Config):
     max_epochs: float | dict[str, float] | None = None
     """How often a source may be read at most, one number or by source; then the others share its weight, and where
     none is left to read, that is an error. None: no cap."""
+    separate: bool = False
+    """Whether the documents of a window are hidden from each other."""
     size: str | None = None
     """The one dial, a name of `openafm.model.presets.SIZES`: it gives what is left out of tokens, batch_tokens and, of
     a new model, the shape. The learning rate stays (muParam)."""
@@ -83,6 +85,7 @@ class Data(Config):
             tokens=self.tokens,
             seed=seed + self.draw,
             max_epochs=self.max_epochs,
+            documents=self.separate,
         )
 
 

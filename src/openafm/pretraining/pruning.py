@@ -77,11 +77,11 @@ class MaskedTransformer(nn.Module):
         hard = torch.stack([hard_top_k(row, self.keep) for row in soft.detach()])
         return soft * hard
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """Last hidden states `(batch, sequence, d_model)` of the masked model."""
         for layer, mask in zip(self.transformer.blocks, self.masks(), strict=True):
             layer.mlp.mask = mask
-        return self.transformer.hidden(tokens)
+        return self.transformer.hidden(tokens, documents=documents)
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def learn_masks(config: MasksConfig, context: Context, *, model: Path, shards: P
 
     def loss(network: MaskedTransformer, batch: Batch) -> LossOutput:
         output = network.transformer.model.embed_tokens.weight
-        return chunked_next_token(network.hidden(batch["inputs"]), output, batch["targets"])
+        return chunked_next_token(network.hidden(batch["inputs"], batch.get("documents")), output, batch["targets"])
 
     schedule = cosine(total, round(0.1 * total), config.floor)
     curve = train(masked, batches, loss, optimizer, schedule, context, label="masks", before_step=set_eps)

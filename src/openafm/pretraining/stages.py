@@ -112,9 +112,9 @@ def pretrain(
     reader = open_teacher(teacher, transformer, context.hardware) if teacher else None
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
-        hidden = network.hidden(batch["inputs"], documents=batch.get("documents"))
-        output = network.model.embed_tokens.weight
-        wanted = teacher_tokens_of(reader, batch["inputs"]) if reader else batch.get("teacher_tokens")
+        documents, output = batch.get("documents"), network.model.embed_tokens.weight
+        hidden = network.hidden(batch["inputs"], documents=documents)
+        wanted = teacher_tokens_of(reader, batch["inputs"], documents) if reader else batch.get("teacher_tokens")
         if wanted is None:
             return chunked_next_token(hidden, output, batch["targets"], config.z_loss)
         return chunked_distillation(hidden, output, batch["targets"], wanted, config.z_loss)

@@ -5,6 +5,7 @@ order and give other bytes.
 """
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,16 @@ import psutil
 import torch
 from torch import nn
 
+from openafm.model import Transformer
+from openafm.model.transformer import Block
 from openafm.stage import Hardware
 
 MARGIN = 1.2
 """bfloat16 must be so much faster than float32 to be chosen: it costs precision, and timings are noisy."""
 SHAPE = (512, 256, 1024)
 """Tokens, width and FFN width of the block that is timed."""
+COMPILE_FROM = 1e14
+"""Least FLOPs of a step that compiles: about eight minutes on two cores, against half a minute of compiling."""
 SMALL_MEMORY = 3 * 2**30
 """Below this much free memory micro-batches are a quarter."""
 
@@ -40,12 +45,39 @@ def probe() -> tuple[Hardware, dict[str, Any]]:
         "bfloat16_tokens_per_second": round(half),
         "free_memory_mb": round(free / 2**20),
     }
-    return Hardware(device, threads, precision, micro_batch), measured
+    return Hardware(device, threads, precision, micro_batch, can_compile(device)), measured
 
 
 def autocast(hardware: Hardware) -> torch.autocast:
     """The precision of a run's forward passes, as a context."""
     return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bfloat16")
+
+
+def compile_blocks(model: nn.Module, tokens: int, hardware: Hardware) -> list[Block]:
+    """Compile the blocks of a plain decoder that is to train on so many tokens, where that pays; the compiled ones.
+
+    All share one kernel, kept in torch's cache on disk. `plain_blocks` takes it back.
+    """
+    if not hardware.compile or not isinstance(model, Transformer):
+        return []
+    work = 6 * sum(p.numel() for p in model.parameters()) * tokens
+    plain = all(type(linear) is nn.Linear for linear in model.linears().values())
+    if work < COMPILE_FROM or not plain:
+        return []
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    return model.blocks
+
+
+def plain_blocks(blocks: list[Block]) -> None:
+    """Let compiled blocks run as written again: generation has another shape at every token."""
+    for block in blocks:
+        block._compiled_call_impl = None
+
+
+def can_compile(device: str) -> bool:
+    """Whether torch.compile finds what it needs: a C++ compiler for a CPU; a GPU's comes with torch."""
+    return device == "cuda" or (device == "cpu" and any(map(shutil.which, ("g++", "clang++"))))
 
 
 def best_device() -> str:

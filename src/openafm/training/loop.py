@@ -21,7 +21,7 @@ from torch import nn
 from openafm.stage import Context, Hardware
 from openafm.training.batches import Batch, Batches
 from openafm.training.checkpoints import Checkpoints, Position
-from openafm.training.hardware import autocast
+from openafm.training.hardware import autocast, compile_blocks, plain_blocks
 from openafm.training.losses import LossOutput
 from openafm.training.optimizers import ClippedOptimizer
 from openafm.training.parallel import Devices, rank
@@ -70,6 +70,8 @@ def train(
     checkpoints = Checkpoints((context.shared or context.scratch) / label, devices.network, optimizer)
     at = checkpoints.load(context.warn)
     watch = Watch(at.alarms, context.warn, label)
+    alone = devices.network is model
+    blocks = compile_blocks(model, len(batches) * _tokens(batches[0]), context.hardware) if alone else []
     started = saved = time.monotonic()
     resumed = at.tokens
     try:
@@ -101,6 +103,7 @@ def train(
         checkpoints.wait()
     finally:
         checkpoints.close()
+        plain_blocks(blocks)
     if not at.records:
         raise ValueError(f"no step of {label} had a finite loss: lower the learning rate (lr) of this step")
     devices.end()
