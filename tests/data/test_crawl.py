@@ -222,8 +222,8 @@ def _archive_is_whole(out: Path, site, rows) -> None:
     assert not ingest.allowed(f"{site.url}/private/x", known, "openafm")
 
 
-def test_what_an_answer_to_robots_txt_means(serve, tmp_path):
-    """One crawl of many sites, each with another robots.txt."""
+def test_what_an_answer_to_robots_txt_means_and_limits_of_a_host(serve, tmp_path):
+    """One crawl of many sites, each with another robots.txt; one of them has more pages than the limit."""
     rules, to_first = b"user-agent: *\ndisallow: /\n", (302, {"Location": "/r/1"}, b"")
     hops = {f"/r/{n}": (302, {"Location": f"/r/{n + 1}"}, b"") for n in range(1, 9)}
     long = b"user-agent: *\ndisallow: /early\n" + b"# filler\n" * 600_000 + b"disallow: /\n"
@@ -237,11 +237,13 @@ def test_what_an_answer_to_robots_txt_means(serve, tmp_path):
         "long": ({"/robots.txt": (200, {}, long), "/": (200, {}, page("/early"))}, ""),
         "slow down": ({"/robots.txt": (200, {}, b"user-agent: *\ncrawl-delay: 0.4\n"), "/": (200, {}, page("/b"))}, ""),
     }
+    answers["many pages"] = ({"/robots.txt": (404, {}, b""), "/": (200, {}, page(*(f"/{n}x" for n in range(9))))}, "")
     sites = {name: serve({"*": (200, {}, page())} | paths) for name, (paths, _) in answers.items()}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    _, rows = run(tmp_path / "crawl", nobody, *(site.url + "/" for site in sites.values()))
+    seeds = [nobody, *(site.url + "/" for site in sites.values())]
+    counts, rows = run(tmp_path / "crawl", *seeds, pages_per_host=4, links_per_page=7)
     assert {name: rows[site.url + "/"]["reason"] for name, site in sites.items()} == {
         name: reason for name, (_, reason) in answers.items()
     }
@@ -249,6 +251,7 @@ def test_what_an_answer_to_robots_txt_means(serve, tmp_path):
     assert rows[sites["long"].url + "/early"]["reason"] == "robots", "what stands before the limit counts"
     times = [at for _, _, at in sites["slow down"].asked]
     assert len(times) == 4 and min(b - a for a, b in pairwise(times)) >= 0.39, "the delay that was asked for"
+    assert counts["pages-per-host"] == 4 and rows[sites["many pages"].url + "/"]["links_left"] == 2
     files = list(own.files(tmp_path / "crawl"))
     known = ingest.read_robots(files)
     assert not ingest.allowed(sites["moved"].url + "/x", known, "openafm"), "rules stand where extract looks for them"
@@ -298,14 +301,6 @@ def test_the_time_is_limited_and_what_waits_is_told(serve, tmp_path):
     )
     counts, _ = run(tmp_path / "crawl", site.url + "/", delay_seconds=0.3, seconds=2)
     assert counts["waiting"] > 0
-
-
-def test_pages_per_host_and_links_per_page(serve, tmp_path):
-    site = serve(
-        {"/robots.txt": (404, {}, b""), "/": (200, {}, page(*(f"/{n}x" for n in range(9)))), "*": (200, {}, page())}
-    )
-    counts, rows = run(tmp_path / "crawl", site.url + "/", pages_per_host=4, links_per_page=7)
-    assert counts == {"taken": 4, "pages-per-host": 4} and rows[site.url + "/"]["links_left"] == 2
 
 
 def test_addresses_by_their_form():
