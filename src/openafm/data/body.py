@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 
 from openafm.data.blocks import Block, Boxes
@@ -19,6 +20,8 @@ MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
 NAMED_SHARE = 0.4
 """A box that is named as the body is believed when it holds this share of the page's paragraph score."""
+ONLY_SHARE = 0.2
+"""The same for the only such box of a page."""
 MIN_OUTSIDE_COMMENTS = 300
 """Characters of text outside of the readers' comments above which the comments are no part of the body."""
 LONG = 15
@@ -34,42 +37,62 @@ def _phrases(name: str) -> re.Pattern[str]:
 _FURNITURE = _phrases("furniture")
 _BYLINE = _phrases("bylines")
 
+
+@lru_cache(maxsize=65_536)
+def _phrase(text: str) -> str:
+    """Tell whether a short text, or a line of it, is "a common phrase" or "a byline"; else ""."""
+    lines = text.split("\n")
+    if any(_FURNITURE.fullmatch(line) for line in lines):
+        return "a common phrase"
+    return "a byline" if any(_BYLINE.fullmatch(line) for line in lines) else ""
+
+
+_COMMENTS_HEADING = re.compile(
+    r"\W*(?:\d+\W+)?(?:(?:reader|user|visitor)s?'? )?(?:comments?|comentarios|kommentare?|commentaires?|commenti|reactions?"
+    r"|réactions?|responses?|discussion|leave a (?:reply|comment)|post a comment|schreibe? einen kommentar)\b(?!,)",
+    re.I,
+)
+
 WEIGHTS = {
-    "15 words": -0.57,
-    "3 words": 0.23,
-    "40 words": -0.72,
-    "8 words": -0.54,
-    "a byline": -0.17,
-    "a common phrase": -1.02,
-    "a sentence's end": 1.5,
-    "after a long one": 0.85,
-    "after links": -0.97,
-    "after the text": -0.83,
-    "before a long one": 0.79,
-    "before links": -0.83,
-    "before the text": -0.73,
-    "below the text": -0.78,
-    "beside the text": 1.03,
-    "bias": -1.07,
-    "body by name": -0.02,
-    "cell": -1.13,
-    "dd": 1.9,
-    "div": -2.39,
-    "doubtful by name": -0.73,
-    "furniture by name": -0.55,
-    "in the main box": 3.45,
-    "in the named body": 4.33,
-    "li": -0.71,
-    "many links": -1.5,
-    "many words": 0.54,
-    "nearly all links": -0.34,
-    "p": -0.17,
-    "pre": 1.38,
-    "repeated": 1.72,
-    "some links": 0.02,
-    "surely furniture by name": -1.83,
-    "table": 0.05,
-    "under a common phrase": -0.37,
+    "15 words": -0.4,
+    "3 words": -0.03,
+    "40 words": -0.78,
+    "8 words": -0.45,
+    "a byline": 0.02,
+    "a common phrase": -0.32,
+    "a long cell": -2.71,
+    "a long div": 0.04,
+    "a long li": 0.36,
+    "a sentence's end": 1.0,
+    "after a long one": 0.83,
+    "after links": -0.76,
+    "after the heading of comments": -1.06,
+    "after the text": -0.78,
+    "before a long one": 0.39,
+    "before links": -0.53,
+    "before the text": -0.53,
+    "below the text": -1.39,
+    "beside the text": 1.19,
+    "bias": -1.71,
+    "body by name": 0.33,
+    "cell": -1.55,
+    "dd": 0.81,
+    "div": -1.96,
+    "doubtful by name": -0.3,
+    "furniture by name": -0.79,
+    "in the main box": 3.49,
+    "in the named body": 3.82,
+    "li": -0.56,
+    "many links": -0.37,
+    "many words": -0.05,
+    "nearly all links": -0.47,
+    "p": 0.54,
+    "pre": 2.46,
+    "repeated": 1.3,
+    "some links": 0.51,
+    "surely furniture by name": -1.07,
+    "table": 0.85,
+    "under a common phrase": 0.13,
 }
 """What each signal adds to a block's log-odds of being body text."""
 
@@ -165,7 +188,10 @@ def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int
         score[parent[index]] += score[index]
     needed = MAIN_SHARE * score[0]
     main = max((index for index in range(size) if score[index] >= needed), default=0)
-    named = max((i for i in range(size) if boxes.weight[i] == BODY and score[i] >= NAMED_SHARE * score[0]), default=0)
+    bodies = [i for i in range(size) if boxes.weight[i] == BODY or boxes.tag[i] == "article"]
+    outer = [i for i in bodies if parent[i] not in bodies]
+    share = ONLY_SHARE if len(outer) == 1 else NAMED_SHARE
+    named = max((i for i in bodies if boxes.weight[i] > 0 and score[i] >= share * score[0]), default=0)
     main = max(main, named)
     if boxes.tag[main] in ("p", "pre", "li", "td", "dd", "blockquote"):
         main = max(0, parent[main])
@@ -175,7 +201,7 @@ def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int
         inside[index] = inside[index] or inside[parent[index]]
     at, is_named = main, False
     while at > 0 and not is_named:
-        is_named, at = boxes.weight[at] == BODY, parent[at]
+        is_named, at = boxes.weight[at] == BODY or boxes.tag[at] == "article", parent[at]
     return main, inside, is_named
 
 
@@ -196,7 +222,7 @@ class View:
     last: int
     hold: int
     below: list[bool]
-    under: list[bool]
+    under: list[str]
 
 
 def signals(view: View, at: int) -> Iterator[str]:
@@ -208,7 +234,8 @@ def signals(view: View, at: int) -> Iterator[str]:
         "40 words" if words <= 40 else "many words"
     )  # fmt: skip
     kind = block.kind
-    yield kind if kind != "p" else _TEXT_TAGS.get(view.boxes.tag[unit.box], "div")
+    place = kind if kind != "p" else _TEXT_TAGS.get(view.boxes.tag[unit.box], "div")
+    yield f"a long {place}" if words > LONG and place in ("div", "li", "cell") else place
     if density > 0.6:
         yield "nearly all links"
     elif density > 0.3:
@@ -230,14 +257,12 @@ def signals(view: View, at: int) -> Iterator[str]:
     if text[-1:] in '.!?:;…。！？»”"':
         yield "a sentence's end"
     if words <= 12 and kind == "p":
-        if any(_FURNITURE.fullmatch(line) for line in block.text.split("\n")):
-            yield "a common phrase"
-        elif any(_BYLINE.fullmatch(line) for line in block.text.split("\n")):
-            yield "a byline"
+        if phrase := _phrase(block.text):
+            yield phrase
         elif view.repeats[block.text] >= 3:
             yield "repeated"
     if view.under[at]:
-        yield "under a common phrase"
+        yield view.under[at]
     parent = view.boxes.parent[unit.box]
     if view.hold in (unit.box, parent):
         yield "beside the text"
@@ -259,6 +284,12 @@ def signals(view: View, at: int) -> Iterator[str]:
             yield "before a long one"
 
 
+def _with_neighbours(scores: list[float]) -> list[bool]:
+    """Tell which units are kept: text stands together, so half of each neighbour's score, at most 3, counts too."""
+    clipped = [0.0, *(max(-3.0, min(3.0, score)) for score in scores), 0.0]
+    return [score + 0.5 * (clipped[at] + clipped[at + 2]) > 0 for at, score in enumerate(scores)]
+
+
 def _with_headings(found: list[Unit], keep: list[bool], allowed: list[bool], boxes: Boxes) -> None:
     """Keep a heading when something below it, before the next heading of its level or above, is kept.
 
@@ -269,7 +300,7 @@ def _with_headings(found: list[Unit], keep: list[bool], allowed: list[bool], box
         block = found[at].blocks[0]
         if block.kind[0] == "h":
             level = int(block.kind[1])
-            keep[at] = allowed[at] and reach > level and not _FURNITURE.fullmatch(block.text)
+            keep[at] = allowed[at] and reach > level and _phrase(block.text) != "a common phrase"
             reach = min(reach, level) if reach > level else reach
         else:
             term = boxes.tag[found[at].box] == "dt" and allowed[at] and at + 1 < len(found) and keep[at + 1]
@@ -294,12 +325,20 @@ def look(blocks: list[Block], boxes: Boxes, thread: bool) -> View:
     below[hold] = True
     for index in range(1, len(boxes)):
         below[index] = below[index] or below[boxes.parent[index]]
-    under, phrase = [False] * len(found), False
+    return View(found, boxes, weights, inside, named, repeats, first, last, hold, below, sections(found, first))
+
+
+def sections(found: list[Unit], first: int) -> list[str]:
+    """Tell for each unit whether it stands under a heading of furniture, or anywhere after one of readers' comments."""
+    under, phrase = [""] * len(found), ""
     for at, unit in enumerate(found):
-        if unit.blocks[0].kind[0] == "h":
-            phrase = bool(_FURNITURE.fullmatch(unit.blocks[0].text))
+        block = unit.blocks[0]
+        if at > first and unit.words <= 8 and _COMMENTS_HEADING.match(block.text):
+            phrase = "after the heading of comments"
+        elif block.kind[0] == "h" and phrase != "after the heading of comments":
+            phrase = "under a common phrase" if _phrase(block.text) == "a common phrase" else ""
         under[at] = phrase
-    return View(found, boxes, weights, inside, named, repeats, first, last, hold, below, under)
+    return under
 
 
 def text_holder(found: list[Unit], boxes: Boxes, long: list[int]) -> int:
@@ -318,7 +357,7 @@ def select_body(blocks: list[Block], boxes: Boxes, thread: bool = False) -> list
     """
     view = look(blocks, boxes, thread)
     found, weights, inside = view.found, view.weights, view.inside
-    keep = [sum(WEIGHTS.get(signal, 0.0) for signal in signals(view, at)) > 0 for at in range(len(found))]
+    keep = _with_neighbours([sum(WEIGHTS.get(signal, 0.0) for signal in signals(view, at)) for at in range(len(found))])
     plain = [weights[unit.box] > -2 and unit.link_density < 0.5 for unit in found]
     size = sum(unit.characters for unit, kept in zip(found, keep, strict=True) if kept)
     if size < 0.15 * sum(unit.characters for unit, kept in zip(found, plain, strict=True) if kept):
