@@ -15,6 +15,7 @@ from openafm.data.signed import Signed
 
 RANGE_BYTES = 64_000_000
 _ENTRY_BYTES = 16
+_MOST_RANGES = 256
 _AT_ONCE = 512  # pairs verified together
 
 Sets = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -22,9 +23,12 @@ Sets = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def ranges(entries: int) -> list[tuple[int, int]]:
-    """Cut the 64-bit numbers into ranges that hold RANGE_BYTES of so many entries each: (from, to below)."""
+    """Cut the 64-bit numbers into ranges that hold RANGE_BYTES of so many entries each: (from, to below).
+
+    There are at most 256, since every range is a slice of every part: a billion documents have ranges of more bytes.
+    """
     count = 1
-    while entries * _ENTRY_BYTES > RANGE_BYTES * count:
+    while entries * _ENTRY_BYTES > RANGE_BYTES * count and count < _MOST_RANGES:
         count *= 2
     step = 2**64 // count
     return [(at * step, (at + 1) * step) for at in range(count)]
