@@ -72,6 +72,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         block, room = Block(), BLOCK[parameters[0].device.type]
         limit = room
         for number, p in enumerate(parameters):
+            assert p.grad is not None
             pieces = [_flat(tensor) for tensor in (p, p.grad, self.state[p]["v"], self.state[p]["m"])]
             start, size = 0, pieces[0].numel()
             while start < size:
@@ -164,7 +165,7 @@ def square_sums(tensors: Sequence[Tensor]) -> list[float]:
     layouts: dict[Any, list[int]] = {}
     for number, tensor in enumerate(tensors):
         if hasattr(tensor, "placements"):
-            layouts.setdefault((tensor.device_mesh, tensor.placements), []).append(number)
+            layouts.setdefault((getattr(tensor, "device_mesh", None), tensor.placements), []).append(number)
     for (mesh, placements), rows in layouts.items():
         shared = sums[rows]
         for dim, placement in enumerate(placements):
