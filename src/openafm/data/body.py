@@ -48,8 +48,8 @@ def _phrase(text: str) -> str:
 
 
 _COMMENTS_HEADING = re.compile(
-    r"\W*(?:\d+\W+)?(?:(?:reader|user|visitor)s?'? )?(?:comments?|comentarios|kommentare?|commentaires?|commenti|reactions?"
-    r"|réactions?|responses?|discussion|leave a (?:reply|comment)|post a comment|schreibe? einen kommentar)\b(?!,)",
+    r"\W*(?:\d+\W+)?(?:(?:reader|user|visitor)s?'? )?(?:comments?|comentarios|kommentare?|commentaires?|commenti"
+    r"|reactions?|réactions?|responses?|discussion|leave a (?:reply|comment)|post a comment|schreibe? einen kommentar)\b(?!,)",
     re.I,
 )
 
