@@ -330,7 +330,7 @@ def bench(
     """
     with _plain_errors():
         folder = Path("benchmarks")
-        script = folder / f"{name}.py"
+        script = folder / (name.replace("-", "_") + ".py")
         if not script.is_file():
             known = (
                 ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none; go to a checkout of the project"
