@@ -49,7 +49,8 @@ def _phrase(text: str) -> str:
 
 _COMMENTS_HEADING = re.compile(
     r"\W*(?:\d+\W+)?(?:(?:reader|user|visitor)s?'? )?(?:comments?|comentarios|kommentare?|commentaires?|commenti"
-    r"|reactions?|réactions?|responses?|discussion|leave a (?:reply|comment)|post a comment|schreibe? einen kommentar)\b(?!,)",
+    r"|reactions?|réactions?|responses?|discussion|leave a (?:reply|comment)|post a comment"
+    r"|schreibe? einen kommentar)\b(?!,)",
     re.I,
 )
 
