@@ -52,6 +52,7 @@ STAGES: Stages = {
     "sft": ("openafm.posttraining.sft:sft", "supervised fine-tuning, with checkpoints on the way"),
     "preferences": ("openafm.posttraining.preferences:preferences", "pairs at four strengths, graded in four ways"),
     "reward": ("openafm.posttraining.reward:reward", "the reward model: linear reward and four grading heads"),
+    "reward_filter": ("openafm.posttraining.reward_filter:reward_filter", "synthetic examples of low reward dropped"),
     "sft_best": ("openafm.posttraining.sft:sft_best", "the checkpoint with the best best-of-N reward"),
     "rollouts": ("openafm.posttraining.committee:rollouts", "the committee's answers, rewarded"),
     "rejection": ("openafm.posttraining.rejection:rejection", "rejection sampling: fine-tuning on the best answers"),
