@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-compiler=${CXX:-g++} run=() common=(-std=c++20 -O1 -g -pthread -Wno-maybe-uninitialized)
+compiling=() compiler=${CXX:-g++} run=() common=(-std=c++20 -O1 -g -pthread -Wno-maybe-uninitialized)
 case ${1:-} in
   asan) common+=(-fsanitize=address,undefined -fno-sanitize-recover=all) ;;
   # what a late thread reads may change meanwhile, by design, and is thrown away: no repeats under ThreadSanitizer
@@ -28,7 +28,9 @@ for source in *.cpp; do
   name=${source%.cpp}
   [ "$name" = module ] && continue
   # shellcheck disable=SC2046  # several words
-  "$compiler" "${common[@]}" $(flags_of "$name") -c "$source" -o "$out/$name.o"
+  "$compiler" "${common[@]}" $(flags_of "$name") -c "$source" -o "$out/$name.o" &
+  compiling+=($!)
 done
+for process in "${compiling[@]}"; do wait "$process"; done
 "$compiler" "${common[@]}" "$out"/*.o -o "$out/selftest"
 "${run[@]}" "$out/selftest"
