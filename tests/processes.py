@@ -21,7 +21,7 @@ def processes(count: int, work, *arguments) -> None:
     for process in all_of_them:
         process.start()
     for process in all_of_them:
-        process.join(120)
+        process.join(400)
     assert [process.exitcode for process in all_of_them] == [0] * count
 
 
@@ -29,7 +29,7 @@ def forked(work, *arguments) -> None:
     """Run `work` in a process of its own: it leaves no process group behind."""
     process = multiprocessing.get_context("fork").Process(target=_one, args=(0, 1, 0, work, arguments, False))
     process.start()
-    process.join(120)
+    process.join(400)
     assert process.exitcode == 0
 
 

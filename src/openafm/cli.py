@@ -92,6 +92,10 @@ def run(
     only: Annotated[str | None, typer.Option(metavar="STEP", help="Run this step on what is there.")] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Redo it and its followers.")] = None,
     until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(envvar="OPENAFM_CLUSTER", metavar="ADDRESS", help="Ray cluster for the data steps, or `local`."),
+    ] = None,
 ) -> None:
     """Bring a recipe's run up to date; what is current is skipped.
 
@@ -102,6 +106,10 @@ def run(
         from openafm.recipe.runner import run_to_the_end
 
         console = _console()
+        if cluster:
+            from openafm.data.parallel import use_cluster
+
+            use_cluster(cluster)
         wanted = recipes.load(recipe, set_)
         run_to_the_end(wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until)
 
@@ -161,7 +169,7 @@ def why(
         from openafm.recipe.artifacts import verify
 
         folder = _folder(run)
-        for table in sorted(folder.glob("[!.]*/documents.parquet")):
+        for table in sorted(folder.glob("[!.]*/documents")):
             verify(table.parent)
         typer.echo(why(url, folder))
 
@@ -303,10 +311,13 @@ def serve(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(
+    run: Run,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report's texts and tables as Markdown here.")] = None,
+) -> None:
     """Write the run's report.html anew from its artifacts.
 
-    Example: openafm report nano
+    Example: openafm report nano --markdown docs/results/nano.md
     """
     with _plain_errors():
         from openafm.recipe.artifacts import verify
@@ -317,7 +328,7 @@ def report(run: Run) -> None:
         read_settings(folder)
         for manifest in sorted(folder.glob("[!.]*/manifest.json")):
             verify(manifest.parent)
-        typer.echo(str(write_report(folder)))
+        typer.echo(str(write_report(folder, markdown)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -330,7 +341,7 @@ def bench(
     """
     with _plain_errors():
         folder = Path("benchmarks")
-        script = folder / (name.replace("-", "_") + ".py")
+        script = folder / f"{name.replace('-', '_')}.py"
         if not script.is_file():
             known = (
                 ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none; go to a checkout of the project"

@@ -1,13 +1,15 @@
 import json
 import random
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data import documents
-from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, decontaminate, letters, normalise
+from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, decontaminate
+from openafm.data.ngram_index import normalise, words
 from openafm.stage import Context
 
 QUESTION = "Janet has 16 ducks. How many eggs do they lay per day, if each duck lays three and she eats two?"
@@ -24,7 +26,7 @@ def index_of(*texts: str, **options: int) -> NgramIndex:
 
 
 def found(index: NgramIndex, text: str) -> list[str]:
-    return [index.ngrams[number] for number in index.find([text])[0]]
+    return [index.ngram(number) for number in index.find([text])[0]]
 
 
 @settings(deadline=None, max_examples=200)
@@ -48,7 +50,7 @@ def test_items_are_found_through_case_punctuation_and_white_space(question, join
 @given(st.randoms(use_true_random=False))
 def test_the_same_hits_as_sets_of_word_tuples(draw):
     vocabulary = ["alpha", "beta", "gammas", "delta", "epsilon", "zetas"]
-    items = [" ".join(draw.choices(vocabulary, k=draw.randint(2, 9))) for _ in range(6)]
+    items = [" ".join(draw.choices(vocabulary, k=draw.randint(3, 9))) for _ in range(6)]
     texts = [" ".join(draw.choices(vocabulary, k=draw.randint(0, 400))) for _ in range(3)]
     index = index_of(*items, min_n=3, max_n=5)
     expected = []
@@ -61,32 +63,92 @@ def test_the_same_hits_as_sets_of_word_tuples(draw):
                 grams = {tuple(item[i : i + n]) for i in range(len(item) - n + 1)}
                 hits |= grams & {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
         expected.append({" ".join(hit) for hit in hits})
-    assert [{index.ngrams[number] for number in hits} for hits in index.find(texts)] == expected
+    assert [{index.ngram(number) for number in hits} for hits in index.find(texts)] == expected
 
 
 def test_what_is_not_an_item_stays():
-    index = index_of(QUESTION, SHORT, "Is 7 prime?")
+    index = index_of(QUESTION, SHORT)
     assert not found(index, "Janet has 16 ducks. How many geese do they see per day, if each duck sees three?")
     assert not found(index, "As to which planet is larger: Jupiter. The twhich planet is largest. Is 7 prime? Yes.")
     assert not found(index, "")
     assert found(index, "WHICH PLANET\nIS LARGEST") == ["which planet is largest"]
-    assert index.add("bench", "3", "Is 7 prime?") == 0  # three words
+    assert index.add("bench", "3", "prime?") == 0  # one word
     assert index.add("bench", "4", "a b c d") == 0  # four letters
+
+
+def test_short_items_are_found_as_lines_alone():
+    index = index_of("Who wrote Hamlet?", "Is 7 prime?", "no")
+    assert len(index) == 2
+    for line in (
+        "Who wrote Hamlet?",
+        "  q: WHO wrote “Hamlet”",
+        "12. who wrote hamlet",
+        "Question 3: Who wrote Hamlet?",
+    ):
+        assert found(index, f"A quiz.\n{line}\nShakespeare did.") == ["who wrote hamlet"]
+        assert not found(index, f"A quiz. {line} Shakespeare did.")
+    assert not found(index, "Tell me who wrote Hamlet?\nHe is 7. Prime!")
+
+
+UNSEEN = (
+    "\u00ad",
+    "\u200b",
+    "\u200d",
+    "\ufeff",
+    "\u2060",
+    "\ufe0f",
+    "<b>",
+    "</b>",
+    "<br/>",
+    "&shy;",
+    "&nbsp;",
+    "&#8203;",
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(draw=st.randoms(use_true_random=False))
+def test_items_are_found_through_unicode_and_markup_within_them(draw):
+    item = draw.choice([QUESTION, SHORT, *FOREIGN, "地球から月までの距離はどれくらいですか"])
+    decomposed = unicodedata.normalize(draw.choice(["NFC", "NFD", "NFKC", "NFKD"]), item)
+    full = decomposed.translate({n: n + 0xFEE0 for n in range(0x30, 0x3A)})  # full-width digits
+    text = "".join(c + draw.choice(UNSEEN) if draw.random() < 0.2 else c for c in full)
+    page = f"{' '.join(PROSE)} <p class='x'>{text}</p> {' '.join(PROSE)}"
+    assert found(index_of(item), page)
+    assert not found(index_of(item), " ".join(PROSE))
+
+
+def test_every_n_from_4_to_13_is_afm_taken_literally():
+    index, listed = index_of(QUESTION, every=True), words(QUESTION)
+    assert len(index) == sum(len(listed) - n + 1 for n in range(4, 14)) - len(duplicated(listed))
+    hits = found(index, f"It says: {' '.join(listed[5:11])}! Or so.")
+    assert set(hits) == {" ".join(listed[i : i + n]) for n in range(4, 7) for i in range(5, 12 - n)}
+    with pytest.raises(ValueError, match="min_n 5 and max_n 4"):
+        NgramIndex(5, 4)
+
+
+def duplicated(listed: list[str]) -> list[str]:
+    """N-grams that are too short to tell anything, which are left out."""
+    grams = [listed[i : i + n] for n in range(4, 14) for i in range(len(listed) - n + 1)]
+    return [" ".join(gram) for gram in grams if len("".join(gram)) < max(8, 2 * len(gram))]
 
 
 def test_long_items_are_found_by_any_part_of_13_words():
     index = index_of(QUESTION)
-    words = QUESTION.split()
-    assert len(index.ngrams) == len(words) - 12
-    assert found(index, " ".join(words[3:16])) and not found(index, " ".join(words[3:15]))
+    listed = QUESTION.split()
+    assert len(index) == len(listed) - 12
+    assert found(index, " ".join(listed[3:16])) and not found(index, " ".join(listed[3:15]))
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.text())
-def test_letters_are_letters_and_digits_alone(text):
-    stream = letters(normalise(text))
-    assert not stream or stream.decode().isalnum()
-    assert letters(normalise(f" -{text}_\n")) == stream
+def test_words_are_letters_and_digits_alone(text):
+    listed = words(text)
+    assert not listed or "".join(listed).isalnum()
+    assert words(f" -{text}_\n") == listed and words(text.upper().casefold()) == words(
+        text.casefold().upper().casefold()
+    )
+    assert not re.search("[\u00ad\u200b\ufeff\u0301]", normalise(text))
 
 
 def corpus() -> list[documents.Row]:
@@ -98,6 +160,11 @@ def corpus() -> list[documents.Row]:
             text += "\n\n" + QUESTION.upper().replace(" ", "  ") + "\n" + text
         rows.append(documents.document(f"http://x/{number}", flow, text, planted="benchmark" if number < 5 else None))
     return rows
+
+
+def contents(folder):
+    """{path: bytes} of every file below."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def run(tmp_path, rows, items, name="out", **options):
@@ -124,8 +191,7 @@ def test_the_stage_drops_documents_of_every_flow_and_says_why(tmp_path):
     assert {entry["id"] for entry in ledger} == {row["id"] for row in dropped}
     assert all(entry["ngram"] in " ".join(re.findall(r"\w+", QUESTION.lower())) for entry in ledger)
     run(tmp_path, corpus()[::-1], items, "again")
-    for file in ("documents.parquet", "ledger.jsonl"):
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
 def test_common_phrases_drop_nothing(tmp_path):

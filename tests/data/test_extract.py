@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data.extract import UndecodableError, decode, extract
+from openafm.data.metadata import iso_date, published
 
 SOUP = [
     *"<>/=\"' a1&;\x00é",
@@ -44,13 +45,14 @@ def page() -> bytes:
 
 def test_the_body_stays_and_the_furniture_goes():
     found = extract(page(), "https://h.example/")
-    for text in (*PARAGRAPHS[:3], "# On animals", "## Lists", "- a cat, which is small", "  - a terrier among dogs"):
+    for text in (*PARAGRAPHS[:3], "## Lists", "- a cat, which is small", "  - a terrier among dogs"):
         assert text in found.text
     assert "Name | Legs\nCat | 4\nHen | 2" in found.text
     assert "    if x:\n        return <1>" in found.text
     for text in ("Home", "Popular", "Copyright", "no text", "Privacy"):
         assert text not in found.text
     assert (found.title, found.language) == ("On animals", "en")
+    assert "# On animals" not in found.text and found.full_text == f"# On animals\n\n{found.text}"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,52 @@ def test_the_body_stays_and_the_furniture_goes():
 def test_formulas_become_latex(html, latex):
     body = f"<body><p>{PARAGRAPHS[0]}</p><p>We know that {html} holds, as everybody has seen by now, of course.</p>"
     assert latex in extract(body.encode()).text
+
+
+def test_readers_comments_are_no_body_but_a_threads_replies_are():
+    post = "<p>A reply of some length that says, with reasons, what its writer thinks of the matter at hand.</p>"
+    page = "<body><article>{}</article><div id='comments'><div class='comment'>{}</div></div>"
+    body = "".join(f"<p>{paragraph}</p>" for paragraph in PARAGRAPHS)
+    assert "A reply" not in extract(page.format(body, post).encode()).text
+    thread = (
+        f"<body><div class='postbody'>{body}</div>"
+        + f"<div class='comment'><div class='postbody'>{post}</div></div>" * 3
+    )
+    assert extract(thread.encode()).text.count("A reply") == 3
+
+
+def test_line_breaks_part_paragraphs_and_hidden_text_is_left_out():
+    html = f"<body><div class='entry-content'>{PARAGRAPHS[0]}<br><br>{PARAGRAPHS[1]}<span hidden=''>not this</span>"
+    html += "<div style='display: none'>nor this</div><p class='grid gutter'>one<br>two, and some more words.</p></div>"
+    assert extract(html.encode()).text == f"{PARAGRAPHS[0]}\n\n{PARAGRAPHS[1]}\n\none\ntwo, and some more words."
+
+
+@pytest.mark.parametrize(
+    ("head", "url", "date"),
+    [
+        ('<meta property="article:published_time" content="2019-03-04T10:00:00Z">', None, "2019-03-04"),
+        ("<meta content='March 4, 2019' name='date'>", None, "2019-03-04"),
+        ('<script type="application/ld+json">{"datePublished": "2019-03-04"}</script>', None, "2019-03-04"),
+        (
+            '<time datetime="2018-01-01">x</time><time class="published" datetime="2019-03-04">y</time>',
+            None,
+            "2019-03-04",
+        ),
+        ("", "https://h.example/2019/03/04/title", "2019-03-04"),
+        ("", "https://h.example/2019/13/04/title", ""),
+        ('<meta name="date" content="soon">', None, ""),
+    ],
+)
+def test_the_date_of_publication(head, url, date):
+    assert published(f"<html><head>{head}</head></html>", url) == date
+    assert extract(f"<html><head>{head}</head><body><p>x</p></body></html>".encode(), url).date == date
+
+
+@pytest.mark.parametrize(
+    "text", ["4 March 2019", "4. März 2019", "Mar 4th, 2019", "04.03.2019", "20190304", "2019/3/4 12:00"]
+)
+def test_dates_are_read_in_many_forms(text):
+    assert iso_date(text) == "2019-03-04"
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "windows-1251", "shift_jis", "utf-16"])

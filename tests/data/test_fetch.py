@@ -209,23 +209,3 @@ def test_pages_of_other_encodings_keep_silent_about_it():
     files = [("a.html", "<p>ä</p>".encode()), ("b.html", "<p>ä</p>".encode("latin-1"))]
     kinds = [page.content_type for page in readers.pages(source(flow="web", form="html"), files)]
     assert kinds == ["text/html; charset=utf-8", "text/html"]
-
-
-def test_a_folder_of_ones_own_joins_the_web_pages(tmp_path):
-    own = tmp_path / "notes"
-    (own / "deep").mkdir(parents=True)
-    (own / "garden.txt").write_text("Beans climb on poles.\n\nWater them in the evening.")
-    (own / "deep" / "tools.md").write_text("# Tools\n\nA spade & a rake.")
-    (own / "page.html").write_text("<p>As it is.</p>")
-    (own / "photo.jpg").write_bytes(b"\xff\xd8")
-    catalogue, root = load("tiny", str(own))
-    mine = [source for source in catalogue.sources if source.host == "texts.example"]
-    archive = packages.ensure(mine[0].archive, tmp_path, root)
-    pages = [page for source in mine for page in readers.pages(source, packages.members(archive, source.files))]
-    assert {page.url for page in pages} == {
-        f"https://texts.example/{name}" for name in ("garden.txt.html", "deep/tools.html", "page.html")
-    }
-    assert any(b"A spade &amp; a rake." in page.html for page in pages)
-    assert own / "garden.txt" in FetchConfig(catalogue="tiny", texts=str(own)).files()
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
-        load("tiny", str(tmp_path / "nowhere"))

@@ -1,6 +1,8 @@
 import itertools
 import json
 import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.data import documents
+from openafm.data import documents, grading
 from openafm.data.quality import (
     JudgeConfig,
     QualityConfig,
@@ -109,6 +111,78 @@ def test_nobody_is_judged_without_a_model(tmp_path):
     assert run_judge(tmp_path, tmp_path, "none") == {"judge": "none", "judged": 0}
 
 
+def test_rules_and_endpoints_judge_too(tmp_path, endpoint):
+    rows = corpus(30)
+    documents.write(rows, tmp_path / "in")
+    found = {}
+    for name, options in (
+        ("rules", {"grader": "rules"}),
+        ("endpoint", {"grader": "endpoint", "endpoint": endpoint, "endpoint_model": "strong", "asked_again": 6}),
+    ):
+        (tmp_path / name).mkdir()
+        context = Context(out=tmp_path / name, scratch=tmp_path / f"{name}-scratch")
+        context.scratch.mkdir()
+        metrics = judge(JudgeConfig(documents=12, **options), context, documents=tmp_path / "in", sources=tmp_path)
+        found[name] = [json.loads(line) for line in (tmp_path / name / "judgements.jsonl").read_text().splitlines()]
+        assert metrics["judged"] == len(found[name]) == 12 and metrics["against_hand_labels"] == {"n": 0}
+    texts = {row["id"]: row["text"] for row in rows}
+    assert all(line["score"] == round(grading.grade(texts[line["id"]]), 4) for line in found["rules"])
+    good = {row["id"]: row["url"].startswith("http://good") for row in rows}
+    assert all((line["score"] > 0) == good[line["id"]] for line in found["endpoint"])
+    assert sum(line["again"] is not None for line in found["endpoint"]) == 6
+    with pytest.raises(ValueError, match="endpoint_model"):
+        JudgeConfig(grader="endpoint", endpoint=endpoint)
+
+
+@pytest.fixture
+def endpoint():
+    """An OpenAI-compatible endpoint that echoes: a page is good to it when it has a word of `GOOD`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+            yes, good = prompt.endswith(" Yes"), any(word in prompt for word in GOOD)
+            at = prompt.rindex(" ")
+            told = {"text_offset": [0, at], "token_logprobs": [None, -0.1 if yes == good else -2.0]}
+            answer = json.dumps({"choices": [{"logprobs": told, "text": prompt}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_labels_by_hand_measure_a_judge_and_hold_only_for_the_same_text():
+    labels = grading.read_labels()
+    assert len(labels) == 50 and 15 <= sum(good for _, good in labels.values()) <= 35
+    rows, hashes = [], {}
+    for number, (url, (hashed, good)) in enumerate(sorted(labels.items())):
+        rows.append({"id": str(number), "url": url, "text": url, "good": good})
+        hashes[url] = hashed
+    right = {row["id"]: float(row["good"]) for row in rows}
+    assert grading.against_labels(rows, right, area_under_curve, 0) == {"n": 0}  # the text is another one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading, "evidence_hash", lambda text: hashes[text])
+        found = grading.against_labels(rows, right, area_under_curve, 0)
+        assert found["auc"] == 1.0 and found["n"] == 50 and not found["at_chance"]
+        blind = grading.against_labels(rows, {row["id"]: int(row["id"]) * 7 % 50 for row in rows}, area_under_curve, 0)
+        assert 0.2 < blind["auc"] < 0.8
+
+
+def test_the_rules_grade_prose_above_lists_listings_and_fragments():
+    prose = "The river rises in the hills to the north and is joined by two streams. It was named after a mill. " * 8
+    listing = "```\n" + "x = compute(y)\n" * 60 + "```\n"
+    items = "".join(f"- entry {n}\n" for n in range(60))
+    assert grading.grade(prose) > grading.grade("A short fragment of text") > grading.grade(listing)
+    assert grading.grade(prose) > grading.grade(items) and grading.grade("") == 0.0
+
+
 def run_quality(tmp_path, score_of, name="quality", judged=60, **options):
     (tmp_path / name).mkdir()
     rows = corpus()
@@ -131,6 +205,23 @@ def test_the_classifier_learns_the_judges_taste(tmp_path):
         tmp_path, lambda row: 1.0 + (row["url"].startswith("http://good")), "again", drop_share=0.25
     )
     assert (again, rows_again) == (metrics, rows)
+
+
+def test_reference_texts_can_stand_in_for_a_judge(tmp_path):
+    (tmp_path / "out").mkdir()
+    draw = random.Random(2)
+    books = [
+        documents.document(f"http://book/{n}", "licensed", " ".join(draw.choices(GOOD, k=60)) + f" {n}")
+        for n in range(40)
+    ]
+    documents.write([*corpus(), *books], tmp_path / "in")
+    (tmp_path / "in" / "judgements.jsonl").write_text("")
+    context = Context(out=tmp_path / "out", scratch=tmp_path)
+    config = QualityConfig(positives="references", drop_share=0.2)
+    metrics = quality(config, context, documents=tmp_path / "in", judgements=tmp_path / "in")
+    dropped = [row["url"] for row in documents.read(tmp_path / "out").to_pylist() if row["verdict"] == "drop"]
+    assert metrics["held_out"]["n"] == 80 and len(dropped) == 16
+    assert all(url.startswith("http://poor") for url in dropped)
 
 
 def test_a_judge_at_chance_drops_nothing(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data import documents
+from openafm.data import shards as module
 from openafm.data.shards import NGRAM, ShardsConfig, held_out, seen, shards, token_type
 from openafm.stage import Context
 from openafm.tokenizer import load
@@ -39,10 +40,10 @@ def corpus() -> list[documents.Row]:
     return [*rows, documents.drop(documents.document("http://web/x", "web", "dropped"), "clean", "adult")]
 
 
-def run(tmp_path, rows, tokenizer, name="out", **options):
+def run(tmp_path, rows, tokenizer, name="out", report=lambda *_: None, **options):
     (tmp_path / name).mkdir()
     documents.write(rows, tmp_path / f"{name}-in")
-    context = Context(out=tmp_path / name, scratch=tmp_path)
+    context = Context(out=tmp_path / name, scratch=tmp_path / "scratch", report=report)
     return shards(ShardsConfig(**options), context, documents=tmp_path / f"{name}-in", tokenizer=tokenizer)
 
 
@@ -115,3 +116,39 @@ def test_a_held_out_document_within_a_longer_one_is_left_out(tmp_path, tokenizer
     assert metrics["left_out_as_seen"] == {"web": 1}
     counts = [metrics["splits"][split]["web"]["documents"] for split in ("train", "heldout")]
     assert sum(counts) == len(rows) and counts[1] >= 1
+
+
+def test_small_files_and_parts_hold_the_same_tokens_in_the_same_order(tmp_path, tokenizer, monkeypatch):
+    rows = corpus()
+    run(tmp_path, rows, tokenizer, "whole")
+    monkeypatch.setattr(module, "MOST_TOKENS", 500)
+    monkeypatch.setattr(module, "PART_BYTES", 1_000)  # the flows hold more: 16 parts
+    metrics = run(tmp_path, rows, tokenizer, "cut")
+    assert metrics["splits"]["train"]["web"]["files"] > 2
+    for split in ("train", "heldout"):
+        for flow in ("web", "math"):
+            whole, cut = (
+                list(module.read_shard(tmp_path / name / split, flow, np.dtype("<u2"))) for name in ("whole", "cut")
+            )
+            assert len(whole) == len(cut) > 0 and all(map(np.array_equal, whole, cut))
+
+
+def test_a_killed_step_goes_on_behind_the_last_whole_flow(tmp_path, tokenizer, monkeypatch):
+    rows = corpus()
+    run(tmp_path, rows, tokenizer, "whole")
+
+    def killed(label, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, rows, tokenizer, "killed", report=killed)
+    for path in (tmp_path / "killed").iterdir():
+        path.unlink()
+    (tmp_path / "killed").rmdir()
+    writes, write = [], module.write_shard
+    monkeypatch.setattr(module, "write_shard", lambda *given: writes.append(given[1]) or write(*given))
+    run(tmp_path, rows, tokenizer, "killed")
+    assert set(writes) == {"web"}  # math was whole
+    for path in sorted((tmp_path / "whole").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()

@@ -7,10 +7,11 @@ import pytest
 from tests.processes import forked
 
 from openafm.model import PRESETS
-from openafm.recipe.devices import DEVICES, Layout, flops_per_token, layouts, step_time
+from openafm.recipe.devices import DEVICES, Layout, flops_per_token, layouts, least_bytes, step_time
 from openafm.recipe.plan import as_json, plan, shape, table
 from openafm.recipe.recipe import load
 from openafm.stage import Parallelism
+from openafm.training.dryrun import dry_run
 
 H100 = DEVICES["h100"]
 
@@ -76,3 +77,18 @@ def test_unknown_devices():
         plan(load("tiny"), 8, "TPU")
     with pytest.raises(ValueError, match="one M4Max at a time"):
         plan(load("tiny"), 2, "m4-max")
+
+
+def bounded(path, *arguments):
+    config, layout, length = arguments
+    memory = dry_run(config, layout.parallelism, rows=layout.rows, length=length)
+    path.write_text(json.dumps([memory.peak, least_bytes(config, layout, length)]))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_not_tried_would_not_fit(recompute, tmp_path):
+    config = PRESETS["nano-teacher"]
+    layout = Layout(Parallelism(shard=1, recompute=recompute), 2)
+    forked(bounded, tmp_path / "bytes.json", config, layout, 1024)
+    peak, least = json.loads((tmp_path / "bytes.json").read_text())
+    assert 0.5 * peak < least < peak

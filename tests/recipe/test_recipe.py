@@ -180,6 +180,25 @@ def test_anchors_merge_keys(folder):
     assert load(write(folder, text), stages=STAGES).steps["a"].config.model_dump()["tokens"] == 4
 
 
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        ("{run: pretrain, inputs: {shards: s, tokenizer: s}, with: {shape: {d_model: 8}, MIXTURE}}", 5),
+        ("{run: learn_masks, inputs: {model: s, shards: s}, with: {MIXTURE}}", 5),
+        ("{run: cache_teacher, inputs: {model: s, shards: s}, with: {MIXTURE}}", 5),
+    ],
+)
+def test_licensed_texts_are_for_later_stages_and_the_mixtures_line_is_named(folder, step, line):
+    mixture = "\n      mixture: {web: 1, licensed: 0.1}"
+    text = f"name: mine\nsteps:\n  s: {{run: fetch}}\n  core: {step.replace('MIXTURE', mixture)}\n"
+    where = rf"mine.yaml:{line}: steps.core.with.mixture: a core mixture draws on licensed, .*stages 2 and 3"
+    with pytest.raises(ValueError, match=where):
+        load(write(folder, text))
+    load(write(folder, text.replace("licensed: 0.1", "licensed: 0")))
+    later = "{run: pretrain, inputs: {shards: s, tokenizer: s, model: s}, with: {MIXTURE}}"
+    load(write(folder, text.replace(step.replace("MIXTURE", mixture), later.replace("MIXTURE", mixture))))
+
+
 def test_every_stage_of_the_table_has_a_signature_and_every_recipe_loads():
     for name, (target, summary) in steps.STAGES.items():
         assert signature(target).config.model_fields is not None and summary, name

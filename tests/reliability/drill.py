@@ -311,8 +311,8 @@ def readers(drill: Drill) -> tuple[int, str]:
         (["chat", str(run)], "run.json", "truncate"),
         (["report", str(run)], "run.json", "truncate"),
         (["report", str(run)], "extract/manifest.json", "truncate"),
-        (["why", url, "--run", str(run)], "extract/documents.parquet", "truncate"),
-        (["why", url, "--run", str(run)], "extract/documents.parquet", "flip"),
+        (["why", url, "--run", str(run)], "extract/documents/0.parquet", "truncate"),
+        (["why", url, "--run", str(run)], "extract/documents/0.parquet", "flip"),
     ]
     if not drill.until:
         package = "summariser/model.afm"
@@ -368,10 +368,9 @@ def warc(drill: Drill) -> tuple[int, str]:
     metrics = extract(ExtractConfig(), Context(out, scratch), sources=broken)
     lost = metrics["rejected_without_url"] + metrics["dropped"].get("warc.broken", 0)
     whole = {
-        row["url"]: row["text"]
-        for row in pq.read_table(drill.folder / "unbroken/tiny/extract/documents.parquet").to_pylist()
+        row["url"]: row["text"] for row in pq.read_table(drill.folder / "unbroken/tiny/extract/documents").to_pylist()
     }
-    read = pq.read_table(out / "documents.parquet").to_pylist()
+    read = pq.read_table(out / "documents").to_pylist()
     same = sum(whole.get(row["url"]) == row["text"] for row in read if row["reason"] != "warc.broken")
     pages = sum(url.startswith("http") and row_is_web(url, drill) for url in whole)
     assert lost == len(archives), f"{lost} rejects of {len(archives)} broken records"

@@ -222,3 +222,16 @@ def test_a_folder_without_steps_is_an_error_and_a_damaged_artifact_is_named(run,
     (run / "evaluate_distil" / "windows.jsonl").write_text("{")
     with pytest.raises(ValueError):
         write_report(run)
+
+
+def test_markdown_says_what_the_page_says_and_hostile_text_stays_text(run, tmp_path):
+    from markdown_it import MarkdownIt
+
+    path = write_report(run, tmp_path / "report.md")
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(path.read_text())
+    assert "<script" not in html and "<img" not in html  # even where a renderer would let markup through
+    assert HOSTILE in "".join(checked(html).text)
+    page = write_report(run).read_text()
+    assert html.count("<td") + html.count("<th") > page.count("<td") + page.count("<th") > 100  # key figures on top
+    titles = [chapter.title for chapters in PARTS.values() for chapter in chapters]
+    assert [title for title in titles if title in text_of(html)] == [t for t in titles if t in text_of(page)]

@@ -16,9 +16,9 @@ ROWS = [
 
 def run(tmp_path, name, rows, config):
     documents, out = tmp_path / f"{name}-documents", tmp_path / name
-    documents.mkdir()
+    (documents / "documents").mkdir(parents=True)
     out.mkdir()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), documents / "documents.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows).sort_by("id"), documents / "documents" / "0.parquet")
     metrics = train_tokenizer(config, Context(out=out, scratch=out), documents=documents)
     return out, metrics
 

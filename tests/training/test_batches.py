@@ -66,6 +66,59 @@ def test_the_mixture_holds_at_every_point(weights, count):
 
 
 @settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0.1, 1), st.integers(1, 80)), min_size=1, max_size=5), st.integers(1, 200))
+def test_a_source_at_its_cap_leaves_its_share_to_the_others(sources, count):
+    shares = np.array([share for share, _ in sources])
+    limits = np.array([float(limit) for _, limit in sources])
+    shares, count = shares / shares.sum(), min(count, int(limits.sum()))
+    draws = _interleave(shares, count, limits)
+    drawn = np.bincount(draws[:, 0], minlength=len(sources))
+    assert np.all(drawn <= limits) and drawn.sum() == count
+    free = drawn < limits
+    if free.sum() > 1:  # those that are not at their cap keep their ratio
+        ratio = drawn[free] / shares[free]
+        assert np.ptp(ratio) <= 2 / shares[free].min()
+    for source in range(len(sources)):
+        assert draws[draws[:, 0] == source, 1].tolist() == list(range(drawn[source]))
+
+
+def test_caps_are_epochs_and_too_little_text_is_an_error(token_shards):
+    shape = {"sequence_length": 16, "batch_tokens": 64, "seed": 0}
+    plain = TokenBatches(token_shards, {"web": 1, "code": 1}, tokens=6000, **shape)
+    capped = TokenBatches(token_shards, {"web": 1, "code": 1}, tokens=6000, max_epochs={"code": 0.25}, **shape)
+    assert plain.epochs["code"] > 0.25 >= capped.epochs["code"] > 0.2 and capped.epochs["web"] > plain.epochs["web"]
+    loose = TokenBatches(token_shards, {"web": 1, "code": 1}, tokens=6000, max_epochs=1000, **shape)
+    assert np.array_equal(loose.draws, plain.draws)
+    with pytest.raises(ValueError, match=r"max_epochs allows .* tokens of code, web, fewer than the 59,968"):
+        TokenBatches(token_shards, {"web": 1, "code": 1}, tokens=60_000, max_epochs=0.1, **shape)
+
+
+def test_documents_number_the_tokens_of_a_row_by_the_offsets(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = [rng.integers(1, 30, 40), rng.integers(1, 30, 25)]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "index.json").write_text(json.dumps({"dtype": "uint16", "splits": {"train": {"web": {}}}}))
+    start, where = 0, []
+    for number, lengths in enumerate(sizes):  # every token is its document's number
+        tokens = np.repeat(np.arange(start, start + len(lengths)), lengths).astype("<u2")
+        name = f"web.{number}" if number else "web"
+        tokens.tofile(tmp_path / "train" / f"{name}.bin")
+        np.save(tmp_path / "train" / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
+        start += len(lengths)
+        where += [tokens[at : at + 16].tolist() for at in range(0, (len(tokens) - 1) // 16 * 16, 16)]
+    shape = {"sequence_length": 16, "batch_tokens": 32, "tokens": 16 * len(where), "seed": 0}
+    batches = TokenBatches(tmp_path, {"web": 1}, documents=True, **shape)
+    seen = []
+    for step in range(len(batches)):
+        batch = batches[step]
+        assert batch["documents"].shape == batch["inputs"].shape and batch["documents"].dtype == torch.int64
+        assert torch.equal(batch["documents"], batch["inputs"] - batch["inputs"][:, :1])
+        seen += batch["inputs"].tolist()
+    assert len(seen) >= len(where) - 1 and all(row in where for row in seen)  # each once, none across two files
+    assert len({tuple(row) for row in seen}) == len(seen)
+
+
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=20),
     st.integers(15, 40),

@@ -151,7 +151,11 @@ def _fit(
     context: Context,
 ) -> tuple[dict[int, float], int]:
     """Train, keep snapshots in scratch; validation losses by step (0 is the parent), and the best step."""
-    shape = {"sequence_length": config.sequence_length, "batch_tokens": config.batch_tokens, "pad_id": pad_id}
+    shape: dict[str, Any] = {
+        "sequence_length": config.sequence_length,
+        "batch_tokens": config.batch_tokens,
+        "pad_id": pad_id,
+    }
     batches = ExampleBatches(tokens["train"], tokens=config.tokens, seed=context.seed, **shape)
     steps = sorted({len(batches) * (i + 1) // config.checks for i in range(config.checks)} | {len(batches)})
 

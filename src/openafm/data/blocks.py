@@ -1,57 +1,61 @@
 """A page's HTML as a flat list of text blocks, each with its place in the tree of boxes (used by `extract`).
 
-The HTML comes out of a parser, so every tag is closed, lower case and quoted. One regular expression sweeps it once and
-nothing recurses: nesting of any depth costs no more than its length.
+The HTML comes out of a parser, so every tag is closed, lower case and quoted. One regular expression cuts it at its
+tags in one go and nothing recurses: nesting of any depth costs no more than its length.
 """
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
-from html import unescape
+
+from openafm.data.mathml import image_formula
+from openafm.data.names import weigh
 
 MAX_TOKENS = 600_000
-"""Tags and texts read from one page; what follows is cut off, so that a hostile page costs seconds at most."""
+"""Tags read from one page; what follows is cut off, so that a hostile page costs seconds at most."""
 
 _ATTRIBUTES = r'((?: [^\s=>]*="[^"]*")*+)'
+_UNESCAPED = "script style noscript iframe xmp noembed noframes plaintext".split()
+"""Elements whose text the serialiser does not escape; what looks like a tag inside is none."""
 _TOKEN = re.compile(
-    rf"<(script|style|noscript|iframe|xmp|noembed|noframes|plaintext){_ATTRIBUTES}>.*?</\1>"  # unescaped text
-    rf"|<(/?)([a-z][^\s/>]*){_ATTRIBUTES} ?/?>|<!--.*?-->|<[^>]*>|([^<]+)",
-    re.S | re.I,
+    "|".join(rf'<{tag}(?: [^\s=>]*="[^"]*")*+>[^<]*+(?:<(?!/{tag}>)[^<]*+)*+</{tag}>' for tag in _UNESCAPED)
+    + rf"|<(/?)([a-z][^\s/>]*){_ATTRIBUTES} ?/?>|<!--.*?-->|<[^>]*>",
+    re.S,
 )
-_MARKS = re.compile(r' (?:class|id|role)="([^"]*)"')
-_HIDDEN = re.compile(r' hidden="|aria-hidden="true"| style="[^"]*display: ?none', re.I)
+_HIDDEN = re.compile(r' hidden="| aria-hidden="true"| style="[^"]*(?:display: ?none|visibility: ?hidden)', re.I)
+_MAYBE_HIDDEN = ("hid", "none", "lineno", "line-number", "copybtn", "athJax_Preview")
+_LINE_NUMBERS = re.compile(r"(?<![a-z-])(linenos?|line-?numbers?|copybtn|mathjax_preview)(?![a-z])", re.I)
 
-_BOXES = frozenset(
-    "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form"
-    " header hgroup legend li main nav ol p section summary table tbody tfoot thead tr td th ul caption"
-    " h1 h2 h3 h4 h5 h6 pre listing".split()
+_BOX, _SKIP, _BREAK, _LINK, _RULE, _VOID = range(1, 7)
+_ACTIONS = dict.fromkeys(
+    "address article aside blockquote center dd details div dl dt fieldset figcaption figure footer form header"
+    " hgroup legend li main nav ol p section summary table tbody tfoot thead tr td th ul caption h1 h2 h3 h4 h5 h6 pre"
+    " listing".split(),
+    _BOX,
 )
-_VOID = frozenset("area base br col embed hr img input link meta source track wbr param".split())
-_SKIPPED = frozenset("button canvas datalist dialog head map math object option select svg template textarea".split())
+_ACTIONS |= dict.fromkeys(
+    "audio button canvas datalist dialog head map math object option select svg template textarea video".split(), _SKIP
+)
+_ACTIONS |= dict.fromkeys("area base body col embed img input link meta param source track wbr".split(), _VOID)
+_ACTIONS |= {"br": _BREAK, "a": _LINK, "hr": _RULE}
 _HEADINGS = frozenset("h1 h2 h3 h4 h5 h6".split())
 _PRE = frozenset(("pre", "listing"))
 _ANCHOR_MARKS = frozenset(("¶", "#", "§", "🔗", "◆", "", "[edit]", "[source]"))
-_LINE_NUMBERS = re.compile(r"(?<![a-z])(linenos?|line-?numbers?|gutter|lnt|copybtn|mathjax_preview)(?![a-z])")
-
-# Words of class, id and role that Readability (Arc90, Mozilla) takes as a sign against and for body text.
-_AGAINST = re.compile(
-    r"(?<![a-z])(ads?|advert\w*|banner|buttons?|byline|complementary|contentinfo|copyright|crumbs?|dialog|login|menus?|modal"
-    r"|nav|next|pager|popup|prev|promo\w*|recommend\w*|related|rss|search|share|sharing|shop-cart|signup|skip|social|tags"
-    r"|toc|toolbar|top-?bar|widgets?)(?![a-z])"
-    r"|breadcrumb|combx|consent|cookie|disqus|footer|gdpr|masthead|navbar|navhead|navigation|newsletter|outbrain"
-    r"|pagination|sidebar|skyscraper|sponsor|subscribe|indextable|localtable"
-)
-_FOR = re.compile(r"(?<![a-z])(article|body|content|documentwrapper|entry|hentry|main|post|story|text)(?![a-z])")
-_TAG_WEIGHTS = {"nav": -3.0, "footer": -3.0, "aside": -2.0, "header": -1.0, "form": -0.5, "figcaption": -0.5}
+_BREAK_MARK = "\x1e"
+"""Stands for `<br>` inside running text; the parser's output holds no other one, as control characters are dropped."""
 
 
-@dataclass(slots=True)
-class Box:
-    """One block-level element: its parent's index (-1 for the root) and how its tag, class and id speak for it."""
+class Boxes:
+    """The tree of a page's block-level elements as columns, parents before children; box 0 is the body."""
 
-    parent: int
-    tag: str
-    weight: float
+    __slots__ = ("parent", "tag", "weight")
+
+    def __init__(self) -> None:
+        self.parent = [-1]
+        self.tag = ["body"]
+        self.weight = [0.0]
+
+    def __len__(self) -> int:
+        return len(self.parent)
 
 
 @dataclass(slots=True)
@@ -68,25 +72,17 @@ class Block:
     words: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.words = self.text.count(" ") + self.text.count("\n") + 1
+        text = self.text
+        words = text.count(" ") + text.count("\n") + 1
+        self.words = words if len(text) < 15 * words else len(text) // 4  # Chinese and Japanese put no spaces
 
 
-@lru_cache(maxsize=4096)
-def _weight(tag: str, attributes: str) -> float:
-    """Return the weight of a tag with its class, id and role; about -3 (surely not body) to +1."""
-    weight = _TAG_WEIGHTS.get(tag, 0.0)
-    names = " ".join(_MARKS.findall(attributes)).lower() if attributes else ""
-    if names and tag != "body":
-        if _AGAINST.search(names):
-            weight -= 2.0
-        elif _FOR.search(names):
-            weight += 1.0
-    return weight + (tag in ("article", "main"))
-
-
-@lru_cache(maxsize=4096)
 def _hidden(attributes: str) -> bool:
-    return bool(attributes) and bool(_HIDDEN.search(attributes) or _LINE_NUMBERS.search(attributes.lower()))
+    """Tell whether an element with these attributes is not shown, or shows what is no text of the page."""
+    for mark in _MAYBE_HIDDEN:  # plain searches first: they are far faster
+        if mark in attributes:
+            return bool(_HIDDEN.search(attributes) or _LINE_NUMBERS.search(attributes))
+    return False
 
 
 class _Sweep:
@@ -94,36 +90,28 @@ class _Sweep:
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
-        self.boxes = [Box(-1, "body", 0.0)]
+        self.boxes = Boxes()
         self.open: list[tuple[str, int]] = []  # (tag, first block inside), innermost last; box indices in `path`
         self.path = [0]
         self.pieces: list[str] = []
-        self.linked = self.link_start = 0
-        self.in_link = self.pre = 0
+        self.linked = self.pre = 0
         self.lists: list[list[int | str]] = []  # [tag, next number] of the open lists
         self.marker = ""
 
-    def text(self, raw: str) -> None:
-        text = unescape(raw) if "&" in raw else raw
-        if self.in_link and not self.pre:
-            if text.strip() in _ANCHOR_MARKS:
-                return
-            self.linked += len(text.strip())
-        self.pieces.append(text)
-
     def flush(self, kind: str = "p") -> None:
         """End the running text and keep it as a block."""
-        if not self.pieces:
-            return
-        text, self.pieces = "".join(self.pieces), []
+        text = "".join(self.pieces)
+        self.pieces.clear()
         linked, self.linked = self.linked, 0
+        if "&" in text:
+            text = text.replace("&nbsp;", " ").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
         if kind == "pre":
-            text = text.replace("\x1e", "\n").expandtabs(4).rstrip().strip("\n")
-        elif "\x1e" in text:
-            text = "\n".join(" ".join(line.split()) for line in text.split("\x1e")).strip()
+            text = text.replace(_BREAK_MARK, "\n").expandtabs(4).rstrip().strip("\n")
+        elif _BREAK_MARK in text:
+            text = "\n".join(" ".join(line.split()) for line in text.split(_BREAK_MARK)).strip()
         else:
             text = " ".join(text.split())
-        if text.strip():
+        if text and not text.isspace():
             self.blocks.append(Block(kind, text, linked, self.path[-1], self.marker, len(self.lists)))
             self.marker = ""
 
@@ -134,9 +122,13 @@ class _Sweep:
             elif tag in ("div", "p", "li", "tr") and self.pieces and not self.pieces[-1].endswith("\n"):
                 self.pieces.append("\n")
             return
-        self.flush()
-        self.path.append(len(self.boxes))
-        self.boxes.append(Box(self.path[-2], tag, _weight(tag, attributes)))
+        if self.pieces:
+            self.flush()
+        boxes = self.boxes
+        boxes.parent.append(self.path[-1])
+        boxes.tag.append(tag)
+        boxes.weight.append(weigh(tag, attributes))
+        self.path.append(len(boxes.parent) - 1)
         self.open.append((tag, len(self.blocks)))
         if tag in _PRE:
             self.pre = 1
@@ -154,7 +146,8 @@ class _Sweep:
                 return
         if not self.open or self.open[-1][0] != tag:
             return
-        self.flush("pre" if tag in _PRE else tag if tag in _HEADINGS else "p")
+        if self.pieces:
+            self.flush("pre" if tag in _PRE else tag if tag in _HEADINGS else "p")
         first = self.open.pop()[1]
         self.path.pop()
         if tag in ("ul", "ol"):
@@ -175,7 +168,7 @@ def _group_list(blocks: list[Block], first: int) -> None:
             block.group = first
 
 
-def _table(cells: list[Block], boxes: list[Box], group: int) -> list[Block]:
+def _table(cells: list[Block], boxes: Boxes, group: int) -> list[Block]:
     """Join a data table's cells into blocks of rows, parted by headings; a table used for layout keeps its blocks."""
     if any(block.kind in ("pre", "table") or block.marker for block in cells):
         return cells
@@ -189,49 +182,64 @@ def _table(cells: list[Block], boxes: list[Box], group: int) -> list[Block]:
     return joined
 
 
-def _rows(cells: list[Block], boxes: list[Box], group: int) -> list[Block]:
+def _rows(cells: list[Block], boxes: Boxes, group: int) -> list[Block]:
     """Return the cells as one block, a line a row and bars between columns, unless they look like layout."""
     rows: dict[int, dict[int, list[str]]] = {}
     for block in cells:
         at, cell = block.box, -1
-        while at > 0 and boxes[at].tag not in ("tr", "caption", "table"):
-            cell = at if boxes[at].tag in ("td", "th") else cell
-            at = boxes[at].parent
+        while at > 0 and boxes.tag[at] not in ("tr", "caption", "table"):
+            cell = at if boxes.tag[at] in ("td", "th") else cell
+            at = boxes.parent[at]
         rows.setdefault(at, {}).setdefault(cell, []).append(block.text.replace("\n", " "))
     widest = max((len(row) for row in rows.values()), default=0)
     if widest < 2 or sum(block.words for block in cells) > 60 * len(cells) or len(cells) > 4 * widest * len(rows):
         return cells
     lines = [" | ".join(" ".join(parts) for parts in row.values()) for row in rows.values()]
-    return [Block("table", "\n".join(lines), sum(b.linked for b in cells), boxes[cells[0].box].parent, "", 0, group)]
+    linked = sum(block.linked for block in cells)
+    return [Block("table", "\n".join(lines), linked, boxes.parent[cells[0].box], "", 0, group)]
 
 
-def read_blocks(html: str) -> tuple[list[Block], list[Box]]:
+def read_blocks(html: str) -> tuple[list[Block], Boxes]:
     """Return the text blocks of serialised HTML in reading order and the tree of boxes that holds them."""
     sweep = _Sweep()
-    skip_tag, skip_depth = "", 0
-    for count, match in enumerate(_TOKEN.finditer(html)):
-        _, _, closing, tag, attributes, text = match.groups()
+    pieces = sweep.pieces
+    skip_tag, skip_depth, in_link = "", 0, False
+    parts = _TOKEN.split(html, MAX_TOKENS)
+    for text, closing, tag, attributes in zip(parts[0::4], parts[1::4], parts[2::4], parts[3::4], strict=False):
         if skip_depth:
             if tag == skip_tag:
                 skip_depth += -1 if closing else 1
-        elif text is not None:
-            sweep.text(text)
-        elif tag is None:
             continue
-        elif tag == "br":
-            sweep.pieces.append("\x1e")
-        elif not closing and tag not in _VOID and (tag in _SKIPPED or _hidden(attributes)):
+        if text and (pieces or sweep.pre or not text.isspace()):
+            if not in_link or sweep.pre:
+                pieces.append(text)
+            elif len(text) > 9 or text.strip() not in _ANCHOR_MARKS:
+                pieces.append(text)
+                sweep.linked += len(text)
+        action = _ACTIONS.get(tag)
+        if not closing and tag is not None and (
+            action == _SKIP or (attributes and action not in (_BREAK, _RULE, _VOID) and _hidden(attributes))
+        ):  # fmt: skip
             skip_tag, skip_depth = tag, 1
-        elif tag in _BOXES:
+        elif action is None:
+            continue
+        elif action == _VOID:
+            if tag == "img" and (formula := image_formula(attributes)):
+                pieces.append(formula)
+        elif action == _BOX:
             if closing:
                 sweep.end(tag)
             else:
                 sweep.start(tag, attributes)
-        elif tag == "a":
-            sweep.in_link = 0 if closing else int(" href=" in attributes)
-        elif tag == "hr":
+        elif action == _LINK:
+            in_link = not closing and " href=" in attributes
+        elif action == _BREAK:
+            if pieces and pieces[-1] == _BREAK_MARK and not sweep.pre and len(pieces) > 1:
+                sweep.flush()  # two in a row part paragraphs
+            elif pieces or sweep.pre:
+                pieces.append(_BREAK_MARK)
+        elif action == _RULE and pieces and not sweep.pre:
             sweep.flush()
-        if count > MAX_TOKENS:
-            break
-    sweep.flush()
+    if pieces:
+        sweep.flush()
     return sweep.blocks, sweep.boxes

@@ -8,12 +8,13 @@ from typing import Literal
 import yaml
 from pydantic import ValidationError
 
+from openafm.data.documents import FLOWS
 from openafm.data.packages import Package, Tier
 from openafm.stage import Config
 
 Form = Literal[
     "html", "markdown", "pydoc", "code", "text", "html_text", "quips", "jsonl", "reasoning", "descriptions",
-    "release_notes", "docstrings", "benchmark", "file", "files", "gguf",
+    "release_notes", "docstrings", "benchmark", "file", "files", "gguf", "any",
 ]  # fmt: skip
 Flow = Literal["web", "code", "math", "licensed", "public", "human", "benchmark", "model", "words"]
 
@@ -29,7 +30,7 @@ class Source(Config):
     """Of the archive; required for pypi and npm."""
     flow: Flow
     form: Form
-    """How the files are read; see `openafm.data.readers`."""
+    """How the files are read; see `openafm.data.readers`, and `openafm.data.own` for `any`."""
     files: tuple[str, ...] = ("*",)
     """Globs of members; `*` crosses folders."""
     exclude: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class Catalogue(Config):
 def load(name: str, texts: str = "") -> tuple[Catalogue, Path]:
     """A catalogue by path or by name in recipes/sources, and the folder its `folder` sources are relative to.
 
-    With `texts`, a user's own folder is one source more.
+    With `texts`, a user's own folder or file is one source more.
 
     Raises ValueError naming the file and the entry at fault.
     """
@@ -84,20 +85,18 @@ def load(name: str, texts: str = "") -> tuple[Catalogue, Path]:
             raise ValueError(
                 f"{path}: {source.package} needs a version and a sha256, for what is fetched must be pinned"
             )
-    own = _own_texts(Path(texts).expanduser().resolve()) if texts else []
+        if source.form == "any" and not (source.tier == "folder" and source.flow in FLOWS and source.host):
+            raise ValueError(f"{path}: {source.package} of form any needs tier folder, a host, and a flow of {FLOWS}")
+    own = [_own(Path(texts).expanduser().resolve())] if texts else []
     return catalogue.model_copy(update={"sources": (*catalogue.sources, *own)}), path.parent.parent
 
 
-def _own_texts(folder: Path) -> list[Source]:
-    """Sources that read a user's own folder: its .txt, .md and .html files become pages of the web flow."""
-    if not folder.is_dir():
-        raise ValueError(f"texts: {folder} is not a folder")
-    shared = {
-        "package": str(folder), "tier": "folder", "flow": "web", "host": "texts.example",
-        "licence": "LicenseRef-own", "disallow": ("/.nothing-is-shut-out/",),
-    }  # fmt: skip
-    forms = {"markdown": ("*.txt", "*.md"), "html": ("*.html", "*.htm")}
-    return [Source.model_validate({**shared, "form": form, "files": files}) for form, files in forms.items()]
+def _own(path: Path) -> Source:
+    """The source that reads a user's own folder or file, whatever of the known forms is in it."""
+    if not path.exists():
+        raise ValueError(f"texts: {path} does not exist; give a folder or a file of yours")
+    fields = {"package": str(path), "tier": "folder", "flow": "web", "form": "any", "host": "texts.example"}
+    return Source.model_validate(fields | {"licence": "LicenseRef-own"})
 
 
 def find(name: str) -> Path:

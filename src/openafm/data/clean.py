@@ -2,11 +2,12 @@
 
 AFM's web documents pass safety and profanity filters "using both heuristics and model-based classifiers", and personal
 data and adult content go (arXiv 2407.21075, section 3.1.1); here code, math, licensed and public texts pass them too.
-`judge` is a pure function of one document; a Daft program runs it in processes. The safety model is then learned from
+`judge` is a pure function of one document; it runs on parts, in processes. The safety model is then learned from
 what the rules found (see `safety`) and judges the documents that are left.
 """
 
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -17,20 +18,19 @@ import pyarrow as pa
 from openafm.data import documents as _documents
 from openafm.data import heuristics, pii, safety
 from openafm.data.documents import SCHEMA, Row, drop
-from openafm.data.frames import daft
+from openafm.data.frames import columns_of, rewrite
 from openafm.data.language import LanguageModel
-from openafm.data.licences import judge_licence
-from openafm.data.parallel import workers
+from openafm.data.licences import judge_licence, judge_set
+from openafm.data.people import load_people
 from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "clean"
-DROPPED_KINDS = ("card", "iban", "ssn")
-REDACTED_KINDS = ("email", "ip", "phone", "secret")
+DROPPED_KINDS = ("card", "iban", "ssn", "national_id")
+REDACTED_KINDS = ("email", "ip", "phone", "secret", "address", "person")
 NOT_PROSE = ("code", "math")
 """Flows without leet and beyond the safety model, which learns from prose; the rules judge them too."""
-_BATCH = 32
-_ROW = daft.DataType.from_arrow_type(pa.struct(list(SCHEMA)))
+_LEARNED_FROM = 50_000  # documents of each kind, the first by id: ids are hashes, so these are drawn at random
 
 
 class CleanConfig(Config):
@@ -44,21 +44,30 @@ class CleanConfig(Config):
     """Shorter web and licensed documents are dropped."""
     min_public_words: int = 8
     """The same for public sets and math, whose documents are short by nature."""
+    public_licences: tuple[str, ...] = ("LicenseRef-Debian-descriptions", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "ODC-By-1.0")
+    """Licences of public sets that are taken beside the permissive ones."""
     most_pii: int = 10
     """Documents with more personal data than this, and more than one finding in 50 words, are dropped."""
     unsafe_probability: float = 0.95
     """The safety model's mean probability over a document's three worst chunks that drops it."""
     model_examples: int = 40
     """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
+    person_model: str = ""
+    """A model for people's names: a spaCy package, or gliner:FOLDER (see `names`); empty leaves names alone."""
 
 
 def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
     """Apply what differs by flow: licence and code rules, or language and prose rules."""
     if row["flow"] == "code":
-        for reason, evidence in (judge_licence(row["text"], row["licence"]), heuristics.judge_code(row["text"])):
+        code = heuristics.judge_code(row["text"], row["code_language"], row["url"])
+        for reason, evidence in (judge_licence(row["text"], row["licence"]), code):
             if reason:
                 return drop(row, STAGE, reason, evidence)
         return row
+    if row["flow"] == "public":
+        reason, evidence = judge_set(row["licence"], config.public_licences)
+        if reason:
+            return drop(row, STAGE, reason, evidence)
     language, probability, second = model.detect(row["text"])
     row = row | {"language": language}
     sure = probability >= min(config.language_probability, 3 * second)  # prose full of names is never above a half
@@ -81,19 +90,20 @@ def _judge_safety(row: Row, words: safety.Words) -> Row:
 
 
 def _judge_pii(row: Row, config: CleanConfig) -> Row:
-    """Drop documents with cards, IBANs, SSNs or very much personal data; replace the rest by placeholders."""
-    text = row["text"]
-    spans = pii.find(text)
+    """Drop documents with cards, IBANs, identity numbers or very much personal data; replace the rest."""
+    text, people = row["text"], load_people(config.person_model)
+    spans = pii.find(text, people if row["flow"] != "code" else None)
     title = pii.redact(row["title"], pii.find(row["title"]))
     if not spans:
         return row | {"title": title}
     counts = Counter(span.kind for span in spans)
+    much = sum(count for kind, count in counts.items() if kind != "person")
     for kind in DROPPED_KINDS:
         if counts[kind]:
             first = next(span for span in spans if span.kind == kind)
             return drop(row | {"title": title}, STAGE, f"pii.{kind}", f"{counts[kind]}, as {pii.masked(text, first)}")
     summary = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-    if len(spans) > config.most_pii and len(spans) * 50 > len(text.split()):
+    if much > config.most_pii and much * 50 > len(text.split()):
         return drop(row | {"title": title}, STAGE, "pii.much", summary)
     row = _documents.judged(row | {"title": title}, STAGE, "redact", "pii", summary)
     return _documents.with_text(row, pii.redact(text, spans))
@@ -108,29 +118,26 @@ def judge(row: Row, model: LanguageModel, words: safety.Words, config: CleanConf
 
 
 class _Judge:
-    """Runs `judge` on batches in a process of its own."""
+    """Runs `judge` on the rows of parts, in a process of its own."""
 
     def __init__(self, language_model: str, words: str, config: str) -> None:
         self.model = LanguageModel(Path(language_model))
         self.words = safety.load_words(Path(words))
         self.config = CleanConfig.model_validate_json(config)
 
-    @daft.method.batch(return_dtype=_ROW, batch_size=_BATCH)
-    def rows(self, row: daft.Series) -> list[Row]:
-        found = row.to_pylist()
-        return [r if r["verdict"] == "drop" else judge(r, self.model, self.words, self.config) for r in found]
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        return [r if r["verdict"] == "drop" else judge(r, self.model, self.words, self.config) for r in rows]
 
 
 class _SafetyJudge:
-    """Scores batches with the learned safety model in a process of its own."""
+    """Scores the rows of parts with the learned safety model, in a process of its own."""
 
     def __init__(self, model: str, threshold: float) -> None:
         self.model = safety.SafetyModel(Path(model))
         self.threshold = threshold
 
-    @daft.method.batch(return_dtype=_ROW, batch_size=_BATCH)
-    def rows(self, row: daft.Series) -> list[Row]:
-        return [self.judge(fields) for fields in row.to_pylist()]
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        return [self.judge(row) for row in rows]
 
     def judge(self, row: Row) -> Row:
         if row["verdict"] == "drop" or row["flow"] in NOT_PROSE:
@@ -141,28 +148,13 @@ class _SafetyJudge:
         return drop(row, STAGE, "safety.model", f"probability {probability:.2f}: {worst}")
 
 
-def _run(frame: daft.DataFrame, judged: daft.Expression, context: Context, label: str, total: int) -> pa.Table:
-    frame = frame.select(judged.alias("row")).select(*(daft.col("row")[name].alias(name) for name in SCHEMA.names))
-    parts, done = [pa.Table.from_batches([], SCHEMA)], 0
-    for part in frame.to_arrow_iter():
-        done += len(part)
-        context.report(label, done, total)
-        parts.append(pa.Table.from_batches([part]).cast(SCHEMA))
-    return pa.concat_tables(parts).sort_by("id").combine_chunks()
-
-
-def _as_rows() -> daft.Expression:
-    return daft.functions.to_struct(*(daft.col(name) for name in SCHEMA.names))
-
-
-def _learn(table: pa.Table, words: safety.Words, config: CleanConfig, context: Context) -> tuple[Path | None, Metrics]:
+def _learn(folder: Path, words: safety.Words, config: CleanConfig, context: Context) -> tuple[Path | None, Metrics]:
     """Train the safety model on what the rules found; None where that is too little."""
-    hit, clean = [], []
-    wanted = ("verdict", "reason", "flow", "text")
-    for verdict, reason, flow, text in zip(*(table[name].to_pylist() for name in wanted), strict=True):
-        if reason.startswith("safety."):
+    hit, clean = list[str](), list[str]()
+    for verdict, reason, flow, text in columns_of(folder, "verdict", "reason", "flow", "text"):
+        if reason.startswith("safety.") and len(hit) < _LEARNED_FROM:
             hit.append(text)
-        elif verdict == "keep" and flow not in NOT_PROSE:
+        elif verdict == "keep" and flow not in NOT_PROSE and len(clean) < _LEARNED_FROM:
             clean.append(text)
     draw = random.Random(f"{context.seed}/safety")
     labelled = safety.examples(hit, clean, words, draw)
@@ -206,18 +198,27 @@ def _redacted(verdicts: list[dict[str, str]]) -> list[str]:
     return [part.split()[0] for evidence in said for part in evidence.split(", ")]
 
 
-def _hits(before: pa.Table, table: pa.Table) -> Iterable[Hit]:
+def _hits(documents: Path, out: Path, people: pii.People | None) -> Iterable[Hit]:
     """Yield what was found in real documents: a hit for each that was dropped here, and for each finding replaced."""
-    texts = dict(zip(before["id"].to_pylist(), before["text"].to_pylist(), strict=True))
-    for row in table.filter(pa.compute.is_null(table["planted"])).to_pylist():
-        text = texts[row["id"]]
-        if row["stage"] == STAGE:
-            start = pii.redact(text[:400], pii.find(text[:400]))[:200]
-            yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
-        spans = pii.find(text) if _redacted(row["verdicts"]) else []
-        for span in spans:
-            found, shown = evidence_hash(text[span.start : span.end]), pii.in_context(text, spans, span)
-            yield Hit(f"redacted.{span.kind}", row["url"], found, row["flow"], shown)
+    columns = [name for name in SCHEMA.names if name != "text"]
+    for before, after in zip(_documents.parts(documents), _documents.parts(out), strict=True):
+        judged = (row for table in _documents.batches(after, columns) for row in table.to_pylist())
+        said = {row["id"]: row for row in judged if row["planted"] is None}
+        said = {i: row for i, row in said.items() if row["stage"] == STAGE or _redacted(row["verdicts"])}
+        for table in _documents.batches(before, ("id", "text")):
+            for identity, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+                if identity in said:
+                    yield from _hits_in(said[identity], text, people)
+
+
+def _hits_in(row: Row, text: str, people: pii.People | None) -> Iterable[Hit]:
+    if row["stage"] == STAGE:
+        start = pii.redact(text[:400], pii.find(text[:400]))[:200]
+        yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
+    spans = pii.find(text, people) if _redacted(row["verdicts"]) else []
+    for span in spans:
+        found, shown = evidence_hash(text[span.start : span.end]), pii.in_context(text, spans, span)
+        yield Hit(f"redacted.{span.kind}", row["url"], found, row["flow"], shown)
 
 
 def _real_hits(table: pa.Table) -> dict[str, int]:
@@ -236,32 +237,30 @@ def _real_hits(table: pa.Table) -> dict[str, int]:
 def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Path) -> Metrics:
     """Judge `documents`; `sources` brings models/lid.176.ftz and words/*.txt.
 
-    Writes documents.parquet, funnel.json and audit.jsonl: every hit in a real document, for reading (see `precision`).
+    Writes documents/, funnel.json and audit.jsonl: every hit in a real document, for reading (see `precision`).
     """
-    before = _documents.read(documents)
-    frame = daft.from_arrow(before)
-    judge_rows = daft.cls(_Judge, use_process=True, max_concurrency=workers())(
-        str(sources / "models" / "lid.176.ftz"), str(sources / "words"), config.model_dump_json()
-    )
-    table = _run(frame, judge_rows.rows(_as_rows()), context, "judge documents", len(before))
-    model, learned = _learn(table, safety.load_words(sources / "words"), config, context)
+    words = sources / "words"
+    judged = context.scratch / "judged"
+    judged.mkdir(exist_ok=True)
+    arguments = (str(sources / "models" / "lid.176.ftz"), str(words), config.model_dump_json())
+    funnel = rewrite(documents, judged, _Judge, arguments, context.report, "judge documents")
+    model, learned = _learn(judged, safety.load_words(words), config, context)
     if model is not None:
-        frame = daft.from_arrow(table)
-        safe = daft.cls(_SafetyJudge, use_process=True, max_concurrency=workers())(
-            str(model), config.unsafe_probability
-        )
-        table = _run(frame, safe.rows(_as_rows()), context, "safety model", len(before))
-    funnel = _documents.write(table, context.out)
+        threshold = config.unsafe_probability
+        funnel = rewrite(judged, context.out, _SafetyJudge, (str(model), threshold), context.report, "safety model")
+    else:
+        shutil.copytree(judged, context.out, dirs_exist_ok=True)
+    table = _documents.read(context.out, ("planted", "stage", "verdict", "reason", "verdicts"))
     kept = {entry["flow"]: entry["documents"] for entry in funnel if entry["stage"] == ""}
     recalls = planted_recall(table)
     there, missed = (sum(entry[name] for entry in recalls.values()) for name in ("planted", "missed"))
     return {
         "headline": f"{sum(kept.values()):,} documents kept; {missed} of {there} planted dirty ones missed",
-        "in": int(pa.compute.sum(pa.compute.equal(before["verdict"], "keep")).as_py() or 0),
+        "in": sum(verdict == "keep" for (verdict,) in columns_of(documents, "verdict")),
         "kept": kept,
         "dropped": _documents.drops_by_reason(funnel, STAGE),
         "planted_recall": recalls,
         "real_hits": _real_hits(table),
-        "precision_on_real": audit(_hits(before, table), context.out),
+        "precision_on_real": audit(_hits(documents, context.out, load_people(config.person_model)), context.out),
         "safety_model": learned,
     }

@@ -39,7 +39,12 @@ def write_host(path: Path, host: str, pages: Sequence[Page], rules: Sequence[str
         writer = WARCWriter(file, gzip=True, warc_version="1.1")
         _write(writer, f"https://{host}/robots.txt", robots_txt(rules), "text/plain; charset=utf-8", date)
         for page in pages:
-            _write(writer, page.url, page.html, page.content_type, date)
+            write_page(writer, page, date)
+
+
+def write_page(writer: WARCWriter, page: Page, date: str) -> None:
+    """Write one page as a response record."""
+    _write(writer, page.url, page.html, page.content_type, date)
 
 
 def _write(writer: WARCWriter, url: str, body: bytes, content_type: str, date: str) -> None:

@@ -1,188 +1,73 @@
 """Documents that hold a benchmark's items are dropped (step `decontaminate`).
 
 AFM drops a document upon any 4- to 13-gram collision with a benchmark, unless the n-gram's collision count reaches a
-"common-usage" threshold of 1000 (arXiv 2407.21075, section 3.1.1). A 4-gram of every long question
-would match almost any page, so n follows the item, as it follows a benchmark's short items in GPT-3 (arXiv 2005.14165,
-appendix C): an item of 13 words or more gives its 13-grams, a shorter one is matched whole, and items
-under 4 words cannot be told from chance and are left out (counted). The collision count is the number of documents that
-hold the n-gram. The threshold is AFM's for a corpus of trillions of tokens; small recipes scale it and say so.
-
-Words are compared by their letters and digits alone, in a row, so that case, accents, punctuation and white space make
-no difference; a match starts and ends where a word does. Hits are found by a table of the n-grams' first 8, 16 or 32
-bytes over a sliding window, then verified byte by byte.
+"common-usage" threshold of 1000 (arXiv 2407.21075, section 3.1.1). That is `match: every`. A 4-gram of every long
+question matches almost any page, so by default n follows the item, as it follows a benchmark's short items in GPT-3
+(arXiv 2005.14165, appendix C): an item of 13 words or more gives its 13-grams, a shorter one is matched whole, and one
+under 4 words, which cannot be told from chance, only where it is a line by itself. The collision count is the number of
+documents that hold the n-gram. The threshold is AFM's for a corpus of trillions of tokens; small recipes scale it and
+say so.
 """
 
 import json
-import re
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from openafm import jsonl
-from openafm.data.documents import drops_by_reason, recall
-from openafm.data.frames import Drop, daft, kept, write_verdicts
+from openafm.data.documents import FOLDER, batches, drops_by_reason, parts, read, recall, write_funnel, write_part
+from openafm.data.frames import Drop, each, with_verdicts
+from openafm.data.ngram_index import NgramIndex
 from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
 
-_NOT_ALNUM = re.compile(r"[\W_]+")
-_ALNUM = re.compile(r"[^\W_]+")
-_DELETE_ASCII = bytes(c for c in range(128) if not chr(c).isalnum())
-_WIDTHS = (8, 16, 32)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_TABLE_BITS = 22
+__all__ = ["DecontaminateConfig", "NgramIndex", "add_item", "decontaminate", "read_benchmarks"]
 
-
-def normalise(text: str) -> str:
-    """Case folded, accents and compatibility forms (ligatures, full width) resolved; punctuation still there."""
-    folded = text.casefold()
-    return folded if folded.isascii() else unicodedata.normalize("NFKD", folded).casefold()
-
-
-def letters(normalised: str) -> bytes:
-    """UTF-8 of the letters and digits of a normalised text, in a row."""
-    if normalised.isascii():
-        return normalised.encode().translate(None, _DELETE_ASCII)
-    return _NOT_ALNUM.sub("", normalised).encode()
-
-
-def item_ngrams(text: str, min_n: int, max_n: int) -> list[str]:
-    """The n-grams that give a benchmark item away, as words with single spaces: n = min(max_n, its length in words).
-
-    Empty when the item has fewer than `min_n` words; n-grams under 8 bytes of letters and digits, or under two bytes a
-    word ("0 1 2 3 ... 9 a b c"), are left out.
-    """
-    words = _ALNUM.findall(_without_marks(normalise(text)))
-    n = min(max_n, len(words))
-    if n < min_n:
-        return []
-    grams = (words[start : start + n] for start in range(len(words) - n + 1))
-    return [" ".join(gram) for gram in grams if len("".join(gram).encode()) >= max(_WIDTHS[0], 2 * n)]
-
-
-def _without_marks(normalised: str) -> str:
-    """Combining marks are neither letters nor gaps between words."""
-    return normalised if normalised.isascii() else "".join(c for c in normalised if not unicodedata.combining(c))
-
-
-@dataclass(frozen=True)
-class Source:
-    """A benchmark item that an n-gram is from."""
-
-    benchmark: str
-    item: str
-
-
-def _windows(stream: bytes, width: int) -> np.ndarray:
-    """(bytes - width + 1,) uint64: a number for the `width` (8, 16 or 32) bytes that start at each place."""
-    count = len(stream) - width + 1
-    if count <= 0:
-        return np.zeros(0, np.uint64)
-    eights = np.ndarray((len(stream) - 7,), "<u8", stream, strides=(1,))  # overlapping, unaligned, not copied
-    mixed = eights[:count].astype(np.uint64)
-    for offset in range(8, width, 8):
-        mixed *= _MIX
-        mixed += eights[offset : offset + count]
-    return mixed
-
-
-class NgramIndex:
-    """N-grams of benchmark items, and where they occur in texts.
-
-    `add` items first, then `find`. Memory grows with the n-grams, not with the texts.
-    """
-
-    def __init__(self, min_n: int = 4, max_n: int = 13) -> None:
-        self.min_n, self.max_n = min_n, max_n
-        self.ngrams: list[str] = []
-        self.sources: list[list[Source]] = []
-        self._numbers: dict[bytes, int] = {}
-        self._streams: list[bytes] = []
-        self._tables: dict[int, tuple[np.ndarray, dict[int, list[int]]]] = {}
-
-    def add(self, benchmark: str, item: str, text: str) -> int:
-        """Index one item; returns its number of n-grams, 0 for an item too short to be told from chance."""
-        found = item_ngrams(text, self.min_n, self.max_n)
-        for ngram in found:
-            stream = ngram.replace(" ", "").encode()
-            number = self._numbers.setdefault(stream, len(self.ngrams))
-            if number == len(self.ngrams):
-                self.ngrams.append(ngram)
-                self._streams.append(stream)
-                self.sources.append([])
-            if (source := Source(benchmark, item)) not in self.sources[number]:
-                self.sources[number].append(source)
-        self._tables.clear()
-        return len(found)
-
-    def _prepare(self) -> None:
-        """Tables by window width: a filter of hash bits, and the n-grams that start with a window."""
-        by_width: dict[int, dict[int, list[int]]] = {width: defaultdict(list) for width in _WIDTHS}
-        for number, stream in enumerate(self._streams):
-            width = max(w for w in _WIDTHS if w <= len(stream))
-            by_width[width][int(_windows(stream[:width], width)[0])].append(number)
-        for width, starts in by_width.items():
-            if starts:
-                table = np.zeros(2**_TABLE_BITS, bool)
-                table[_slots(np.fromiter(starts, np.uint64, len(starts)))] = True
-                self._tables[width] = table, dict(starts)
-
-    def find(self, texts: Sequence[str]) -> list[list[int]]:
-        """For each text the numbers of the n-grams in it, sorted, each once."""
-        if not self._tables:
-            self._prepare()
-        return [self._find(text) for text in texts]
-
-    def _find(self, text: str) -> list[int]:
-        normalised = normalise(text)
-        stream = letters(normalised)
-        hits: list[tuple[int, int]] = []
-        for width, (table, starts) in self._tables.items():
-            windows = _windows(stream, width)
-            for place in np.flatnonzero(table[_slots(windows)]).tolist():
-                for number in starts.get(int(windows[place]), ()):
-                    if stream.startswith(self._streams[number], place):
-                        hits.append((number, place))
-        if not hits:
-            return []
-        edges = _edges(normalised)
-        return sorted({n for n, place in hits if place in edges and place + len(self._streams[n]) in edges})
-
-
-def _slots(windows: np.ndarray) -> np.ndarray:
-    return ((windows * _MIX) >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
-
-
-def _edges(normalised: str) -> set[int]:
-    """Places in `letters(normalised)` where a word starts or ends."""
-    edges, place = {0}, 0
-    for word in _ALNUM.findall(_without_marks(normalised)):
-        place += len(word.encode())
-        edges.add(place)
-    return edges
+STAGE = "decontaminate"
+_LIGHT_BYTES = 30_000_000  # of compressed parts: less is done before other processes have started
 
 
 class DecontaminateConfig(Config):
     """Length of the n-grams and what counts as a common phrase."""
 
     min_n: int = 4
-    """Items shorter than this many words are not looked for."""
+    """Items shorter than this many words are looked for as lines by themselves alone."""
     max_n: int = 13
     """Longer items are looked for by their n-grams of this many words."""
+    match: Literal["item", "every"] = "item"
+    """`item`: n follows the item's length; `every`: each n-gram of `min_n` to `max_n` words counts, AFM's words taken
+    literally."""
     common_count: int = 1000
     """An n-gram in so many documents is a common phrase and drops none; AFM's number, to be scaled with the corpus."""
 
+    def index(self) -> NgramIndex:
+        """An empty index of these n-grams."""
+        return NgramIndex(self.min_n, self.max_n, self.match == "every")
 
-def read_benchmarks(folder: Path, min_n: int, max_n: int) -> tuple[NgramIndex, dict[str, dict[str, int]]]:
-    """Index every `<name>.jsonl` ({"id", "text"} a line) of a folder, and count items, n-grams and items too short.
+
+def add_item(index: NgramIndex, benchmark: str, item: dict[str, Any]) -> int:
+    """Index what gives a benchmark's item away; returns its number of n-grams.
+
+    That is `text`, or the `questions`, each by itself, and of the `answers` the long ones.
+    """
+    identity, questions, answers = str(item["id"]), item.get("questions"), item.get("answers", ())
+    if not isinstance(item["text"], str):
+        raise ValueError("text must be a text")
+    added = sum(index.add(benchmark, identity, text) for text in ([item["text"]] if questions is None else questions))
+    return added + sum(index.add(benchmark, identity, text, whole=False) for text in answers)
+
+
+def read_benchmarks(folder: Path, index: NgramIndex) -> dict[str, dict[str, int]]:
+    """Index every `<name>.jsonl` (see `add_item`) of a folder; count items, n-grams and items too short.
 
     Raises ValueError naming file and line of a broken item.
     """
-    index, counts = NgramIndex(min_n, max_n), dict[str, dict[str, int]]()
+    counts = dict[str, dict[str, int]]()
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         raise ValueError(f"{folder} holds no benchmark (*.jsonl): nothing could be decontaminated against")
@@ -190,27 +75,81 @@ def read_benchmarks(folder: Path, min_n: int, max_n: int) -> tuple[NgramIndex, d
         count = {"items": 0, "ngrams": 0, "too_short": 0}
         for number, item in enumerate(jsonl.read(path), 1):
             try:
-                added = index.add(path.stem, str(item["id"]), item["text"])
-            except (ValueError, KeyError, TypeError) as error:
+                added = add_item(index, path.stem, item)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f'{path}:{number}: not a benchmark item {{"id", "text"}}: {error!r}') from error
             count["items"] += 1
             count["ngrams"] += added
             count["too_short"] += not added
         counts[path.stem] = count
-    return index, counts
+    return counts
 
 
-def _hits(index: NgramIndex, documents: Path) -> list[tuple[str, str, str, list[int]]]:
-    """(id, url, flow, n-grams) of the kept documents that hold any, sorted by id."""
+class _Find:
+    """Looks a part's kept documents up; writes {"id", "url", "flow", "ngrams"} of those that hold any."""
 
-    @daft.func.batch(return_dtype=daft.DataType.list(daft.DataType.int64()))
-    def ngrams(texts: daft.Series) -> list[list[int]]:
-        return index.find(texts.to_pylist())
+    def __init__(self, config: str, benchmarks: str, out: str) -> None:
+        self.out, self.index = Path(out), DecontaminateConfig.model_validate_json(config).index()
+        read_benchmarks(Path(benchmarks), self.index)
 
-    frame = kept(documents, "id", "url", "flow", "text").with_column("ngrams", ngrams(daft.col("text")))
-    table = frame.select("id", "url", "flow", "ngrams").sort("id").to_pydict()
-    rows = zip(*(table[name] for name in ("id", "url", "flow", "ngrams")), strict=True)
-    return [(document, url, flow, found) for document, url, flow, found in rows if found]
+    def __call__(self, part: str) -> dict[str, Any]:
+        counts, hits = Counter[int](), list[dict[str, Any]]()
+        for table in batches(Path(part), ("id", "url", "flow", "verdict", "text")):
+            table = table.filter(pc.equal(table["verdict"], "keep"))
+            found = self.index.find(table["text"].to_pylist())
+            for row, ngrams in zip(table.select(["id", "url", "flow"]).to_pylist(), found, strict=True):
+                if ngrams:
+                    hits.append(row | {"ngrams": ngrams})
+                    counts.update(ngrams)
+        jsonl.write(self.out / f"{Path(part).stem}.jsonl", hits)
+        return {"counts": [list(pair) for pair in counts.items()]}
+
+
+class _Judge:
+    """Writes a part with its verdicts, and what the ledger says of it."""
+
+    def __init__(self, config: str, benchmarks: str, documents: str, hits: str, counts: str, out: str) -> None:
+        self.config = DecontaminateConfig.model_validate_json(config)
+        self.index = self.config.index()
+        read_benchmarks(Path(benchmarks), self.index)
+        self.documents, self.hits, self.out = Path(documents), Path(hits), Path(out)
+        self.counts = np.load(counts)
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        drops, notes, found = dict[str, Drop](), dict[str, str](), list[Hit]()
+        hits = jsonl.read(self.hits / f"{name}.jsonl")
+        with (self.hits / f"{name}.ledger").open("w", encoding="utf-8") as ledger:
+            for hit in hits:
+                ledger.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in self._entries(hit))
+                if telling := [number for number in hit["ngrams"] if self._is_telling(number)]:
+                    drops[hit["id"]] = drop = self._drop(telling)
+                    hashed = evidence_hash(*map(self.index.ngram, telling))
+                    found.append(Hit(drop.reason, hit["url"], hashed, hit["flow"], drop.evidence))
+                else:
+                    notes[hit["id"]] = f'common phrases only, as "{self.index.ngram(hit["ngrams"][0])}"'
+        planted, part = set[str](), self.documents / FOLDER / f"{name}.parquet"
+        for table in batches(part, ("url", "planted")):
+            planted |= {row["url"] for row in table.to_pylist() if row["planted"] is not None}
+        tables = (with_verdicts(table, STAGE, drops, {}, notes) for table in batches(part))
+        funnel = write_part(self.out / FOLDER / part.name, tables)
+        real = [hit.__dict__ for hit in found if hit.url not in planted]
+        return {"funnel": funnel, "hits": real, "common_only": len(notes)}
+
+    def _is_telling(self, number: int) -> bool:
+        return bool(self.counts[number] < self.config.common_count)
+
+    def _entries(self, hit: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for number in hit["ngrams"]:
+            line = {"id": hit["id"], "url": hit["url"], "ngram": self.index.ngram(number)}
+            line |= {"documents": int(self.counts[number]), "common": not self._is_telling(number)}
+            for source in self.index.sources(number):
+                yield line | {"benchmark": source.benchmark, "item": source.item}
+
+    def _drop(self, telling: list[int]) -> Drop:
+        source = self.index.sources(telling[0])[0]
+        evidence = f'"{self.index.ngram(telling[0])}" of item {source.item} of {source.benchmark}'
+        evidence += f", and {len(telling) - 1} more n-grams" if len(telling) > 1 else ""
+        return Drop(f"benchmark.{source.benchmark}", evidence)
 
 
 def decontaminate(config: DecontaminateConfig, context: Context, *, documents: Path, sources: Path) -> Metrics:
@@ -220,41 +159,37 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
     item: {"id", "url", "ngram", "documents", "common", "benchmark", "item"}); the metrics count items, n-grams, common
     phrases and dropped documents.
     """
-    index, benchmarks = read_benchmarks(sources / "benchmarks", config.min_n, config.max_n)
-    context.report("n-grams of benchmarks", 0, None)
-    hits = _hits(index, documents)
-    counts = Counter(number for _, _, _, found in hits for number in found)
-    common = {number for number, count in counts.items() if count >= config.common_count}
-    drops, notes, found_in = dict[str, Drop](), dict[str, str](), dict[str, Hit]()
-    with (context.out / "ledger.jsonl").open("w", encoding="utf-8") as ledger:
-        for document, url, flow, found in hits:
-            for number in found:
-                line = {"id": document, "url": url, "ngram": index.ngrams[number], "documents": counts[number]}
-                for source in index.sources[number]:
-                    entry = line | {"common": number in common, "benchmark": source.benchmark, "item": source.item}
-                    ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            if telling := [number for number in found if number not in common]:
-                source = index.sources[telling[0]][0]
-                evidence = f'"{index.ngrams[telling[0]]}" of item {source.item} of {source.benchmark}'
-                evidence += f", and {len(telling) - 1} more n-grams" if len(telling) > 1 else ""
-                drops[document] = drop = Drop(f"benchmark.{source.benchmark}", evidence)
-                hashed = evidence_hash(*(index.ngrams[number] for number in telling))
-                found_in[document] = Hit(drop.reason, url, hashed, flow, evidence)
-            else:
-                notes[document] = f'common phrases only, as "{index.ngrams[found[0]]}"'
-    table, funnel = write_verdicts(documents, context.out, "decontaminate", drops, notes=notes)
-    real = set(table.filter(pa.compute.is_null(table["planted"]))["id"].to_pylist())
-    dropped = drops_by_reason(funnel, "decontaminate")
+    index, folder, there = config.index(), sources / "benchmarks", parts(documents)
+    benchmarks = read_benchmarks(folder, index)
+    light = sum(part.stat().st_size for part in there) < _LIGHT_BYTES
+    found = context.scratch / "hits"
+    found.mkdir(exist_ok=True)
+    arguments = (config.model_dump_json(), str(folder), str(found))
+    done = each(_Find, arguments, [str(part) for part in there], context.report, "n-grams of benchmarks", light)
+    counts = np.zeros(len(index), np.int64)
+    for number, count in (pair for part in done for pair in part["counts"]):
+        counts[number] += count
+    np.save(context.scratch / "counts.npy", counts)
+    paths = (str(documents), str(found), str(context.scratch / "counts.npy"), str(context.out))
+    names = [part.stem for part in there]
+    done = each(_Judge, (config.model_dump_json(), str(folder), *paths), names, context.report, "verdicts", light)
+    with (context.out / "ledger.jsonl").open("wb") as ledger:
+        for name in names:
+            with (found / f"{name}.ledger").open("rb") as part:
+                shutil.copyfileobj(part, ledger)
+    dropped = drops_by_reason(write_funnel(context.out, (part["funnel"] for part in done)), STAGE)
+    headline = f"{sum(dropped.values())} documents hold one of {len(index):,} benchmark n-grams"
+    short = f"shorter items only as lines by themselves; n-grams in {config.common_count} documents or more drop none"
+    n = f"n = min({config.max_n}, words of the item)" if config.match == "item" else f"n up to {config.max_n}"
     return {
-        "headline": f"{sum(dropped.values())} documents hold one of {len(index.ngrams):,} benchmark n-grams",
+        "headline": headline,
         "benchmarks": benchmarks,
-        "ngrams": len(index.ngrams),
-        "ngrams_found": len(counts),
-        "common_phrases": len(common),
-        "rule": f"n = min({config.max_n}, words of the item), at least {config.min_n}; "
-        f"n-grams in {config.common_count} documents or more drop none",
-        "documents_with_common_phrases_only": len(hits) - len(drops),
+        "ngrams": len(index),
+        "ngrams_found": int((counts > 0).sum()),
+        "common_phrases": int((counts >= config.common_count).sum()),
+        "rule": f"{n}, at least {config.min_n}; {short}",
+        "documents_with_common_phrases_only": sum(part["common_only"] for part in done),
         "dropped": dropped,
-        "planted": recall(table, {"benchmark": ("benchmark.",)}),
-        "precision_on_real": audit((hit for document, hit in found_in.items() if document in real), context.out),
+        "planted": recall(read(context.out, ("planted", "reason")), {"benchmark": ("benchmark.",)}),
+        "precision_on_real": audit((Hit(**hit) for part in done for hit in part["hits"]), context.out),
     }

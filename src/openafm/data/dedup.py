@@ -1,232 +1,273 @@
-"""Exact and near duplicates across all flows (step `dedup`).
+"""Exact and near duplicates across all flows and earlier runs (step `dedup`).
 
 AFM: fuzzy de-duplication by locality-sensitive n-gram hashing (arXiv 2407.21075, section 3.1.1). MinHash signatures of
 word 5-grams (Broder 1997) are cut into bands; documents that share a band are candidates (Indyk and Motwani 1998), each
-candidate pair is verified by its true Jaccard similarity, and of each connected component one document is kept.
+candidate pair is verified by its true Jaccard similarity, and of each connected component one document is kept. What
+the step needs of documents lies on disk (`signed`) and is read by ranges of keys (`linking`): memory does not grow with
+texts. Links between documents, 16 bytes each, are the only thing that one process holds of all.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import xxhash
+import pyarrow.parquet as pq
 
-from openafm.data.documents import Row, drops_by_reason
-from openafm.data.frames import Drop, daft, kept, write_verdicts
-from openafm.data.ngrams import WordHashes, ngram_hashes, words
+from openafm.data import linking, paragraphs
+from openafm.data.documents import FLOWS, FOLDER, batches, drops_by_reason, parts, write_funnel, write_part
+from openafm.data.frames import Drop, each, with_verdicts
+from openafm.data.minhash import BANDS, band_keys, components, pairs, signatures
+from openafm.data.ngrams import shingles, spans
 from openafm.data.precision import Hit, audit, evidence_hash
+from openafm.data.signed import NGRAM, PLANTED, Sign, Signed, text_hash
 from openafm.stage import Config, Context, Metrics
 
-NGRAM = 5
-BANDS, ROWS = 21, 6
-"""A pair of similarity J shares a band with probability 1 - (1 - J^6)^21: 0.998 at 0.8, 0.98 at 0.75, 0.28 at 0.5."""
-_CHUNK = 1024  # shingles hashed at once: the table of (hashes, chunk) stays in cache
-_MOST_PAIRED = 24  # in larger buckets each member is compared with its neighbours and the first, not with all
-
-
-def _permutations() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    count = BANDS * ROWS
-    multipliers = random.integers(0, 2**31, count, dtype=np.uint32) * np.uint32(2) + np.uint32(1)  # odd: bijective
-    return multipliers[:, None], random.integers(0, 2**32, count, dtype=np.uint32)[:, None]
-
-
-_MULTIPLY, _ADD = _permutations()
-
-
-def shingles(text: str, hashes: WordHashes) -> np.ndarray:
-    """Sorted unique hashes (uint64) of the word 5-grams of `text`; a shorter text is one shingle."""
-    listed = hashes.of(words(text))
-    return np.unique(ngram_hashes(listed, min(NGRAM, max(1, len(listed)))))
-
-
-def signature(shingled: np.ndarray) -> np.ndarray:
-    """(126,) uint32: the least hash of the shingles under each of 126 permutations; all ones for no shingles."""
-    folded = (shingled >> np.uint64(32)).astype(np.uint32)
-    least = np.full(BANDS * ROWS, 2**32 - 1, np.uint32)
-    for start in range(0, len(folded), _CHUNK):
-        table = _MULTIPLY * folded[None, start : start + _CHUNK]
-        table += _ADD
-        np.minimum(least, table.min(axis=1), out=least)
-    return least
-
-
-def signatures(texts: Sequence[str]) -> np.ndarray:
-    """(texts, 126) uint32 MinHash signatures."""
-    hashes = WordHashes()
-    found = np.empty((len(texts), BANDS * ROWS), np.uint32)
-    for row, text in enumerate(texts):
-        found[row] = signature(shingles(text, hashes))
-    return found
-
-
-def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """|A and B| / |A or B| of two shingle sets, each sorted and unique."""
-    common = len(np.intersect1d(first, second, assume_unique=True))
-    return common / max(1, len(first) + len(second) - common)
-
-
-def _buckets(signed: np.ndarray) -> Iterator[np.ndarray]:
-    """Groups (sorted rows, two or more) that share one band of their signatures."""
-    for band in range(BANDS):
-        part = np.ascontiguousarray(signed[:, band * ROWS : (band + 1) * ROWS])
-        keys = part.view(np.dtype((np.void, part.dtype.itemsize * ROWS))).ravel()
-        order = np.argsort(keys, kind="stable")
-        edges = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-        yield from (group for group in np.split(order, edges) if len(group) > 1)
-
-
-def _candidates(signed: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows that share a band, each once, in order."""
-    pairs: set[tuple[int, int]] = set()
-    for group in _buckets(signed):
-        members = group.tolist()
-        if len(members) <= _MOST_PAIRED:
-            pairs.update((a, b) for i, a in enumerate(members) for b in members[i + 1 :])
-        else:
-            pairs.update(pairwise(members))
-            pairs.update((members[0], b) for b in members[1:])
-    return sorted(pairs)
-
-
-class Components:
-    """Union-find: which items hang together."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def root(self, item: int) -> int:
-        """The component's smallest item."""
-        while self.parent[item] != item:
-            self.parent[item] = self.parent[self.parent[item]]
-            item = self.parent[item]
-        return item
-
-    def join(self, a: int, b: int) -> None:
-        """Make the components of `a` and `b` one."""
-        low, high = sorted((self.root(a), self.root(b)))
-        self.parent[high] = low
-
-    def groups(self) -> list[set[int]]:
-        """Components of two or more, by smallest item."""
-        found: dict[int, set[int]] = defaultdict(set)
-        for item in range(len(self.parent)):
-            found[self.root(item)].add(item)
-        return [group for _, group in sorted(found.items()) if len(group) > 1]
-
-
-def _exact(texts: Iterable[str]) -> list[int]:
-    """For each text the first index with the same text but for case and white space."""
-    first: dict[bytes, int] = {}
-    keys = (xxhash.xxh3_128_digest(" ".join(t.casefold().split()).encode("utf-8", "surrogatepass")) for t in texts)
-    return [first.setdefault(key, index) for index, key in enumerate(keys)]
-
-
-def link(texts: Sequence[str], threshold: float, signed: np.ndarray | None = None) -> tuple[list[int], Components]:
-    """Exact copies (index of each text's first copy) and the components of near duplicates, exact ones included."""
-    originals = _exact(texts)
-    components = Components(len(texts))
-    for index, original in enumerate(originals):
-        components.join(original, index)
-    rows = np.array([i for i, original in enumerate(originals) if i == original and texts[i].strip()], np.int64)
-    signed = signatures([texts[i] for i in rows]) if signed is None else signed[rows]
-    hashes, cache = WordHashes(), dict[int, np.ndarray]()
-    for pair in _candidates(signed):
-        a, b = (int(rows[i]) for i in pair)
-        if components.root(a) == components.root(b):
-            continue
-        for index in (a, b):
-            if index not in cache:
-                cache[index] = shingles(texts[index], hashes)
-        if jaccard(cache[a], cache[b]) >= threshold:
-            components.join(a, b)
-    return originals, components
+STAGE = "dedup"
+_LIGHT_BYTES = 30_000_000  # of compressed parts: less is done before other processes have started
+_AUDITED = 100  # copies of each part that are written for reading, the first by id
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[set[int]]:
     """Groups of indices whose texts are the same or near copies: Jaccard of word 5-grams at least `threshold`.
 
-    Pairs are found with the probability given at BANDS; groups are connected components, so two ends of a chain may be
-    less alike than `threshold`. The order of `texts` makes no difference while no more than 24 share a band.
+    Pairs are found with the probability given at minhash.BANDS; groups are connected components, so two ends of a chain
+    may be less alike than `threshold`. The order of `texts` makes no difference while no more than 24 share a band.
     """
-    return link(texts, threshold)[1].groups()
+    hashes = np.array([text_hash(text) for text in texts], np.uint64).reshape(-1, 2)
+    copies = linking.equal_texts(hashes, np.arange(len(texts)))
+    first = np.setdiff1d(np.arange(len(texts)), copies[:, 0])
+    found, offsets = shingles([texts[i] for i in first], NGRAM)
+    keys = band_keys(signatures(found, offsets))[np.diff(offsets) > 0]
+    candidates = pairs(keys.ravel(), np.repeat(np.flatnonzero(np.diff(offsets)), BANDS))
+
+    def sets(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.diff(offsets)[numbers]
+        return found[spans(offsets[numbers], counts)], np.cumsum([0, *counts])
+
+    edges = first[linking.verified(candidates, sets, threshold)]
+    labels = components(len(texts), np.concatenate([copies, edges]))
+    groups: dict[int, set[int]] = {}
+    for index in np.flatnonzero(np.bincount(labels, minlength=len(texts))[labels] > 1).tolist():
+        groups.setdefault(int(labels[index]), set()).add(index)
+    return list(groups.values())
 
 
 class DedupConfig(Config):
-    """How alike two documents may be."""
+    """How alike two documents may be, and what else is deduplicated."""
 
     threshold: float = 0.75
     """Jaccard similarity of word 5-grams from which on two documents are near copies (as in arXiv 2406.17557)."""
+    paragraph_words: int = 0
+    """Paragraphs of so many words or more that stand in an earlier document are cut out of prose; 0 leaves them."""
+    index: bool = False
+    """Keep what a later run needs to drop copies of these documents (`index/`, about half as large as the texts)."""
+    against: tuple[str, ...] = ()
+    """Artifacts of earlier dedup steps with an index: what is near them is dropped, as they are in already."""
+
+    def files(self) -> list[Path]:
+        """The earlier artifacts' descriptions: a change of them makes the step stale."""
+        return [Path(folder) / "index" / "index.json" for folder in self.against]
 
 
-@daft.func.batch(return_dtype=daft.DataType.fixed_size_list(daft.DataType.uint32(), BANDS * ROWS))
-def _signatures(texts: daft.Series) -> np.ndarray:
-    return signatures(texts.to_pylist())
+@dataclass(frozen=True)
+class Groups:
+    """Copies of one another: a row a document, by group, the one to keep first."""
+
+    numbers: np.ndarray
+    """(documents,) int64."""
+    facts: np.ndarray
+    """(documents,) signed.FACTS."""
+    starts: np.ndarray
+    """(groups + 1,) int64: where each group begins."""
+
+    @property
+    def best(self) -> np.ndarray:
+        """(documents,) the place of the one that each document's group keeps."""
+        return np.repeat(self.starts[:-1], np.diff(self.starts))
 
 
-def _best(group: set[int], rows: list[Row]) -> int:
-    """The copy to keep: of known licence before unknown, longer before shorter, then the smallest id."""
-    return min(group, key=lambda i: (not rows[i]["licence"], -len(rows[i]["text"]), rows[i]["id"]))
+def choose(signed: Signed, edges: np.ndarray) -> Groups:
+    """Group linked documents; the one to keep is of an earlier run before a new one, of known licence before unknown,
+    longer before shorter, then of the smallest id. Groups are in the order of their smallest members.
+    """
+    numbers = np.unique(edges)
+    labels = components(len(numbers), np.searchsorted(numbers, edges))
+    facts = signed.facts(numbers)
+    order = np.lexsort((numbers, -facts["size"].astype(np.int64), ~facts["licensed"], numbers >= signed.old, labels))
+    new = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return Groups(numbers[order], facts[order], np.concatenate([new, [len(order)]]).astype(np.int64))
 
 
-def _drop(copy: Row, best: Row, exact: bool, hashes: WordHashes) -> Drop:
-    if exact:
-        return Drop("duplicate.exact", f"the text of {best['url']}")
-    similarity = jaccard(shingles(copy["text"], hashes), shingles(best["text"], hashes))
-    return Drop("duplicate.near", f"Jaccard {similarity:.2f} with {best['url']}")
+def _index(config: DedupConfig) -> tuple[list[str], int, np.ndarray]:
+    """Signed folders of earlier runs, how many documents they hold, and which of these were dropped."""
+    folders, dropped, start = list[str](), [np.zeros(0, np.int64)], 0
+    for artifact in config.against:
+        path = Path(artifact) / "index"
+        if not (path / "index.json").is_file():
+            raise ValueError(f"{artifact} holds no index/: give a dedup step's folder, made with `index: true`")
+        found = json.loads((path / "index.json").read_text())
+        folders += [str(path / part["part"]) for part in found["parts"]]
+        dropped.append(np.load(path / "dropped.npy") + start)
+        start += sum(part["documents"] for part in found["parts"])
+    return folders, start, np.concatenate(dropped)
 
 
-def _hit(copy: Row, best: Row, said: Drop) -> Hit:
-    both = evidence_hash(copy["text"], best["text"])
-    return Hit(said.reason, copy["url"], both, copy["flow"], said.evidence, copy["text"][:200])
+def _linked(signed: Signed, gone: np.ndarray, threshold: float, context: Context, light: bool) -> np.ndarray:
+    """(edges, 2) int64 between copies; `gone` are the documents of earlier runs that are not in."""
+    folders = [str(folder) for folder in signed.folders]
+    exact, near, alike = (context.scratch / name for name in ("copies", "candidates", "alike"))
+    for folder in (exact, near, alike):
+        folder.mkdir(exist_ok=True)
+    marks, kept_out = np.zeros(len(signed), bool), str(context.scratch / "gone.npy")
+    marks[gone] = True
+    np.save(kept_out, marks)
+    arguments: tuple[Any, ...] = (folders, signed.old, kept_out, str(exact))
+    each(linking.Copies, arguments, linking.ranges(len(signed)), context.report, "exact copies", light)
+    copies = linking.saved(exact)
+    marks[copies[:, 0]] = True
+    np.save(kept_out, marks)
+    arguments, tasks = (folders, signed.old, kept_out, str(near)), linking.ranges(len(signed) * BANDS)
+    each(linking.Candidates, arguments, tasks, context.report, "documents that share a band", light)
+    arguments = (folders, signed.old, str(near), threshold, str(alike))
+    first = int(np.searchsorted(signed.starts[:-1], signed.old)) if signed.old else 0
+    each(linking.Verify, arguments, list(range(first, len(folders))), context.report, "pairs verified", light)
+    return np.concatenate([copies, linking.saved(alike)])
 
 
-def _planted_found(rows: list[Row], groups: list[set[int]]) -> dict[str, dict[str, int]]:
-    """How many planted copies hang together with another document, by kind (a copy itself may be the one kept)."""
-    grouped = set().union(*groups)
-    kinds = sorted({row["planted"] for row in rows if row["planted"] in ("exact_copy", "near_copy")})
-    planted = {kind: [i for i, row in enumerate(rows) if row["planted"] == kind] for kind in kinds}
-    return {kind: {"planted": len(of), "found": len(grouped.intersection(of))} for kind, of in planted.items()}
+class _Write:
+    """Writes a part with its verdicts, and says what there is to read of them."""
+
+    def __init__(self, documents: str, out: str, folders: Sequence[str], old: int, scratch: str, least: int) -> None:
+        self.documents, self.out, self.least = Path(documents), Path(out), least
+        self.signed, self.scratch = Signed(folders, old), Path(scratch)
+        self.copies, self.notes = (np.load(self.scratch / f"{name}.npy") for name in ("drops", "notes"))
+
+    def __call__(self, part: int) -> dict[str, Any]:
+        low, high = self.signed.starts[part : part + 2].tolist()
+        name = f"{self.signed.folders[part].name}.parquet"
+        ids = np.load(self.signed.folders[part] / "facts.npy")["id"]
+        copies = self.copies[slice(*np.searchsorted(self.copies[:, 0], [low, high]))]
+        drops = self._drops(copies, ids[copies[:, 0] - low])
+        best = self.notes[slice(*np.searchsorted(self.notes[:, 0], [low, high]))].tolist()
+        notes = {ids[number - low].decode(): f"the best of {size} copies" for number, size in best}
+        cut = paragraphs.cuts(self.scratch / "repeated", ids, low)
+        tables = (
+            with_verdicts(paragraphs.without(table, cut, self.least, STAGE), STAGE, drops, {}, notes)
+            for table in batches(self.documents / FOLDER / name)
+        )
+        funnel = write_part(self.out / FOLDER / name, tables)
+        return {"funnel": funnel, "hits": [hit.__dict__ for hit in self._hits(copies, drops, ids, low)]}
+
+    def _drops(self, copies: np.ndarray, ids: np.ndarray) -> dict[str, Drop]:
+        """{id: why}; `copies` are (number, number of the one that is kept, whether the texts are equal)."""
+        drops, urls = dict[str, Drop](), self.signed.urls(copies[:, 1])
+        for start in range(0, len(copies), 512):
+            some = copies[start : start + 512]
+            alike = linking.similarity(some[:, 0], some[:, 1], self.signed.sets)
+            for at, (_, best, exact) in enumerate(some.tolist(), start):
+                url = urls[at] + (" of an earlier run" if best < self.signed.old else "")
+                near = Drop("duplicate.near", f"Jaccard {alike[at - start]:.2f} with {url}")
+                drops[ids[at].decode()] = Drop("duplicate.exact", f"the text of {url}") if exact else near
+        return drops
+
+    def _hits(self, copies: np.ndarray, drops: dict[str, Drop], ids: np.ndarray, low: int) -> list[Hit]:
+        """The first real documents that went for a real one of this run."""
+        hits = list[Hit]()
+        for copy, best, _ in copies.tolist():
+            first, second = self.signed.facts(np.array([copy])), self.signed.facts(np.array([best]))
+            if best >= self.signed.old and not first["planted"][0] and not second["planted"][0]:
+                row, other = self._row(copy, first["id"][0].decode()), self._row(best, second["id"][0].decode())
+                said, both = drops[ids[copy - low].decode()], evidence_hash(row["text"], other["text"])
+                hits.append(Hit(said.reason, row["url"], both, row["flow"], said.evidence, row["text"][:200]))
+            if len(hits) == _AUDITED:
+                break
+        return hits
+
+    def _row(self, number: int, identity: str) -> dict[str, Any]:
+        part = self.documents / FOLDER / f"{self.signed.place(number)[0].name}.parquet"
+        found = pq.read_table(part, columns=["url", "flow", "text"], filters=[("id", "=", identity)])
+        return found.to_pylist()[0]
+
+
+def _decide(signed: Signed, groups: Groups, context: Context) -> np.ndarray:
+    """Write what the parts are to be told, and groups.jsonl; (copies, 3) number, the kept one's number, equal texts."""
+    best = groups.best
+    exact = (groups.facts["text"] == groups.facts["text"][best]).all(axis=1)
+    gone = (groups.numbers != groups.numbers[best]) & (groups.numbers >= signed.old)
+    drops = np.stack([groups.numbers, groups.numbers[best], exact], axis=1)[gone].astype(np.int64)
+    drops = drops[np.argsort(drops[:, 0])]
+    heads = groups.starts[:-1]
+    notes = np.stack([groups.numbers[heads], np.diff(groups.starts)], axis=1)
+    np.save(context.scratch / "drops.npy", drops)
+    np.save(context.scratch / "notes.npy", notes[np.argsort(notes[:, 0])])
+    with (context.out / "groups.jsonl").open("w") as file:
+        for start, end in zip(groups.starts[:-1].tolist(), groups.starts[1:].tolist(), strict=True):
+            ids = groups.facts["id"][start:end].tolist()
+            new = np.argsort(groups.numbers[start + 1 : end]) + 1
+            dropped = [ids[at].decode() for at in new if groups.numbers[start + at] >= signed.old]
+            file.write(json.dumps({"kept": ids[0].decode(), "dropped": dropped}) + "\n")
+    return drops
 
 
 def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
-    """Drop all but the best copy of each group of equal or nearly equal documents, whatever flow they are from.
+    """Drop all but the best copy of each group of equal or nearly equal documents, whatever flow or run they are from.
 
-    Writes the documents, `groups.jsonl`: {"kept", "dropped"} (ids) for each group, and `audit.jsonl`: the real
-    documents that went for a real one (see `precision`).
+    Writes the documents, `groups.jsonl`: {"kept", "dropped"} (ids) for each group, `audit.jsonl`: real documents that
+    went for a real one (see `precision`), and `index/` where it is asked for.
     """
-    context.report("signatures", 0, None)
-    frame = kept(documents, "id", "url", "flow", "licence", "planted", "text")
-    table = frame.with_column("signature", _signatures(daft.col("text"))).sort("id").to_arrow()
-    signed = table["signature"].combine_chunks().flatten().to_numpy().reshape(-1, BANDS * ROWS)
-    rows = table.drop_columns(["signature"]).to_pylist()
-    originals, components = link([row["text"] for row in rows], config.threshold, signed)
-    groups, hashes, drops = components.groups(), WordHashes(), dict[str, Drop]()
-    notes, hits = dict[str, str](), list[Hit]()
-    with (context.out / "groups.jsonl").open("w") as file:
-        for group in context.track(groups, "groups of copies"):
-            best = _best(group, rows)
-            copies = sorted(group - {best})
-            for copy in copies:
-                exact = originals[copy] == originals[best]
-                drops[rows[copy]["id"]] = said = _drop(rows[copy], rows[best], exact, hashes)
-                if not rows[copy]["planted"] and not rows[best]["planted"]:
-                    hits.append(_hit(rows[copy], rows[best], said))
-            notes[rows[best]["id"]] = f"the best of {len(group)} copies"
-            line = {"kept": rows[best]["id"], "dropped": [rows[copy]["id"] for copy in copies]}
-            file.write(json.dumps(line) + "\n")
-    _, funnel = write_verdicts(documents, context.out, "dedup", drops, notes=notes)
-    dropped = drops_by_reason(funnel, "dedup")
-    return {
-        "headline": f"{len(rows):,} documents, " + ", ".join(f"{reason} {n}" for reason, n in dropped.items()),
-        "documents": len(rows),
+    earlier, old, gone = _index(config)
+    there = parts(documents)
+    light = sum(part.stat().st_size for part in there) < _LIGHT_BYTES
+    out = context.scratch / "signed"
+    summary = each(Sign, (str(out),), [str(part) for part in there], context.report, "signatures", light)
+    folders = [*earlier, *(str(out / part.stem) for part in there)]
+    signed = Signed(folders, old)
+    groups = choose(signed, _linked(signed, gone, config.threshold, context, light))
+    drops = _decide(signed, groups, context)
+    if config.paragraph_words:
+        paragraphs.find(signed, drops[:, 0], documents, config.paragraph_words, context, light)
+    arguments = (str(documents), str(context.out), folders, old, str(context.scratch), config.paragraph_words)
+    done = each(_Write, arguments, list(range(len(earlier), len(folders))), context.report, "verdicts", light)
+    funnel = write_funnel(context.out, (part["funnel"] for part in done))
+    if config.index:
+        _keep_index(out, summary, drops[:, 0] - old, context.out / "index")
+    hits = [Hit(**hit) for part in done for hit in part["hits"]]
+    dropped = drops_by_reason(funnel, STAGE)
+    return _metrics(signed, groups, summary, dropped) | {"precision_on_real": audit(hits, context.out)}
+
+
+def _metrics(signed: Signed, groups: Groups, summary: list[dict[str, Any]], dropped: dict[str, int]) -> Metrics:
+    """Counts of documents, groups and planted copies (a copy itself may be the one that is kept)."""
+    total, sizes = len(signed) - signed.old, np.diff(groups.starts)
+    flows = (
+        np.add.reduceat(_one_hot(groups.facts["flow"], len(FLOWS)), groups.starts[:-1])
+        if len(sizes)
+        else np.zeros((0, 1))
+    )
+    there = np.sum([part["planted"] for part in summary], axis=0).tolist()
+    found = np.bincount(groups.facts["planted"][groups.numbers >= signed.old], minlength=len(PLANTED)).tolist()
+    metrics: Metrics = {
+        "headline": f"{total:,} documents, " + ", ".join(f"{reason} {n}" for reason, n in dropped.items()),
+        "documents": total,
         "dropped": dropped,
-        "groups": len(groups),
-        "largest_group": max(map(len, groups), default=0),
-        "across_flows": sum(len({rows[i]["flow"] for i in group}) > 1 for group in groups),
-        "planted": _planted_found(rows, groups),
-        "precision_on_real": audit(hits, context.out),
+        "groups": len(sizes),
+        "largest_group": int(sizes.max(initial=0)),
+        "across_flows": int(((flows > 0).sum(axis=1) > 1).sum()),
+        "planted": {
+            kind: {"planted": there[at], "found": found[at]} for at, kind in enumerate(PLANTED) if kind and there[at]
+        },
     }
+    return metrics | ({"earlier_documents": signed.old} if signed.old else {})
+
+
+def _one_hot(values: np.ndarray, size: int) -> np.ndarray:
+    return (values[:, None] == np.arange(size)).astype(np.int64)
+
+
+def _keep_index(signed: Path, summary: list[dict[str, Any]], dropped: np.ndarray, out: Path) -> None:
+    signed.rename(out)
+    np.save(out / "dropped.npy", dropped)
+    (out / "index.json").write_text(json.dumps({"ngram": NGRAM, "bands": BANDS, "parts": summary}, indent=1) + "\n")

@@ -1,24 +1,37 @@
-"""The document table that every data step reads and writes: schema, files, funnel, and a document's fate.
+"""The documents that every data step reads and writes: schema, files, funnel, and a document's fate.
 
 A row is a document. Filters judge the rows that are still kept and never delete any, so the last table of a run still
 holds every document with the filter, reason and evidence that dropped it, and in `verdicts` what every filter before
 said of it, in order: nothing is overwritten. `openafm why URL` prints that fate.
+
+On disk they are parquet parts: `documents/3f.parquet` holds the documents whose ids begin with 3f, sorted. Ids are
+hashes, so parts are of one size, an id names its part, and the parts in the order of their names are all documents in
+the order of their ids. Most steps turn each part into a part of the same name. Parts are read and written in groups of
+rows of bounded size: no step holds all texts.
 """
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 FLOWS = ("web", "code", "math", "licensed", "public")
-FILE = "documents.parquet"
-ROWS_PER_GROUP = 4096
+FOLDER = "documents"
+FUNNEL = "funnel.json"
+PART_BYTES = 256_000_000
+"""Text in a part, at most, on average: 16 parts hold 4 GB, 256 hold 64 GB, 65,536 hold 16 TB."""
+GROUP_ROWS, GROUP_BYTES = 1024, 16_000_000
+"""Documents and bytes of text that are read at once."""
 
 Row = dict[str, Any]
 
@@ -63,42 +76,123 @@ def drop(row: Row, stage: str, reason: str, evidence: str = "") -> Row:
     return row | {"verdict": "drop", "stage": stage, "reason": reason, "evidence": evidence}
 
 
-def read(folder: Path) -> pa.Table:
-    """Read the documents of an artifact; rows are sorted by id."""
-    path = folder / FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {FILE}: give the folder that a data step has written")
-    table = pq.read_table(path)
-    if table.schema.names != SCHEMA.names:
-        raise ValueError(f"{path} has the columns {table.schema.names}, not {SCHEMA.names}: run its step again")
-    return table.cast(SCHEMA)
+# ---------------------------------------------------------------- reading
 
 
-def rows(folder: Path, verdict: str = "keep") -> list[Row]:
-    """Read the documents with this verdict as dictionaries, sorted by id."""
-    table = read(folder)
-    return table.filter(pa.compute.equal(table["verdict"], verdict)).to_pylist()
+def parts(folder: Path) -> list[Path]:
+    """Return an artifact's parts in the order of their ids. Raises ValueError when there are none."""
+    found = sorted((folder / FOLDER).glob("*.parquet"))
+    if not found:
+        raise ValueError(f"{folder} holds no {FOLDER}/*.parquet: give the folder that a data step has written")
+    return found
 
 
-def write(table: pa.Table | Iterable[Row], folder: Path) -> list[Row]:
-    """Write `documents.parquet` (sorted by id, equal rows give equal bytes) and `funnel.json`; return the funnel.
+def batches(part: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read one part in bounded tables, sorted by id; `columns` names those that are wanted, in their order."""
+    names = list(columns or SCHEMA.names)
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+    with pq.ParquetFile(part) as file:
+        if file.schema_arrow.names != SCHEMA.names:
+            raise ValueError(
+                f"{part} has the columns {file.schema_arrow.names}, not {SCHEMA.names}: run its step again"
+            )
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=names).select(names).cast(schema)
+
+
+def read(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read all documents of an artifact at once, sorted by id: for a few columns, or for what fits into memory."""
+    schema = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
+    return pa.concat_tables([schema.empty_table(), *(t for part in parts(folder) for t in batches(part, columns))])
+
+
+def rows(folder: Path, verdict: str = "keep") -> Iterator[Row]:
+    """Yield the documents with this verdict as dictionaries, sorted by id."""
+    for part in parts(folder):
+        for table in batches(part):
+            yield from table.filter(pc.equal(table["verdict"], verdict)).to_pylist()
+
+
+# ---------------------------------------------------------------- writing
+
+
+def digits_of(size: int) -> int:
+    """How many hexadecimal digits name a part when there are `size` bytes of text in all."""
+    digits = 1
+    while size > PART_BYTES * 16**digits:
+        digits += 1
+    return digits
+
+
+def cut(table: pa.Table, digits: int) -> list[tuple[str, pa.Table]]:
+    """Cut a table that is sorted by id into named parts: "0" to "f", or "00" to "ff"."""
+    ids, names = table["id"].to_pylist(), part_names(digits)
+    bounds = pairwise([*(bisect_left(ids, name) for name in names), len(ids)])
+    return [(name, table.slice(start, end - start)) for name, (start, end) in zip(names, bounds, strict=True)]
+
+
+def part_names(digits: int) -> list[str]:
+    """Names of all parts, in order."""
+    return [f"{number:0{digits}x}" for number in range(16**digits)]
+
+
+def write_part(path: Path, tables: Iterable[pa.Table]) -> list[Row]:
+    """Write a part from tables that follow one another by id; return its funnel. A part is whole or absent.
 
     Raises ValueError when two rows share an id, since a document's fate would no longer be one.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, stages, last = path.with_suffix(".partial"), list[list[Row]](), ""
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
+            last = _check_order(table["id"].to_pylist(), last)
+            for start, end in _groups(table["bytes"].to_numpy()):
+                writer.write_table(table.slice(start, end - start), row_group_size=end - start)
+            stages.append(funnel(table))
+    partial.replace(path)
+    return add_funnels(stages)
+
+
+def _check_order(ids: list[str], last: str) -> str:
+    """Return the last of the ids; they must ascend from `last` on."""
+    for before, after in pairwise([last, *ids]):
+        if before == after:
+            raise ValueError(f"the document {after} is in the table twice: URLs must differ")
+        assert before < after, f"{before} stands before {after}"
+    return ids[-1] if ids else last
+
+
+def _groups(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut rows (their sizes in bytes) into groups: (first, behind the last)."""
+    start, ends = 0, np.cumsum(sizes)
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        fits = int(np.searchsorted(ends, before + GROUP_BYTES, side="right"))
+        end = min(max(fits, start + 1), start + GROUP_ROWS, len(sizes))
+        yield start, end
+        start = end
+
+
+def write(table: pa.Table | Iterable[Row], folder: Path) -> list[Row]:
+    """Write documents that fit into memory, in any order: equal rows give equal bytes. Returns the funnel."""
     if not isinstance(table, pa.Table):
         table = pa.Table.from_pylist(list(table), schema=SCHEMA)
     table = table.select(SCHEMA.names).cast(SCHEMA).sort_by("id").combine_chunks()
-    if len(table) and len(table["id"].unique()) != len(table):
-        counts = table["id"].value_counts().to_pylist()
-        twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
-        raise ValueError(f"the document {twice} is in the table twice: URLs must differ")
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        table.replace_schema_metadata(None), folder / FILE, compression="zstd", row_group_size=ROWS_PER_GROUP
-    )
-    stages = funnel(table)
-    (folder / "funnel.json").write_text(json.dumps(stages, indent=1) + "\n")
-    return stages
+    stages = []
+    for name, part in cut(table, digits_of(pc.sum(table["bytes"]).as_py() or 0)):
+        stages.append(write_part(folder / FOLDER / f"{name}.parquet", [part]))
+    return write_funnel(folder, stages)
+
+
+def write_funnel(folder: Path, stages: Iterable[list[Row]]) -> list[Row]:
+    """Write `funnel.json`, the sum of the parts' funnels, and return it."""
+    total = add_funnels(stages)
+    (folder / FUNNEL).write_text(json.dumps(total, indent=1) + "\n")
+    return total
+
+
+# ---------------------------------------------------------------- counting
 
 
 def funnel(table: pa.Table) -> list[Row]:
@@ -110,6 +204,20 @@ def funnel(table: pa.Table) -> list[Row]:
         count[0] += 1
         count[1] += size
         count[2] += planted is not None
+    return _as_funnel(counts)
+
+
+def add_funnels(stages: Iterable[list[Row]]) -> list[Row]:
+    """Sum the funnels of parts."""
+    counts: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for entry in (entry for part in stages for entry in part):
+        count = counts[entry["stage"], entry["reason"], entry["flow"]]
+        for at, name in enumerate(("documents", "bytes", "planted")):
+            count[at] += entry[name]
+    return _as_funnel(counts)
+
+
+def _as_funnel(counts: Mapping[tuple[str, str, str], list[int]]) -> list[Row]:
     return [
         {"stage": stage, "reason": reason, "flow": flow, "documents": n, "bytes": size}
         | {"planted": planted, "real": n - planted}
@@ -129,8 +237,8 @@ def drops_by_reason(stages: list[Row], stage: str) -> dict[str, int]:
 def recall(table: pa.Table, caught: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
     """Measure each planted kind's share that was dropped for one of the reason prefixes in `caught[kind]`.
 
-    Only planted marks are counted: {"planted", "caught", "gone" (dropped for another reason), "missed", "recall"} a
-    kind.
+    `table` has the columns planted and reason. Only planted marks are counted: {"planted", "caught", "gone" (dropped
+    for another reason), "missed", "recall"} a kind.
     """
     totals = {kind: {"planted": 0, "caught": 0, "gone": 0, "missed": 0} for kind in sorted(caught)}
     for kind, reason in zip(table["planted"].to_pylist(), table["reason"].to_pylist(), strict=True):
@@ -140,6 +248,9 @@ def recall(table: pa.Table, caught: Mapping[str, tuple[str, ...]]) -> dict[str, 
     return {
         kind: counts | {"recall": counts["caught"] / n} for kind, counts in totals.items() if (n := counts["planted"])
     }
+
+
+# ---------------------------------------------------------------- a document's fate
 
 
 @dataclass(frozen=True)
@@ -156,13 +267,15 @@ def fate(url: str, run: Path) -> Fate:
 
     Raises ValueError when no table of the run knows the URL.
     """
-    found: list[Fate] = []
-    for path in sorted(run.glob(f"*/{FILE}")):
-        if "verdicts" in pq.read_schema(path).names:  # tables of older code may lie about until their step runs again
-            rows = pq.read_table(path, columns=["title", "bytes", "verdicts"], filters=[("id", "=", document_id(url))])
-            found += [Fate(row["title"], row["bytes"], tuple(row["verdicts"])) for row in rows.to_pylist()]
+    found, identity = list[Fate](), document_id(url)
+    for folder in sorted(run.glob(f"*/{FOLDER}")):
+        for path in folder.glob("*.parquet"):
+            if identity.startswith(path.stem):
+                wanted = [("id", "=", identity)]
+                rows = pq.read_table(path, columns=["title", "bytes", "verdicts"], filters=wanted).to_pylist()
+                found += [Fate(row["title"], row["bytes"], tuple(row["verdicts"])) for row in rows]
     if not found:
-        raise ValueError(f"{run} has no document with the URL {url}: see the URLs in {run}/*/{FILE}")
+        raise ValueError(f"{run} has no document with the URL {url}: see the URLs in {run}/*/{FOLDER}")
     return max(found, key=lambda fate: len(fate.verdicts))
 
 

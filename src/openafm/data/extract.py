@@ -6,8 +6,6 @@ raises `UndecodableError` only from `decode`, so that the step can count it.
 
 import re
 from dataclasses import dataclass
-from html import unescape
-from itertools import islice
 
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
@@ -16,15 +14,12 @@ from resiliparse.parse.lang import detect_fast
 from openafm.data.blocks import Block, read_blocks
 from openafm.data.body import select_body
 from openafm.data.mathml import inline_formulas
+from openafm.data.metadata import choose_title, is_thread, plain, published
 
 MAX_HTML = 4_000_000
 """Characters of HTML that are read; longer pages are cut off there."""
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
-_MATH_MARKS = ("<math", "katex", "MathJax", "math/tex", "mjx-", "mwe-math", 'class="latex', 'class="tex', 'class="math')
-_H1 = re.compile(r"<h1(?: [^>]*)?>(.*?)</h1>", re.S)
-_TAG = re.compile(r"<[^>]*>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
-_SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
 MAX_LANGUAGE_DISTANCE = 1000
 """Above this out-of-place measure the n-gram language guess is worth nothing (resiliparse's own cut-off is 1200)."""
 
@@ -35,11 +30,20 @@ class UndecodableError(ValueError):
 
 @dataclass(frozen=True)
 class Extraction:
-    """A page's body. `language` is the declared primary tag, else a guess, else ""."""
+    """A page's body without its headline, which is `title`.
+
+    `language` is the declared primary tag, else a guess, else ""; `date` is the day of publication, YYYY-MM-DD or "".
+    """
 
     text: str
     title: str
     language: str
+    date: str
+
+    @property
+    def full_text(self) -> str:
+        """The text under its headline, as a document reads."""
+        return f"# {self.title}\n\n{self.text}" if self.title and self.text else self.text
 
 
 def decode(html: bytes, charset: str | None = None) -> str:
@@ -78,22 +82,14 @@ def _language(tree: HTMLTree, text: str) -> str:
     return code if distance <= MAX_LANGUAGE_DISTANCE and code != "unknown" else ""
 
 
-def _clean_line(text: str) -> str:
-    return " ".join(_CONTROL.sub("", text).split())
-
-
-def _title(tree: HTMLTree, html: str) -> str:
-    """Return the title without the site's name: the heading it begins with, else its first part of some length."""
-    title = _clean_line(tree.title or "")[:300]
-    found = (unescape(_TAG.sub("", match[1])) for match in islice(_H1.finditer(html), 4))
-    headings = [text for heading in found if 0 < len(text := _clean_line(heading).rstrip("¶#").strip()) < 200]
-    starting = [text for text in headings if title.lower().startswith(text.lower())]
-    if starting or not title:
-        return max(starting, key=len) if starting else (headings or [""])[0]
-    parts = _SEPARATOR.split(title)
-    if parts[0] == title and headings and headings[0].lower() in title.lower():
-        return headings[0]
-    return parts[0] if len(parts[0]) >= 4 else max(parts, key=len)
+def without_headline(blocks: list[Block], title: str) -> list[Block]:
+    """Drop the heading that says the title, where it is the first heading of the body."""
+    for at, block in enumerate(blocks[:6]):
+        if block.kind[0] == "h":
+            said, wanted = plain(block.text), plain(title)
+            same = bool(said) and (said == wanted or (len(said) > 12 and (said in wanted or wanted in said)))
+            return blocks[:at] + blocks[at + 1 :] if same else blocks
+    return blocks
 
 
 def render(blocks: list[Block]) -> str:
@@ -114,26 +110,34 @@ def render(blocks: list[Block]) -> str:
     return "".join(parts)
 
 
+def fragment_text(html: str) -> str:
+    """Return all text of a fragment of HTML, such as one post of a thread, as light Markdown."""
+    tree = HTMLTree.parse(html)
+    if tree.body is None:
+        return ""
+    return _CONTROL.sub("", render(read_blocks(inline_formulas(tree.body.html))[0]))
+
+
 def extract(html: bytes, url: str | None = None, charset: str | None = None) -> Extraction:
-    """Extract the body of a page; `charset` is the one of its HTTP header, `url` is for messages only.
+    """Extract the body of a page; `charset` is the one of its HTTP header, `url` may tell the date.
 
     Undecodable bytes and pages without text give an empty text.
     """
     try:
-        return extract_decoded(decode(html, charset))
+        return extract_decoded(decode(html, charset), url)
     except UndecodableError:
-        return Extraction("", "", "")
+        return Extraction("", "", "", "")
 
 
-def extract_decoded(source: str) -> Extraction:
+def extract_decoded(source: str, url: str | None = None) -> Extraction:
     """Extract the body of a page that is text already."""
     source = source[:MAX_HTML]
     tree = HTMLTree.parse(source)
+    date = published(source, url)
     if tree.body is None:
-        return Extraction("", _title(tree, ""), "")
-    html = tree.body.html
-    if any(mark in source for mark in _MATH_MARKS):
-        html = inline_formulas(html)
-    blocks, boxes = read_blocks(html)
-    text = _CONTROL.sub("", render(select_body(blocks, boxes)))
-    return Extraction(text, _title(tree, html), _language(tree, text))
+        return Extraction("", choose_title(tree.title or "", []), "", date)
+    blocks, boxes = read_blocks(inline_formulas(tree.body.html))
+    title = choose_title(tree.title or "", [block.text for block in blocks if block.kind == "h1"])
+    kept = without_headline(select_body(blocks, boxes, is_thread(source)), title)
+    text = _CONTROL.sub("", render(kept))
+    return Extraction(text, title, _language(tree, text), date)

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import protego
+from pydantic import field_validator
 
 from openafm import jsonl
-from openafm.data import packages, readers
+from openafm.data import own, packages, readers, robots
+from openafm.data.benchmarks import bring
 from openafm.data.catalogue import Catalogue, Source, find, load
 from openafm.data.crawl_archive import choose_rules, robots_txt, write_host
 from openafm.data.dirt import DirtConfig, Planted, plant
+from openafm.data.licences import terms
 from openafm.data.packages import Archive, Package
 from openafm.data.readers import Document, Page
 from openafm.model.gguf import import_gguf
@@ -29,6 +31,8 @@ from openafm.stage import Config, Context, Metrics
 
 FLOWS = ("code", "math", "licensed", "public")
 WEB_FORMS = ("html", "markdown", "pydoc")
+LATER_STAGES = "continued and context-lengthening pretraining"
+"""All that licensed long texts may be read in (AFM report, 3.2.2 and 3.2.3); pretraining refuses them elsewhere."""
 
 
 class FetchConfig(Config):
@@ -37,7 +41,9 @@ class FetchConfig(Config):
     catalogue: str = "nano"
     """Name of a catalogue in recipes/sources, or the path of one."""
     texts: str = ""
-    """A folder of your own, whose .txt, .md and .html files join the web pages; empty for none."""
+    """Your own folder or file: WARC, WET, HTML, text, code, JSONL, Parquet (see `openafm.data.own`); empty for none."""
+    benchmarks: tuple[str, ...] = ()
+    """Benchmarks of your own to decontaminate against: folders, files, or hf:owner/name (see `data.benchmarks`)."""
     cache: str = ""
     """Folder of downloads; empty for $OPENAFM_CACHE or ~/.cache/openafm."""
     tiers: tuple[str, ...] = ("pypi", "npm", "apt", "folder", "python")
@@ -55,7 +61,15 @@ class FetchConfig(Config):
         """The catalogue and what its `folder` sources hold: a change of them makes the step stale."""
         catalogue, root = load(self.catalogue, self.texts)
         folders = sorted({root / source.package for source in catalogue.sources if source.tier == "folder"})
-        return [find(self.catalogue), *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+        brought = [Path(place).expanduser() for place in self.benchmarks if not place.startswith("hf:")]
+        below = (path for place in brought for path in (place, *place.rglob("*")) if path.is_file())
+        return [find(self.catalogue), *(path for folder in folders for path in own.files(folder)), *below]
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        """`--set fetch.benchmarks=FOLDER` names one."""
+        return (value,) if isinstance(value, str) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +126,23 @@ def fetch(config: FetchConfig, context: Context) -> Metrics:
     planted = plant(crawled, rows.documents, rows.benchmarks, config.dirt, context.seed)
     hosts = _write_web(rows.pages + planted.pages, rules, fetched.catalogue.date, context.out)
     _write_documents(rows.documents + planted.documents, context.out)
-    robots = [{"url": url, "kind": "robots"} for url in shut]
-    _write_jsonl(context.out / "planted.jsonl", sorted(planted.marks + robots, key=lambda mark: mark["url"]))
+    marks = [*planted.marks, *({"url": url, "kind": "robots"} for url in shut)]
+    _write_jsonl(context.out / "planted.jsonl", sorted(marks, key=lambda mark: mark["url"]))
+    for place in config.benchmarks:  # after planting: dirt is made of the catalogue's benchmarks alone
+        for name, items in bring(place, fetched.cache).items():
+            if name in rows.benchmarks:
+                raise ValueError(f"benchmarks: two are called {name}; rename the file in {place}")
+            rows.benchmarks[name] = items
     _write_rest(rows, context.out)
     _write_licences(fetched, context.out)
-    return _metrics(fetched, rows, planted, hosts, len(shut))
+    mine = [(source, fetched.archives[source.archive].path) for source in fetched.catalogue.sources if _own(source)]
+    taken = own.take(mine, context.out, fetched.catalogue.date, context.report) if mine else None
+    return _metrics(fetched, rows, planted, hosts, len(shut)) | ({"own": taken.summary()} if taken else {})
+
+
+def _own(source: Source) -> bool:
+    """Whether a source is read as it comes, without the limits on packages."""
+    return source.form == "any"
 
 
 @dataclasses.dataclass
@@ -135,7 +161,7 @@ def _read(fetched: Fetched, config: FetchConfig, context: Context) -> _Rows:
     rows = _Rows()
     by_archive: dict[Package, list[Source]] = defaultdict(list)
     for source in fetched.catalogue.sources:
-        if source.archive in fetched.archives:
+        if source.archive in fetched.archives and not _own(source):
             by_archive[source.archive].append(source)
     for package, sources in context.track(by_archive.items(), "reading packages", len(by_archive)):
         archive = fetched.archives[package]
@@ -231,8 +257,8 @@ def _rules(catalogue: Catalogue, pages: list[Page]) -> dict[str, list[str]]:
 
 def _shut_out(pages: list[Page], rules: dict[str, list[str]]) -> set[str]:
     """Addresses that a crawler may not take."""
-    robots = {host: protego.Protego.parse(robots_txt(shut).decode()) for host, shut in rules.items()}
-    return {page.url for page in pages if not robots[urlsplit(page.url).netloc].can_fetch(page.url, "*")}
+    answers = {host: robots.parse(robots_txt(shut)) for host, shut in rules.items()}
+    return {page.url for page in pages if not answers[urlsplit(page.url).netloc].allows(page.url, "*")}
 
 
 def _write_web(pages: list[Page], rules: dict[str, list[str]], date: str, out: Path) -> dict[str, int]:
@@ -265,7 +291,7 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_licences(fetched: Fetched, out: Path) -> None:
-    """What came from where, and what did not come."""
+    """The ledger: what came from where, under which licence and terms, for which stages, and what did not come."""
     entries = []
     for source in fetched.catalogue.sources:
         archive = fetched.archives.get(source.archive)
@@ -277,7 +303,9 @@ def _write_licences(fetched: Fetched, out: Path) -> None:
                     "version": archive.version,
                     "sha256": archive.sha256,
                     "licence": source.licence,
+                    "terms": terms(source.licence),
                     "flow": source.flow,
+                    "stages": LATER_STAGES if source.flow == "licensed" else "all",
                     "host": source.host,
                     "target": source.target,
                 }

@@ -7,6 +7,7 @@ documentation, with its lists and short lines, is well-formed text too. Code has
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 STOP_WORDS = frozenset("the be to of and that have with a in is for it on this are as by or an if".split())
 _BLANK_SITE = re.compile(
@@ -68,17 +69,89 @@ def judge_prose(text: str, min_words: int) -> tuple[str, str]:
     return ("repetitive", repetition) if repetition else ("", "")
 
 
-def judge_code(text: str) -> tuple[str, str]:
-    """Return (reason, evidence) for a source file: minified, generated, or data; reason "" lets it pass."""
+@dataclass(frozen=True)
+class Language:
+    """What a programming language's files look like."""
+
+    comment: str
+    """Regular expression of a line that is a comment."""
+    statement: str
+    """Regular expression that a file with code of its own has somewhere."""
+    longest_line: int = 1000
+
+
+_C_COMMENT, _HASH = r"//|/?\*", r"#"
+LANGUAGES = {
+    "C": Language(_C_COMMENT, r"[;{}]|^\s*#\s*(?:include|define|if)"),
+    "C++": Language(_C_COMMENT, r"[;{}]|^\s*#\s*(?:include|define|if)"),
+    "C#": Language(_C_COMMENT, r"\b(?:class|namespace|using|interface|struct|enum|record)\b"),
+    "Go": Language(_C_COMMENT, r"^package \w+[\s\S]*?^(?:func|type|var|const)\b"),
+    "Java": Language(_C_COMMENT, r"\b(?:class|interface|enum|record|@interface)\b"),
+    "JavaScript": Language(_C_COMMENT, r"[;{}]|=>|\b(?:function|const|let|var|import|export)\b"),
+    "Kotlin": Language(_C_COMMENT, r"\b(?:fun|class|interface|object|val|var|typealias)\b"),
+    "Objective-C": Language(_C_COMMENT, r"@(?:interface|implementation|protocol|class|import)|[;{}]|^#import"),
+    "Perl": Language(_HASH, r"\b(?:sub|my|our|use|package|local)\b"),
+    "PHP": Language(r"//|/?\*|#(?!\[)", r"<\?(?:php|=)"),
+    "Python": Language(_HASH, r"^\s*(?:def|class|import|from|async|@\w)|="),
+    "Ruby": Language(_HASH, r"\b(?:def|class|module|require|do|end)\b|::\w|=>"),
+    "Rust": Language(
+        _C_COMMENT, r"\b(?:fn|struct|enum|impl|trait|mod|use|macro_rules|const|static|type)\b|\w!\s?[({\[]"
+    ),
+    "Shell": Language(_HASH, r"[=;|]|\b(?:if|for|echo|exit|function|case)\b"),
+    "Swift": Language(_C_COMMENT, r"\b(?:func|class|struct|enum|protocol|extension|import|let|var)\b"),
+    "TypeScript": Language(_C_COMMENT, r"[;{}]|=>|\b(?:interface|type|const|import|export|function)\b"),
+}
+"""The languages of the code flow; others are judged by the rules that hold for all."""
+LEAST_CODE = 3
+"""Lines that must be something else than comment: a licence header over an empty file has fewer."""
+_GENERATED_PATH = re.compile(
+    r"(?:_pb2(?:_grpc)?\.pyi?|\.pb\.(?:go|cc|h)|\.g\.dart|\.designer\.cs|\.generated\.\w+|_generated\.\w+"
+    r"|[-.]min\.(?:js|css)|\.bundle\.js|\.tab\.[ch]|lex\.yy\.c|package-lock\.json|moc_\w+\.cpp|_wrap\.(?:c|cxx)"
+    r"|zz_generated\w*\.go)$",
+    re.I,
+)
+_GENERATOR = re.compile(
+    r"generated (?:by|from|using|with) (?:the )?(?:protoc|protocol buffer|cython|swig|antlr|thrift|bison|flex|yacc"
+    r"|lex\b|openapi|swagger|autogen|stringer|bindgen|cffi|jni|xcode|dart|emscripten|rollup|webpack|typescript)"
+    r"|a bison parser, made by|webpackJsonp|//# sourceMappingURL=",
+    re.I,
+)
+_BLOB = re.compile(r"[A-Za-z0-9+/]{200,}={0,2}|(?:\\x[0-9a-fA-F]{2}){60,}|(?:0x[0-9a-fA-F]{1,2},\s*){80,}")
+
+
+def judge_code(text: str, language: str = "", url: str = "") -> tuple[str, str]:
+    """Return (reason, evidence) for a source file; reason "" lets it pass.
+
+    Minified, generated (by its head, its path or a generator's marks), data rather than code (letters, blobs), and by
+    language: nothing but comment, or no statement of the language in it.
+    """
     lines = text.split("\n")
-    longest = max(map(len, lines))
-    if longest > 1000 or len(text) > 100 * len(lines):
+    rules = LANGUAGES.get(language)
+    longest, limit = max(map(len, lines)), rules.longest_line if rules else 1000
+    if longest > limit or len(text) > 100 * len(lines):
         return "code.minified", f"lines of {len(text) // len(lines)} characters, the longest {longest}"
     letters = sum(map(str.isalpha, text))
     written = len(text) - sum(map(text.count, " \t\n\r"))  # indented code is not data
     if len(text) < 80 or letters <= 0.25 * written:
         return "code.data", f"{letters} letters in {written} characters"
-    generated = _GENERATED.search("\n".join(lines[:6]))
+    blob = sum(len(match[0]) for match in _BLOB.finditer(text))
+    if blob > 0.3 * len(text):
+        return "code.data", f"{blob} of {len(text)} characters are encoded data"
+    named = _GENERATED_PATH.search(url.partition("?")[0]) if url else None
+    if named:
+        return "code.generated", f"its name ends in {named[0]!r}"
+    generated = _GENERATED.search("\n".join(lines[:6])) or _GENERATOR.search("\n".join(lines[:20]))
     if generated:
         return "code.generated", f"its head says {generated[0]!r}"
+    return _judge_language(lines, text, rules, language) if rules else ("", "")
+
+
+def _judge_language(lines: list[str], text: str, rules: Language, language: str) -> tuple[str, str]:
+    comment = re.compile(rf"\s*(?:{rules.comment})")
+    full = [line for line in lines if line.strip()]
+    said = sum(1 for line in full if comment.match(line))
+    if said and len(full) - said < LEAST_CODE:
+        return "code.comment", f"{said} of {len(full)} lines are comment"
+    if not re.search(rules.statement, text, re.M):
+        return "code.no-code", f"no statement of {language}"
     return "", ""

@@ -10,7 +10,7 @@ MAX_SOURCE = 50_000
 _MATH = re.compile(r"<math((?: [^>]*)?)>.*?</math>", re.S)
 _ANNOTATION = re.compile(r'<annotation [^>]*encoding="[^">]*tex[^">]*"[^>]*>(.*?)</annotation>', re.S | re.I)
 _SCRIPT = re.compile(r'<script [^>]*type="(math/tex[^">]*)"[^>]*>(.*?)</script>', re.S)
-_IMAGE = re.compile(r'<img (?=[^>]*class="(?:[^">]* )?(?:latex|tex|math|mwe-math-[^">]*)(?: [^">]*)?")[^>]*>')
+_IMAGE = re.compile(r' class="(?:[^"]* )?(?:latex|tex|math|mwe-math-[^" ]*|ee_img|tex2jax)(?: [^"]*)?"')
 _ALT = re.compile(r' alt="([^"]*)"')
 _SYMBOLS = {"−": "-", "\u2062": "", "\u2061": "", "×": r"\times ", "≤": r"\le ", "≥": r"\ge "}
 
@@ -73,11 +73,18 @@ def inline_formulas(html: str) -> str:
     Texts are searched, not the tree: resiliparse's collections take quadratic time on deeply nested pages. The visible
     copies that KaTeX and MathJax put beside the MathML are hidden from screen readers, and so from `read_blocks`.
     """
-    html = _MATH.sub(lambda math: _dollars(_formula(math[0]), ' display="block"' in math[1]), html)
-    html = _SCRIPT.sub(lambda script: _dollars(unescape(script[2]), "display" in script[1]), html)
-    return _IMAGE.sub(lambda image: _dollars(unescape(_alt(image[0])).strip("$ "), False), html)
+    if "<math" in html:
+        html = _MATH.sub(lambda math: _dollars(_formula(math[0]), ' display="block"' in math[1]), html)
+    if '"math/tex' in html:
+        html = _SCRIPT.sub(lambda script: _dollars(unescape(script[2]), "display" in script[1]), html)
+    return html
 
 
-def _alt(image: str) -> str:
-    found = _ALT.search(image)
-    return found[1] if found else ""
+def image_formula(attributes: str) -> str:
+    """Return the LaTeX of an image of a formula, in dollar signs: its alternative text; "" for any other image."""
+    if "tex" not in attributes and "math" not in attributes:
+        return ""
+    alt = _ALT.search(attributes)
+    if alt is None or not (_IMAGE.search(attributes) or "latex.php" in attributes or "/latex?" in attributes):
+        return ""
+    return _dollars(unescape(alt[1]).strip("$ ").removeprefix(r"\displaystyle").strip(), False)

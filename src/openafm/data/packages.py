@@ -170,8 +170,10 @@ def _keep(package: Package, path: Path, home: Path) -> Archive:
 
 
 def _folder(package: Package, root: Path | None) -> Archive:
-    """A directory beside the catalogue; its digest covers names and contents."""
+    """A directory beside the catalogue, or a file; a directory's digest covers names and contents."""
     path = (root or Path()) / package.name
+    if path.is_file():
+        return Archive(package, path, package.version or digest(path)[:12], digest(path))
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; the catalogue names it as a source of tier folder")
     total = hashlib.sha256()

@@ -122,10 +122,10 @@ def benchmark(source: Source, files: Members) -> list[dict[str, Any]]:
 
 def _html(source: Source, files: Members) -> Iterator[Page]:
     for name, data in files:
-        yield Page(url_of(source, shorten(name, source)), data, _content_type(data), source.package, source.licence)
+        yield Page(url_of(source, shorten(name, source)), data, content_type(data), source.package, source.licence)
 
 
-def _content_type(data: bytes) -> str:
+def content_type(data: bytes) -> str:
     """Servers announce UTF-8; a page in another encoding says so itself, so its header stays silent."""
     try:
         data.decode("utf-8")

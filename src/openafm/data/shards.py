@@ -3,8 +3,12 @@
 The kept documents of each flow are encoded one after the other, each ended by the end-of-text token, and split by
 document into training and held-out tokens. Copies of whole documents are gone by then, but not pages that stand within
 a longer page as well, or texts out of one template: a held-out document that is largely in training ones is left out.
+
+A flow is encoded in parts of so many bytes of text, by ranges of ids, so that memory is bounded whatever its size; its
+tokens go to files of at most `MOST_TOKENS`, and a killed step goes on behind the last whole flow.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +22,17 @@ from openafm.data.documents import FLOWS
 from openafm.data.frames import daft, kept
 from openafm.data.ngrams import ngram_hashes
 from openafm.stage import Config, Context, Metrics
-from openafm.tokenizer import load
+from openafm.tokenizer import Tokenizer, load
+
+Encoded = tuple[str, np.ndarray, int]
+"""Id, tokens with the end of text, and bytes of a document."""
 
 NGRAM = 24
 """Tokens in a row, about 13 words, that hardly stand in two texts by chance."""
+PART_BYTES = 256_000_000
+"""Text that is encoded and sorted at once."""
+MOST_TOKENS = 2**30
+"""Tokens of a file, the first of which is FLOW.bin and the next FLOW.1.bin."""
 MOST_SEEN = 0.2
 """Share of a held-out document's n-grams in training documents from which on it is not unseen."""
 
@@ -59,11 +70,9 @@ def seen(held: Sequence[np.ndarray], train: Iterable[np.ndarray]) -> list[float]
     return [float(found[np.searchsorted(known, part)].mean()) if len(part) else 0.0 for part in grams]
 
 
-def _unseen(encoded: list[tuple[str, np.ndarray, int]], apart: set[str]) -> set[str]:
-    """Those of `apart` that do not largely stand in training documents; the least seen one where all do."""
-    held = [(identity, tokens) for identity, tokens, _ in encoded if identity in apart]
-    train = (tokens for identity, tokens, _ in encoded if identity not in apart)
-    shares = dict(zip((i for i, _ in held), seen([tokens for _, tokens in held], train), strict=True))
+def _unseen(held: list[Encoded], train: Iterable[np.ndarray]) -> set[str]:
+    """Held-out documents that do not largely stand in training documents; the least seen one where all do."""
+    shares = dict(zip((one[0] for one in held), seen([tokens for _, tokens, _ in held], train), strict=True))
     fresh = {i for i, share in shares.items() if share < MOST_SEEN}
     return fresh or ({min(shares, key=lambda i: (shares[i], i))} if shares else set())
 
@@ -76,22 +85,51 @@ def token_type(vocab_size: int) -> np.dtype:
 def write_shard(folder: Path, source: str, documents: Iterable[tuple[np.ndarray, int]], dtype: np.dtype) -> Metrics:
     """Write `<source>.bin` and `<source>.offsets.npy` (int64: start of each document, and the end).
 
-    `documents` are (tokens, bytes of text); returns {"tokens", "documents", "bytes"}.
+    `documents` are (tokens, bytes of text); returns {"tokens", "documents", "bytes"}, and "files" where they take more
+    than one: `<source>.1.bin` and so on, each with whole documents and offsets of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    offsets, size = [0], 0
-    with (folder / f"{source}.bin").open("wb") as file:
-        for tokens, text_bytes in documents:
-            file.write(tokens.astype(dtype).tobytes())
-            offsets.append(offsets[-1] + len(tokens))
-            size += text_bytes
-    np.save(folder / f"{source}.offsets.npy", np.array(offsets, np.int64), allow_pickle=False)
-    return {"tokens": offsets[-1], "documents": len(offsets) - 1, "bytes": size}
+    found: Metrics = {"tokens": 0, "documents": 0, "bytes": 0}
+    waiting, files, more = iter(documents), 0, True
+    while more or not files:
+        name = source if not files else f"{source}.{files}"
+        offsets, more = [0], False
+        with (folder / f"{name}.bin").open("wb") as file:
+            for tokens, text_bytes in waiting:
+                file.write(tokens.astype(dtype).tobytes())
+                offsets.append(offsets[-1] + len(tokens))
+                found["bytes"] += text_bytes
+                if offsets[-1] >= MOST_TOKENS:
+                    more = True
+                    break
+        if files and len(offsets) == 1:  # the last file was full to the brim
+            (folder / f"{name}.bin").unlink()
+            break
+        np.save(folder / f"{name}.offsets.npy", np.array(offsets, np.int64), allow_pickle=False)
+        found["tokens"] += offsets[-1]
+        found["documents"] += len(offsets) - 1
+        files += 1
+    return found | ({"files": files} if files > 1 else {})
 
 
-def _encoded(documents: Path, flow: str, tokenizer: Path) -> list[tuple[str, np.ndarray, int]]:
-    """(id, tokens with the end of text, bytes) of a flow's kept documents, sorted by id."""
-    model = load(tokenizer)
+def read_shard(folder: Path, source: str, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The documents of a split's source, in order, mapped rather than read."""
+    paths = [folder / f"{source}.bin", *(folder / f"{source}.{n}.bin" for n in range(1, 10_000))]
+    for path in itertools.takewhile(Path.exists, paths):
+        offsets = np.load(path.with_suffix("").with_name(f"{path.stem}.offsets.npy"))
+        tokens = np.memmap(path, dtype, "r") if offsets[-1] else np.zeros(0, dtype)
+        yield from (tokens[start:end] for start, end in itertools.pairwise(offsets))
+
+
+def _ranges(text_bytes: int) -> list[tuple[str, str]]:
+    """Ranges of ids that hold about `PART_BYTES` of text or less each: ids are digests, so they spread evenly."""
+    digits = 0 if text_bytes <= PART_BYTES else 1 if text_bytes <= 16 * PART_BYTES else 2
+    edges = [f"{n:0{digits}x}" for n in range(16**digits)] if digits else [""]
+    return list(zip(edges, [*edges[1:], "g"], strict=True))
+
+
+def _encoded(documents: Path, flow: str, model: Tokenizer, text_bytes: int) -> Iterator[Encoded]:
+    """A flow's kept documents, sorted by id."""
 
     @daft.func.batch(return_dtype=daft.DataType.list(daft.DataType.uint32()))
     def encode(texts: daft.Series) -> pa.Array:
@@ -99,15 +137,46 @@ def _encoded(documents: Path, flow: str, tokenizer: Path) -> list[tuple[str, np.
         ends = np.cumsum([0, *map(len, tokens)])
         return pa.LargeListArray.from_arrays(ends, np.concatenate(tokens) if tokens else pa.array([], pa.uint32()))
 
-    frame = kept(documents, "id", "flow", "text", "bytes").where(daft.col("flow") == daft.lit(flow))
-    frame = frame.with_column("tokens", encode(daft.col("text"))).select("id", "tokens", "bytes")
-    table = frame.sort("id").to_arrow()
-    tokens = [np.asarray(row.values) for row in table["tokens"]]
-    return list(zip(table["id"].to_pylist(), tokens, table["bytes"].to_pylist(), strict=True))
+    for first, end in _ranges(text_bytes):
+        frame = kept(documents, "id", "flow", "text", "bytes").where(daft.col("flow") == daft.lit(flow))
+        frame = frame.where((daft.col("id") >= daft.lit(first)) & (daft.col("id") < daft.lit(end)))
+        frame = frame.with_column("tokens", encode(daft.col("text"))).select("id", "tokens", "bytes")
+        table = frame.sort("id").to_arrow()
+        tokens = (np.asarray(row.values) for row in table["tokens"])
+        yield from zip(table["id"].to_pylist(), tokens, table["bytes"].to_pylist(), strict=True)
 
 
-def _split(encoded: list[tuple[str, np.ndarray, int]], ids: set[str]) -> Iterator[tuple[np.ndarray, int]]:
-    return ((tokens, size) for identity, tokens, size in encoded if identity in ids)
+def _write_flow(folder: Path, flow: str, encoded: Iterable[Encoded], apart: set[str], dtype: np.dtype) -> Metrics:
+    """Both splits of a flow; {"train", "heldout", "left_out"}, also in FLOW.json, whose presence says it is whole."""
+    done = folder / f"{flow}.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    held: list[Encoded] = []
+
+    def training() -> Iterator[tuple[np.ndarray, int]]:
+        for one in encoded:
+            if one[0] in apart:
+                held.append(one)
+            else:
+                yield one[1], one[2]
+
+    train = write_shard(folder / "train", flow, training(), dtype)
+    unseen = _unseen(held, read_shard(folder / "train", flow, dtype))
+    kept_apart = ((tokens, size) for identity, tokens, size in held if identity in unseen)
+    heldout = write_shard(folder / "heldout", flow, kept_apart, dtype)
+    found = {"train": train, "heldout": heldout, "left_out": len(held) - len(unseen)}
+    done.write_text(json.dumps(found))
+    return found
+
+
+def _move(scratch: Path, out: Path, flows: Iterable[str]) -> None:
+    """Bring whole flows into the artifact. What says that they are whole goes first: a kill here encodes them anew."""
+    for flow in flows:
+        (scratch / f"{flow}.json").unlink()
+        for split in ("train", "heldout"):
+            (out / split).mkdir(exist_ok=True)
+            for path in sorted((scratch / split).glob(f"{flow}.*")):
+                path.replace(out / split / path.name)
 
 
 def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer: Path) -> Metrics:
@@ -116,24 +185,27 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     Writes `train/` and `heldout/` with a shard a flow, `index.json`, and the documents' last `funnel.json`. Flows
     without a document, as on a machine without npm and apt, are listed as `absent`: mixtures go on without them.
     """
-    vocab_size = load(tokenizer).vocab_size
-    dtype = token_type(vocab_size)
-    found = sorted(set(kept(documents, "flow").to_pydict()["flow"]))
-    flows = [flow for flow in found if flow in (config.flows or found)]
-    if missing := sorted(set(config.flows) - set(found)):
-        raise ValueError(f"{documents} keeps no document of {', '.join(missing)}; it has {', '.join(found) or 'none'}")
+    model = load(tokenizer)
+    dtype = token_type(model.vocab_size)
+    sizes = kept(documents, "flow", "bytes").groupby("flow").agg(daft.col("bytes").sum()).to_pydict()
+    text_bytes = dict(sorted(zip(sizes["flow"], sizes["bytes"], strict=True)))
+    flows = [flow for flow in text_bytes if flow in (config.flows or text_bytes)]
+    if missing := sorted(set(config.flows) - set(text_bytes)):
+        there = ", ".join(text_bytes) or "none"
+        raise ValueError(f"{documents} keeps no document of {', '.join(missing)}; it has {there}")
     splits: dict[str, dict[str, Metrics]] = {"train": {}, "heldout": {}}
     left_out: dict[str, int] = {}
     for flow in context.track(flows, "flows encoded"):
-        encoded = _encoded(documents, flow, tokenizer)
-        ids = {identity for identity, _, _ in encoded}
+        ids = kept(documents, "id", "flow").where(daft.col("flow") == daft.lit(flow)).to_pydict()["id"]
         apart = held_out(sorted(ids), config.heldout_share, context.seed)
-        unseen = _unseen(encoded, apart)
-        left_out[flow] = len(apart) - len(unseen)
-        for split, chosen in (("train", ids - apart), ("heldout", unseen)):
-            splits[split][flow] = write_shard(context.out / split, flow, _split(encoded, chosen), dtype)
+        encoded = _encoded(documents, flow, model, text_bytes[flow])
+        found = _write_flow(context.scratch / "shards", flow, encoded, apart, dtype)
+        left_out[flow] = found["left_out"]
+        for split, written in splits.items():
+            written[flow] = found[split]
+    _move(context.scratch / "shards", context.out, flows)
     absent = sorted(set(config.flows or FLOWS) - set(flows))
-    index = {"vocab_size": vocab_size, "dtype": dtype.name, "splits": splits, "absent": absent}
+    index = {"vocab_size": model.vocab_size, "dtype": dtype.name, "splits": splits, "absent": absent}
     (context.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     shutil.copyfile(documents / "funnel.json", context.out / "funnel.json")
     tokens = {split: _total(part) for split, part in splits.items()}

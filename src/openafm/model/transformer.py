@@ -50,7 +50,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * inverse).mul_(weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The two gradients, each in the precision of its tensor."""
         x, weight, inverse = ctx.saved_tensors
         unit, scaled = x * inverse, grad * weight
@@ -83,7 +83,7 @@ class _Rotate(torch.autograd.Function):
         return _turn(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Turn back."""
         cos, sin = ctx.saved_tensors
         return _turn(grad, cos, -sin), None, None

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from openafm import jsonl
-from openafm.data.decontaminate import NgramIndex
+from openafm.data.decontaminate import NgramIndex, add_item
 from openafm.data.dedup import near_duplicates
 from openafm.posttraining.examples import Row, question, share, write_json
 from openafm.scoring import checks
@@ -146,7 +146,7 @@ def benchmarks(sources: Path) -> NgramIndex:
     index = NgramIndex()
     for path in sorted((sources / "benchmarks").glob("*.jsonl")):
         for row in jsonl.read(path):
-            index.add(path.stem, str(row["id"]), row["text"])
+            add_item(index, path.stem, row)
     return index
 
 

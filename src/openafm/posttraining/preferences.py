@@ -28,7 +28,7 @@ class PreferencesConfig(Config):
     heldout_prompts: int = 100
     """Held-out prompts: problems that no training set holds."""
     answers: int = 3
-    """Answers sampled from the model for each prompt, beside the reference and two corruptions of one of them."""
+    """Answers sampled from the model for each prompt, beside the reference and two corruptions of one sampled."""
     pairs: int = 3
     """Most pairs kept of one prompt."""
     label_noise: float = 0.05
@@ -65,8 +65,9 @@ def judged_pairs(
     for index, problem in enumerate(problems):
         rng = random.Random(f"{context.seed}/corrupt/{problem['id']}")
         own = [answer.text for answer in sampled[index * config.answers : (index + 1) * config.answers]]
-        # Any answer may be made worse, so that manners say nothing of the truth.
-        spoiled = corruptions(rng.choice([problem["answer"], *own]), rng)
+        # The model's own answers are made worse, right and wrong ones alike, so that manners say nothing of the truth;
+        # the reference stands as it is, or wordy answers would be right more often than plain ones.
+        spoiled = corruptions(rng.choice(own), rng)
         candidates = dict.fromkeys([*own, problem["answer"], *spoiled])
         found = [pair for one, two in combinations(candidates, 2) if (pair := judge(problem, one, two))]
         rng.shuffle(found)

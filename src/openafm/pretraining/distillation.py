@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.pretraining.mixture import Data
+from openafm.pretraining.mixture import CoreData, Data
 from openafm.stage import Context, Hardware, Metrics
 from openafm.training.batches import Batch, Batches, TokenBatches
 from openafm.training.hardware import autocast
@@ -23,7 +24,7 @@ from openafm.training.losses import top1
 
 
 @torch.inference_mode()
-def cache_teacher(config: Data, context: Context, *, model: Path, shards: Path) -> Metrics:
+def cache_teacher(config: CoreData, context: Context, *, model: Path, shards: Path) -> Metrics:
     """Write `top1.bin`: the teacher's top-1 token at each position of the batches that `config` describes.
 
     `(steps, rows, sequence_length)`, in the dtype of the shards; `data.json` says which batches these are. Metrics
@@ -42,13 +43,14 @@ def cache_teacher(config: Data, context: Context, *, model: Path, shards: Path) 
         together = max(1, context.hardware.micro_batch_tokens // (batches.rows * config.sequence_length))
         for start in range(done, len(batches), together):
             steps = range(start, min(start + together, len(batches)))
-            inputs = torch.cat([batches[step]["inputs"] for step in steps]).to(context.hardware.device)
+            made = [batches[step] for step in steps]
+            read = {name: torch.cat([batch[name] for batch in made]).to(context.hardware.device) for name in made[0]}
             with autocast(context.hardware):  # the precision that the teacher was trained in
-                tokens = teacher_tokens_of(teacher, inputs)
+                tokens = teacher_tokens_of(teacher, read["inputs"], read.get("documents"))
             file.write(tokens.cpu().numpy().astype(dtype).tobytes())
             context.report("teacher tokens", steps.stop, len(batches))
     path.rename(context.out / "top1.bin")
-    (context.out / "data.json").write_text(json.dumps(config.model_dump(), sort_keys=True) + "\n")
+    (context.out / "data.json").write_text(json.dumps(config.model_dump(exclude_none=True), sort_keys=True) + "\n")
     agreement = _agreement(batches, context.out / "top1.bin", dtype)
     return {
         "tokens": len(batches) * batches.rows * config.sequence_length,
@@ -68,9 +70,9 @@ def open_teacher(folder: Path, student: Transformer, hardware: Hardware) -> Tran
 
 
 @torch.no_grad()
-def teacher_tokens_of(teacher: Transformer, inputs: torch.Tensor) -> torch.Tensor:
+def teacher_tokens_of(teacher: Transformer, inputs: Tensor, documents: Tensor | None = None) -> Tensor:
     """The teacher's likeliest next token after each of `inputs` `(batch, sequence)`."""
-    return top1(teacher.hidden(inputs), teacher.model.embed_tokens.weight)
+    return top1(teacher.hidden(inputs, documents=documents), teacher.model.embed_tokens.weight)
 
 
 def _agreement(batches: TokenBatches, path: Path, dtype: np.dtype) -> float:
@@ -85,14 +87,14 @@ class DistilBatches:
 
     def __init__(self, batches: TokenBatches, cache: Path, config: Data):
         kept = json.loads((cache / "data.json").read_text())
-        wanted = {name: getattr(config, name) for name in kept}
+        wanted = {name: getattr(config, name) for name in CoreData.model_fields if getattr(config, name) is not None}
         if kept != wanted:
             raise ValueError(
                 f"{cache / 'data.json'} is of other batches ({kept}) than this step's ({wanted}); match them"
             )
         self.batches: Batches = batches
         rows = len(batches), batches.rows, config.sequence_length
-        dtype = batches.sources[0].tokens.dtype
+        dtype = batches.sources[0].dtype
         self.top1 = np.memmap(cache / "top1.bin", dtype=dtype, mode="r", shape=rows)
 
     def __len__(self) -> int:

@@ -5,9 +5,10 @@ AFM report (arXiv 2407.21075), section 3.2, with the relaxation of CoDA (arXiv 2
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import parameter_groups
 from openafm.model.presets import Size
-from openafm.pretraining.mixture import Data
+from openafm.pretraining.mixture import CoreData, core_mixture
 from openafm.stage import Config, Context, Metrics
 from openafm.training.batches import Batch, TokenBatches
 from openafm.training.loop import train, write_curve
@@ -42,7 +43,7 @@ def hard_top_k(mask: Tensor, k: int) -> Tensor:
     return torch.zeros_like(mask).index_fill(0, order[:k], 1.0)
 
 
-class MasksConfig(Data):
+class MasksConfig(CoreData):
     """Learning of the masks, on the core mixture."""
 
     keep: int = 384
@@ -76,11 +77,11 @@ class MaskedTransformer(nn.Module):
         hard = torch.stack([hard_top_k(row, self.keep) for row in soft.detach()])
         return soft * hard
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """Last hidden states `(batch, sequence, d_model)` of the masked model."""
         for layer, mask in zip(self.transformer.blocks, self.masks(), strict=True):
             layer.mlp.mask = mask
-        return self.transformer.hidden(tokens)
+        return self.transformer.hidden(tokens, documents=documents)
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def learn_masks(config: MasksConfig, context: Context, *, model: Path, shards: P
 
     def loss(network: MaskedTransformer, batch: Batch) -> LossOutput:
         output = network.transformer.model.embed_tokens.weight
-        return chunked_next_token(network.hidden(batch["inputs"]), output, batch["targets"])
+        return chunked_next_token(network.hidden(batch["inputs"], batch.get("documents")), output, batch["targets"])
 
     schedule = cosine(total, round(0.1 * total), config.floor)
     curve = train(masked, batches, loss, optimizer, schedule, context, label="masks", before_step=set_eps)
@@ -179,7 +180,7 @@ class CutConfig(Config):
 
     sequence_length: int = 256
     held_out_tokens: int = 16_384
-    mixture: dict[str, float] = {"web": 0.7, "code": 0.2, "math": 0.1}
+    mixture: Annotated[dict[str, float], AfterValidator(core_mixture)] = {"web": 0.7, "code": 0.2, "math": 0.1}
 
 
 @torch.inference_mode()

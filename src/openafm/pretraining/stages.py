@@ -8,15 +8,18 @@ Two words: a killed step **resumes** (the same command; its checkpoint has weigh
 stage **starts from** a model (`inputs: {model: STEP}`, any model folder): weights only, all else begins anew.
 """
 
+import time
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import model_validator
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import initialise, parameter_groups
 from openafm.model.presets import Size
 from openafm.pretraining.distillation import DistilBatches, open_teacher, teacher_tokens_of
-from openafm.pretraining.mixture import Data
+from openafm.pretraining.mixture import Data, check_core
 from openafm.pretraining.rope import rebase
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load as load_tokenizer
@@ -24,6 +27,7 @@ from openafm.training.batches import Batch
 from openafm.training.loop import train, write_curve
 from openafm.training.losses import LossOutput, chunked_distillation, chunked_next_token
 from openafm.training.optimizers import AdamW, RMSPropMomentum
+from openafm.training.prefetch import Prefetched
 from openafm.training.schedules import cosine
 
 
@@ -73,6 +77,12 @@ class PretrainConfig(Data):
             full["shape"] = shape | {name: value for name, value in given["shape"].items() if value is not None}
         return full
 
+    @model_validator(mode="after")
+    def _core_reads_no_licensed_texts(self) -> "PretrainConfig":
+        if self.shape is not None:
+            check_core(self)
+        return self
+
 
 def pretrain(
     config: PretrainConfig,
@@ -97,14 +107,14 @@ def pretrain(
         raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
     transformer = _start(config, context, tokenizer, model)
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
-    batches = tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config)
+    batches = Prefetched(tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config))
 
     reader = open_teacher(teacher, transformer, context.hardware) if teacher else None
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
-        hidden = network.hidden(batch["inputs"], documents=batch.get("documents"))
-        output = network.model.embed_tokens.weight
-        wanted = teacher_tokens_of(reader, batch["inputs"]) if reader else batch.get("teacher_tokens")
+        documents, output = batch.get("documents"), network.model.embed_tokens.weight
+        hidden = network.hidden(batch["inputs"], documents=documents)
+        wanted = teacher_tokens_of(reader, batch["inputs"], documents) if reader else batch.get("teacher_tokens")
         if wanted is None:
             return chunked_next_token(hidden, output, batch["targets"], config.z_loss)
         return chunked_distillation(hidden, output, batch["targets"], wanted, config.z_loss)
@@ -113,7 +123,9 @@ def pretrain(
     groups = parameter_groups(transformer, config.base_width)
     optimizer = {"rmsprop": RMSPropMomentum, "adamw": AdamW}[config.optimizer](groups, config.lr, config.weight_decay)
     schedule = cosine(total, round(config.warmup * total), config.floor)
+    started = time.monotonic()
     curve = train(transformer, batches, loss, optimizer, schedule, context, label="pretrain")
+    context.note(share_waiting_for_batches=round(batches.waited_seconds / (time.monotonic() - started), 5))
     save_model(transformer, context.out, tokenizer)
     write_curve(curve, context.out)
     last = [record["cross_entropy"] for record in curve[-(len(curve) // 10) - 1 :]]

@@ -148,9 +148,10 @@ def _of(data: int, tensor: int, context: int, rows: int, device: Device) -> list
 
 
 def least_bytes(config: ModelConfig, layout: Layout, length: int) -> float:
-    """A step takes at least this on a device, roughly: what need not be tried in a dry run."""
+    """A step takes at least about this on a device: what need not be tried in a dry run."""
     p = layout.parallelism
     tokens = layout.rows * length / p.context
     state = 16 * config.parameters / (p.shard * p.context * p.tensor)
-    kept = 4 * config.d_model + (0 if p.recompute else 6 * config.d_ff / p.tensor + 8 * config.d_model)
-    return state + tokens * config.n_layers * kept
+    block = 8 * config.d_ff / p.tensor + 24 * config.d_model  # gate, up, their product; norms, queries, the residuals
+    kept = (config.n_layers - 1) * (4 * config.d_model if p.recompute else block) + block
+    return state + tokens * kept

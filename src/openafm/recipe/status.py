@@ -68,7 +68,8 @@ def _outside(step: Step) -> dict[str, dict[str, str]]:
     paths: list[Path] = getattr(step.config, "files", list)()
     digests: dict[str, hashlib._Hash] = {}
     for path in sorted(paths):  # files of one name in several folders count together
-        digests.setdefault(path.name, hashlib.sha256()).update(hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as file:
+            digests.setdefault(path.name, hashlib.sha256()).update(hashlib.file_digest(file, "sha256").digest())
     return {name: {"step": "", "digest": digest.hexdigest()} for name, digest in digests.items()}
 
 

@@ -45,6 +45,7 @@ STAGES: Stages = {
     "code_data": ("openafm.synthesis.code:code_data", "problems, unit tests and solutions, all run in the sandbox"),
     "human_data": ("openafm.synthesis.human:human_data", "what people wrote: synopses, mail subjects, imported chats"),
     "summaries": ("openafm.synthesis.summaries:summaries", "texts and their summaries, split by source package"),
+    "screen": ("openafm.data.screen:screen", "synthetic and human examples through the documents' filters"),
     # Post-training
     "sft_mixture": ("openafm.posttraining.mixture:sft_mixture", "examples filtered, deduplicated, split, in arms"),
     "sft_arms": ("openafm.posttraining.sft:sft_arms", "mixture arms tried on few tokens"),

@@ -53,7 +53,7 @@ def _next_commands(run: Path, recipe: Recipe) -> dict[str, str]:
     commands = {f"openafm status {run}": "what is current, and why the rest is not"}
     if any((run / name / "model.safetensors").exists() for name in recipe.steps):
         commands[f"openafm chat {run}"] = "talk to the newest model"
-    if any((run / name / "documents.parquet").exists() for name in recipe.steps):
+    if any((run / name / "documents").exists() for name in recipe.steps):
         commands[f"openafm why URL --run {run}"] = "what became of a page, and at which filter"
     if (run / "report.html").exists():
         commands[f"open {run / 'report.html'}"] = "curves, funnel, samples"

@@ -29,7 +29,7 @@ TASKS_SHOWN = 8
 PHASES = {
     "Data": ("fetch", *FILTERS, "judge", "tokenizer", "shards"),
     "Pretraining": (*PRETRAINING, "prune", "cache_teacher", "long_qa"),
-    "Examples": (*MAKERS, "sft_mixture"),
+    "Examples": (*MAKERS, "screen", "sft_mixture"),
     "Post-training": ("sft_arms", "sft", "preferences", "reward", "sft_best", "rollouts", "rejection", "direct",
                       "mdloo", "committee"),
     "Device": ("compress", "recovery", "task_adapter"),

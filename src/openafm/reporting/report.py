@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from openafm.reporting import aligning, closing, corpus, fitting, learning, summary
+from openafm.reporting import aligning, closing, corpus, fitting, learning, markdown, summary
 from openafm.reporting.document import Artifacts, Block, Chapter, Section, Table, read_json
 from openafm.stage import Config, Context, Metrics
 
@@ -81,8 +81,11 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write `report.html` of a run, whole or partial, with times; its path. ValueError where there is no run."""
+def write_report(run_folder: Path, markdown_file: Path | None = None) -> Path:
+    """Write a run's report, whole or partial, with times: `report.html`, or Markdown to a file; its path.
+
+    ValueError where there is no run.
+    """
     run = read_json(run_folder / "run.json") or {}
     folders = {path.parent.name: path.parent for path in sorted(run_folder.glob("[!.]*/manifest.json"))}
     if not folders:
@@ -90,9 +93,10 @@ def write_report(run_folder: Path) -> Path:
     order = [step["name"] for step in run.get("steps", [])]
     folders = {name: folders[name] for name in [*order, *sorted(folders.keys() - set(order))] if name in folders}
     sections, missing = compose(Artifacts(folders, run))
-    page = render(run.get("title") or ReportConfig().title, sections, missing, _about(run, len(folders), len(order)))
-    path = run_folder / "report.html"
-    partial = path.with_name(".report.html.new")
+    write = markdown.render if markdown_file else render
+    page = write(run.get("title") or ReportConfig().title, sections, missing, _about(run, len(folders), len(order)))
+    path = markdown_file or run_folder / "report.html"
+    partial = path.with_name(f".{path.name}.new")
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
     return path

@@ -7,8 +7,10 @@ Text is taken as it is: no normalisation, no dropped spaces, so that what is dec
 import io
 import json
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import sentencepiece
@@ -32,24 +34,30 @@ class TokenizerConfig(Config):
     """Share of the sample's characters that are tokens of their own; the rest are spelled in bytes."""
 
 
+def _kept(documents: Path, *columns: str) -> Iterator[dict[str, Any]]:
+    """These columns of the kept documents, in the order of their ids, read in bounded batches."""
+    for part in sorted((documents / "documents").glob("*.parquet")):
+        with pyarrow.parquet.ParquetFile(part) as file:
+            for batch in file.iter_batches(1024, columns=["id", "verdict", *columns]):
+                yield from (row for row in batch.to_pylist() if row["verdict"] == "keep")
+
+
 def _sample(documents: Path, characters: int, seed: int) -> dict[str, list[str]]:
     """Texts of kept documents by flow, in seeded order, up to `characters` each."""
-    columns = ["id", "flow", "text"]
-    kept = pyarrow.parquet.read_table(
-        documents / "documents.parquet", columns=columns, filters=[("verdict", "==", "keep")]
-    ).sort_by("id")
-    sample: dict[str, list[str]] = {}
-    for flow in sorted(set(kept["flow"].to_pylist())):
-        texts = [row["text"] for row in kept.select(["flow", "text"]).to_pylist() if row["flow"] == flow]
-        random.Random(f"{seed}/tokenizer/{flow}").shuffle(texts)
-        taken, room = [], characters
-        for text in texts:
+    sizes: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for row in _kept(documents, "flow", "text"):
+        sizes[row["flow"]].append((row["id"], len(row["text"])))
+    taken: dict[str, int] = {}
+    for flow in sorted(sizes):
+        random.Random(f"{seed}/tokenizer/{flow}").shuffle(sizes[flow])
+        room = characters
+        for identity, size in sizes[flow]:
             if room <= 0:
                 break
-            taken.append(text[:room])
-            room -= len(text)
-        sample[flow] = taken
-    return sample
+            taken[identity] = min(size, room)
+            room -= size
+    texts = {row["id"]: row["text"][: taken[row["id"]]] for row in _kept(documents, "text") if row["id"] in taken}
+    return {flow: [texts[i] for i, _ in sizes[flow] if i in texts] for flow in sorted(sizes)}
 
 
 def _sentences(texts: list[str]) -> Iterator[str]:

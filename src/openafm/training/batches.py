@@ -3,6 +3,7 @@
 `batches[step]` is a dict of tensors with equal first dimension; `len(batches)` is the number of steps.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,10 @@ class Batches(Protocol):
 
 
 class Source:
-    """One source's token shard, memory-mapped, cut into windows of `length` + 1 tokens in a seeded order per epoch."""
+    """One source's token shard, memory-mapped, cut into windows of `length` + 1 tokens in a seeded order per epoch.
+
+    A large source has several files; no window goes across two of them.
+    """
 
     def __init__(self, folders: Sequence[Path], split: str, name: str, length: int, seed: int):
         found = [folder for folder in folders if (folder / split / f"{name}.bin").exists()]
@@ -39,18 +43,40 @@ class Source:
             known = sorted(path.stem for folder in folders for path in (folder / split).glob("*.bin"))
             places = " and ".join(str(folder / split) for folder in folders)
             raise ValueError(f"no {name}.bin in {places}, which hold these sources: {', '.join(known) or 'none'}")
-        path = found[0] / split / f"{name}.bin"
-        self.tokens = np.memmap(path, dtype=json.loads((found[0] / "index.json").read_text())["dtype"], mode="r")
-        self.length, self.seed, self.name = length, seed, name
-        self.windows = (len(self.tokens) - 1) // length
+        first = found[0] / split / f"{name}.bin"
+        more = (first.with_name(f"{name}.{number}.bin") for number in itertools.count(1))
+        self.paths = [first, *itertools.takewhile(Path.exists, more)]
+        dtype = json.loads((found[0] / "index.json").read_text())["dtype"]
+        self.files = [np.memmap(path, dtype=dtype, mode="r") for path in self.paths]
+        self.length, self.seed, self.name, self.dtype = length, seed, name, self.files[0].dtype
+        ends = np.cumsum([0] + [(len(tokens) - 1) // length for tokens in self.files])
+        self.first_windows, self.windows = ends[:-1], int(ends[-1])
         if self.windows < 1:
-            raise ValueError(f"{path} has {len(self.tokens)} tokens, fewer than one window of {length + 1}")
+            raise ValueError(f"{first} has {len(self.files[0])} tokens, fewer than one window of {length + 1}")
 
     def window(self, number: int) -> np.ndarray:
         """The `number`-th window ever drawn from this source: `(length + 1,)` token ids."""
+        file, start = self._place(number)
+        return self.files[file][start : start + self.length + 1].astype(np.int64)
+
+    def documents(self, number: int) -> np.ndarray:
+        """Which document each token of a window is of: `(length,)`, counted from 0 in the window."""
+        file, start = self._place(number)
+        ends = np.load(self._offsets(file), mmap_mode="r")
+        found = np.searchsorted(ends, np.arange(start, start + self.length), side="right")
+        return found - found[0]
+
+    def _place(self, number: int) -> tuple[int, int]:
         epoch, position = divmod(number, self.windows)
-        start = int(self._order(epoch)[position]) * self.length
-        return self.tokens[start : start + self.length + 1].astype(np.int64)
+        window = int(self._order(epoch)[position])
+        file = int(np.searchsorted(self.first_windows, window, side="right")) - 1
+        return file, (window - int(self.first_windows[file])) * self.length
+
+    def _offsets(self, file: int) -> Path:
+        path = self.paths[file].with_name(f"{self.paths[file].stem}.offsets.npy")
+        if not path.exists():
+            raise ValueError(f"{path} is missing: where documents end is not known; make the shards again")
+        return path
 
     def _order(self, epoch: int) -> np.ndarray:
         if getattr(self, "_epoch", None) != epoch:
@@ -65,7 +91,9 @@ class TokenBatches:
     `mixture` maps sources to weights. Step by step, each source supplies its share of the windows drawn so far (largest
     deficit first), so the mixture holds at every point of a run. `tokens` is rounded down to whole batches. A source is
     looked for in the folders of `shards` in turn. Raises ValueError where it is in none, unless the shards name it as
-    `absent`, for this machine could not get any: then the others share its weight in proportion.
+    `absent`, for this machine could not get any: then the others share its weight in proportion. So they do once a
+    source has been read `max_epochs` times (one number, or by source); ValueError where all have before `tokens` is
+    reached. With `documents`, a batch also says which document of its row each token is of: `documents`, as `inputs`.
     """
 
     def __init__(
@@ -78,9 +106,12 @@ class TokenBatches:
         tokens: int,
         seed: int,
         split: str = "train",
+        max_epochs: float | Mapping[str, float] | None = None,
+        documents: bool = False,
     ):
         self.rows = max(1, batch_tokens // sequence_length)
         self.steps = max(1, tokens // (self.rows * sequence_length))
+        self.with_documents = documents
         wanted = {name: weight for name, weight in mixture.items() if weight > 0}
         folders = [shards] if isinstance(shards, Path) else list(shards)
         self.absent = sorted(wanted.keys() & _absent(folders))
@@ -91,7 +122,14 @@ class TokenBatches:
             )
         self.sources = [Source(folders, split, name, sequence_length, seed) for name in present]
         weights = np.array([wanted[source.name] for source in self.sources])
-        self.draws = _interleave(weights / weights.sum(), self.steps * self.rows)
+        limits = _limits(self.sources, max_epochs)
+        if limits.sum() < self.steps * self.rows:
+            raise ValueError(
+                f"max_epochs allows {int(limits.sum()) * sequence_length:,} tokens of {', '.join(present)}, fewer than "
+                f"the {self.steps * self.rows * sequence_length:,} asked for: lower tokens, raise max_epochs, or bring "
+                "more text"
+            )
+        self.draws = _interleave(weights / weights.sum(), self.steps * self.rows, limits)
 
     def __len__(self) -> int:
         return self.steps
@@ -99,7 +137,11 @@ class TokenBatches:
     def __getitem__(self, step: int) -> Batch:
         rows = self.draws[step * self.rows : (step + 1) * self.rows]
         windows = torch.from_numpy(np.stack([self.sources[source].window(number) for source, number in rows]))
-        return {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
+        batch = {"inputs": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}
+        if self.with_documents:
+            found = [self.sources[source].documents(number) for source, number in rows]
+            batch["documents"] = torch.from_numpy(np.stack(found))
+        return batch
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -115,14 +157,34 @@ def _absent(folders: Sequence[Path]) -> set[str]:
     return {name for index in indexes for name in index.get("absent", [])} - held
 
 
-def _interleave(shares: np.ndarray, count: int) -> np.ndarray:
-    """`(count, 2)` pairs of source and the source's running number, each source as close to its share as can be."""
+def _limits(sources: Sequence[Source], max_epochs: float | Mapping[str, float] | None) -> np.ndarray:
+    """`(sources,)` windows that may be drawn from each; infinite where there is no cap."""
+    caps = max_epochs if isinstance(max_epochs, Mapping) else {source.name: max_epochs for source in sources}
+    capped = [caps.get(source.name) for source in sources]
+    return np.array(
+        [np.inf if cap is None else np.floor(cap * s.windows) for s, cap in zip(sources, capped, strict=True)]
+    )
+
+
+def _interleave(shares: np.ndarray, count: int, limits: np.ndarray | None = None) -> np.ndarray:
+    """`(count, 2)` pairs of source and the source's running number, each source as close to its share as can be.
+
+    A source that has reached its limit leaves its share to the others in proportion.
+    """
     drawn = np.zeros(len(shares), dtype=np.int64)
     draws = np.empty((count, 2), dtype=np.int64)
+    limits = np.full(len(shares), np.inf) if limits is None else limits
+    done = 0  # draws of sources that are not at their limit
     for i in range(count):
-        source = int(np.argmax(shares * (i + 1) - drawn))
+        behind = shares * (done + 1) - drawn
+        source = int(np.argmax(np.where(drawn < limits, behind, -np.inf)))
         draws[i] = source, drawn[source]
         drawn[source] += 1
+        done += 1
+        if drawn[source] >= limits[source]:
+            left = np.where(drawn < limits, shares, 0.0)
+            shares = left / left.sum() if left.any() else shares
+            done = int(drawn[drawn < limits].sum())
     return draws
 
 

@@ -149,7 +149,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (share * nats).sum() + z_loss * squares / count, nats
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Scale what `forward` left."""
         grad_rows, grad_output = ctx.saved_tensors
         return grad_rows.mul_(grad), grad_output.mul_(grad), None, None, None

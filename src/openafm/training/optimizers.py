@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openafm.training.parallel import local
+
 BLOCK = {"cpu": 2**18, "cuda": 2**26, "mps": 2**26}
 """Elements of a block: on a CPU its four tensors fit the second-level caches, elsewhere they fill the device."""
 
@@ -157,10 +159,9 @@ class AdamW(ClippedOptimizer):
             torch._foreach_addcdiv_(block.p, block.m, divisor, -lr)
 
 
-def square_sums(tensors: Sequence[Tensor]) -> list[float]:
+def square_sums(tensors: Sequence[Any]) -> list[float]:
     """Sum of squares of each tensor, over all of its shards where it is sharded (DTensor)."""
-    local = [_local(tensor) for tensor in tensors]
-    sums = torch.stack(torch._foreach_norm(local)).double().square()
+    sums = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors])).double().square()
     layouts: dict[Any, list[int]] = {}
     for number, tensor in enumerate(tensors):
         if hasattr(tensor, "placements"):
@@ -174,11 +175,6 @@ def square_sums(tensors: Sequence[Tensor]) -> list[float]:
     return sums.tolist()
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, or the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _flat(tensor: Tensor) -> Tensor:
+def _flat(tensor: Any) -> Tensor:
     """The local part as one row, sharing its memory."""
-    return _local(tensor).view(-1)
+    return local(tensor).view(-1)
