@@ -8,7 +8,7 @@ from openafm.stage import Context
 
 CONFIG = EvaluateConfig(
     name="core", sequence_length=32, tokens_per_flow=256, problems_per_task=2, answer_tokens=4, long_length=420,
-    long_windows=2, needle_questions=4, needle_depths=(0.0, 1.0), sample_prompts=("the cat",), sample_tokens=5,
+    long_windows=2, needle_questions=4, needle_depths=(0.0, 1.0), needle_lengths=(410,), sample_prompts=("the cat",), sample_tokens=5,
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_every_row_has_its_n_and_interval(world, tmp_path):
     assert set(rows) == {
         *(f"{m}/{flow}" for m in ("bits_per_byte", "top1") for flow in ("code", "web", "all")),
         "task/add", "task/copy", "task/all", "loss_at/0000-0064", "loss_at/0064-0128", "loss_at/0128-0256",
-        "loss_at/0256-0420", "needle/0", "needle/1",
+        "loss_at/0256-0420", "needle/0", "needle/1", "needle_at/410/0", "needle_at/410/1",
     }  # fmt: skip
     assert rows["bits_per_byte/web"]["n"] == 8 and rows["bits_per_byte/all"]["n"] == 16
     assert rows["task/all"]["n"] == 4

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openafm.evaluation import windows as module
 from openafm.evaluation.windows import (
     held_out,
     held_out_flows,
@@ -65,3 +66,13 @@ def test_loss_by_position_averages_to_the_loss(world):
 
 def test_flows_are_those_with_text(world):
     assert held_out_flows(world / "shards") == ["code", "web"]
+
+
+def test_a_long_row_is_judged_in_pieces(world, monkeypatch):
+    """One row over a budget of ten positions' logits, against whole rows."""
+    model = load_model(world / "model")
+    rows = windows(held_out(world / "shards", "web"), 64, 2)
+    whole = torch.cat([nats for nats, _ in module.predictions(model, rows)])
+    monkeypatch.setattr(module, "LOGITS", 10 * model.config.vocab_size)
+    parts = torch.cat([nats for nats, _ in module.predictions(model, rows)])
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)

@@ -58,6 +58,8 @@ class EvaluateConfig(Config):
     """Needle questions at each depth."""
     needle_depths: tuple[float, ...] = (0.1, 0.5, 0.9)
     """Where the needle lies: 0 the start of the context, 1 its end."""
+    needle_lengths: tuple[int, ...] = ()
+    """Shorter contexts, in tokens, to hide needles in too: retrieval over depth and length."""
     sample_prompts: tuple[str, ...] = ("The function returns",)
     """Texts the model continues, for reading."""
     sample_tokens: int = 48
@@ -183,11 +185,14 @@ def long_estimates(
         f"loss_at/{bucket}": ratio(nats, [1.0] * len(nats)) for bucket, nats in loss_by_position(model, rows).items()
     }
     context.report("long context", 1, 2)
-    needles = retrieval(
-        model, tokenizer, tokens, length=config.long_length, depths=config.needle_depths,
-        questions=config.needle_questions, seed=context.seed,
-    )  # fmt: skip
-    return estimates | {f"needle/{depth:g}": estimate for depth, estimate in needles.items()}
+    for length in (config.long_length, *config.needle_lengths):
+        prefix = "needle" if length == config.long_length else f"needle_at/{length}"
+        needles = retrieval(
+            model, tokenizer, tokens, length=length, depths=config.needle_depths,
+            questions=config.needle_questions, seed=context.seed,
+        )  # fmt: skip
+        estimates |= {f"{prefix}/{depth:g}": estimate for depth, estimate in needles.items()}
+    return estimates
 
 
 def samples(config: EvaluateConfig, sampler: TorchSampler) -> list[dict[str, str]]:

@@ -53,7 +53,7 @@ def cell(metric: str, estimate: Estimate | None) -> tuple[str, str]:
     value = f"{estimate.value * scale:.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return value, "n = 1"
-    if metric.startswith(("task/", "needle/")):
+    if metric.startswith(("task/", "needle")):
         return value, f"{estimate.low * scale:.0f}–{estimate.high * scale:.0f}"
     return value, f"±{(estimate.high - estimate.low) / 2 * scale:.{digits}f}"
 

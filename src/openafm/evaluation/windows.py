@@ -61,11 +61,20 @@ def windows(tokens: np.ndarray, length: int, count: int) -> Tensor:
 def predictions(model: Transformer, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Nats and hits of every target, a batch at a time: `(batch, length)` float32 and bool."""
     batch = max(1, LOGITS // (rows.shape[1] * model.config.vocab_size))
+    together = max(1, LOGITS // (batch * model.config.vocab_size))  # positions; fewer than all in a long row only
     for part in rows.split(batch):
-        targets = part[:, 1:]
-        logits = model(part[:, :-1]).float()
-        nats = logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        yield nats, logits.argmax(-1) == targets
+        hidden = model.hidden(part[:, :-1]).split(together, 1)
+        pieces = [
+            _judge(model, states, wanted) for states, wanted in zip(hidden, part[:, 1:].split(together, 1), strict=True)
+        ]
+        nats, hits = zip(*pieces, strict=True)
+        yield torch.cat(nats, 1), torch.cat(hits, 1)
+
+
+def _judge(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model.logits(hidden).float()
+    nats = logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return nats, logits.argmax(-1) == targets
 
 
 def measure(model: Transformer, tokenizer: Tokenizer, flow: str, rows: Tensor) -> list[Window]:

@@ -201,6 +201,14 @@ def long_context(artifacts: Artifacts) -> Iterator[Block]:
             alt = "; ".join(f"{label}: {', '.join(f'{y:.1f}' for y in line.y)}" for label, line in found.items())
             svg = plots.lines(found, x_label, y_label, name=f"long-{prefix[:-1]}", alt=alt, chance=chance)
             yield Figure(caption, svg)
+    rows = [
+        [model.label, *name.removeprefix("needle_at/").split("/"), f"{estimate.value:.0%}", str(estimate.n)]
+        for model in artifacts.evaluated
+        for name, estimate in model.row.estimates.items()
+        if name.startswith("needle_at/")
+    ]
+    if rows:
+        yield Table("The same in shorter contexts.", ["model", "tokens", "depth", "right", "n"], rows)
     for step in artifacts.of("long_qa"):
         yield Table(f"The long question answering made for it (step {step}).", ["measure", "value"],
                     [[name, value] for name, value in artifacts.facts(step)])  # fmt: skip
