@@ -43,6 +43,20 @@ def test_steps_equal_the_formulas():
     assert (optimizer.updates, optimizer.skipped) == (10, 2)
 
 
+@pytest.mark.parametrize("kind", [AdamW, RMSPropMomentum])
+def test_a_transposed_parameter_steps_as_its_copy_does(kind):
+    torch.manual_seed(0)
+    drawn, gradient = torch.randn(5, 3), torch.randn(3, 5)
+    stepped = []
+    for start in (drawn.t(), drawn.t().contiguous()):
+        parameter = torch.nn.Parameter(start.clone(memory_format=torch.preserve_format))
+        optimizer = kind([{"params": [parameter]}], lr=0.1)
+        parameter.grad = gradient.t().contiguous().t()
+        optimizer.step()
+        stepped.append(parameter.detach())
+    assert torch.equal(*stepped) and not torch.equal(stepped[0], drawn.t())
+
+
 def test_norm_is_over_all_parameters():
     first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
     optimizer = RMSPropMomentum([{"params": [first]}, {"params": [second]}], lr=0.1)

@@ -40,6 +40,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
     ):
         defaults = {"lr": lr, "weight_decay": weight_decay, "mult": 1.0, "decay": decay, "momentum": momentum}
         super().__init__(list(groups), defaults)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data.contiguous()  # blocks are views of one row; an SVD's factors come transposed
         self.max_norm, self.skip_norm = max_norm, skip_norm
         self.scale = 1.0
         self.grad_norm = 0.0
@@ -75,7 +78,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         limit = room
         for number, p in enumerate(parameters):
             assert p.grad is not None
-            pieces = [_flat(tensor) for tensor in (p, p.grad, self.state[p]["v"], self.state[p]["m"])]
+            pieces = [_flat(tensor) for tensor in (p, p.grad.contiguous(), self.state[p]["v"], self.state[p]["m"])]
             start, size = 0, pieces[0].numel()
             while start < size:
                 count = min(room, size - start)
