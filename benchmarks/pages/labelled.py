@@ -12,9 +12,9 @@ comments; of a thread its posts, without the writers' profiles; of a shop's page
 the product, without price and reviews; of a list its entries; of a manual's page its text, without headline where
 that stands outside.
 
-**Split:** `dev`, 150 pages, was looked at and fitted on. `test`, 20 pages of other sites (mostly blogs and news, more German
-than English), was labelled afterwards and neither looked at nor fitted on. A first split into halves was given up: its
-test half showed rules that fitted the other half only, so that half became development pages too, and the fresh ones
+**Split:** `dev`, 150 pages, was looked at and fitted on. `test`, 20 pages of other sites (mostly blogs and news, more
+German than English), was labelled afterwards, and neither looked at nor fitted on. A first split into halves was given
+up: its test half showed that the rules fitted the other half only, so it became development pages too, and fresh ones
 the test. `pages.fit` prints a third figure, for dev pages by weights that have not seen them.
 """
 
