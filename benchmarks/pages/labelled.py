@@ -13,9 +13,10 @@ the product, without price and reviews; of a list its entries; of a manual's pag
 that stands outside.
 
 **Split:** `dev`, 150 pages, was looked at and fitted on. `test`, 20 pages of other sites (mostly blogs and news, more
-German than English), was labelled afterwards and neither looked at nor fitted on. A first split into halves was given
-up: its test half showed rules that fitted the other half only, so that half became development pages too, and the
-fresh ones the test. `pages.fit` prints a third figure, for dev pages by weights that have not seen them."""
+German than English), was labelled afterwards, and neither looked at nor fitted on. A first split into halves was given
+up: its test half showed that the rules fitted the other half only, so it became development pages too, and fresh ones
+the test. `pages.fit` prints a third figure, for dev pages by weights that have not seen them.
+"""
 
 import hashlib
 import json

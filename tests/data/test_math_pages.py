@@ -1,4 +1,5 @@
 import json
+import time
 
 import pyarrow as pa
 import pytest
@@ -161,3 +162,18 @@ def test_the_step_moves_math_pages_and_writes_their_questions(tmp_path):
     (asked,) = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
     assert asked["question"] == ASKED and asked["answers"][0] == {"text": FIRST, "accepted": True, "votes": 5}
     assert (metrics["kept"], metrics["kinds"], metrics["questions"], metrics["answers"]) == (1, {"qa": 1}, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<div class="post"><div class="content postbody">∑ $x=1$' * 3_000,
+        '<div class="post postbody"><div class="content">∑ $x=1$</div></div>' * 5_000,
+        '<div class="question"><div class="s-prose">∑</div></div>'
+        + '<div class="answer"><div class="s-prose">∑' * 2_000,
+    ],
+)
+def test_hostile_threads_end_soon(html):
+    start = time.monotonic()
+    questions(html, "")
+    assert time.monotonic() - start < 20  # a hang would be minutes; no claim on speed

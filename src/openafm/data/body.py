@@ -24,6 +24,8 @@ ONLY_SHARE = 0.2
 """The same for the only such box of a page."""
 MIN_OUTSIDE_COMMENTS = 300
 """Characters of text outside of the readers' comments above which the comments are no part of the body."""
+MAX_PHRASE = 200
+"""Characters of the longest text that is compared with common phrases."""
 LONG = 15
 """Words that make a paragraph long: short ones before the first and after the last long one are often furniture."""
 
@@ -41,6 +43,8 @@ _BYLINE = _phrases("bylines")
 @lru_cache(maxsize=65_536)
 def _phrase(text: str) -> str:
     """Tell whether a short text, or a line of it, is "a common phrase" or "a byline"; else ""."""
+    if len(text) > MAX_PHRASE:
+        return ""
     lines = text.split("\n")
     if any(_FURNITURE.fullmatch(line) for line in lines):
         return "a common phrase"

@@ -7,15 +7,15 @@ domains are here; the quality classifier is in `math_quality`.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from html import escape
+from html import escape as html_escape
 from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from resiliparse.parse.html import DOMNode, HTMLTree
+from lxml import etree, html
 
 from openafm.data.extract import Extraction, fragment_text
 
@@ -23,7 +23,7 @@ MIN_SYMBOLS = 3
 """Formulas and symbols a page must hold to count as mathematical ..."""
 MIN_DENSITY = 0.004
 """... and their share of its characters: about one formula in three lines of text."""
-MAX_POSTS = 500
+MAX_POSTS = 200
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ TEMPLATES = (
     Template("forum", "article.ipsComment", ".ipsType_richText"),  # Invision
     Template("forum", ".cmty-post", ".cmty-post-html"),  # Art of Problem Solving
 )  # fmt: skip
+_THREAD_MARKS = (
+    "QAPage", "schema.org/Question", "s-prose", "post-text", "qa-q-view", "topic-post", "crawler-post", "postbody",
+    "bbWrapper", "messageText", "postcontent", "post_message_", "post_wrapper", "ipsComment", "cmty-post",
+)  # fmt: skip
+"""One of these stands in every page that a template fits: most pages need no second look."""
+_PART = re.compile(r'\.([\w-]+)|#([\w-]+)|\[([\w-]+)([$^]?=)"?([^"\]]*)"?\]')
 _SEMINAR = re.compile(
     r"\b(?:lectures?|seminars?|colloqui\w+|syllabus|course notes|problem sets?|homework|exercises?|vorlesung)\b",
     re.I,
@@ -152,8 +158,28 @@ def domain_verdict(url: str) -> bool | None:
     return next((listed[name] for at in range(len(parts)) if (name := ".".join(parts[at:])) in listed), None)
 
 
-def _select(node: Any, selector: str) -> list[Any]:
-    return list(node.query_selector_all(selector)) if selector else []
+@lru_cache(maxsize=256)
+def _xpath(selector: str) -> etree.XPath:
+    """Translate the few forms of CSS selectors that `TEMPLATES` use (resiliparse's own take time for every node)."""
+    paths = []
+    for alternative in selector.split(","):
+        path = "."
+        for simple in alternative.split():
+            path += "//" + (re.match("[a-z]+", simple) or "*")[0]
+            for name, identity, key, operator, value in _PART.findall(simple):
+                path += {
+                    name: f"[contains(concat(' ', normalize-space(@class), ' '), ' {name} ')]",
+                    identity: f"[@id='{identity}']",
+                    operator: f"[@{key}='{value}']",
+                    "^=": f"[starts-with(@{key}, '{value}')]",
+                    "$=": f"[substring(@{key}, string-length(@{key}) - {len(value) - 1}) = '{value}']",
+                }[name or identity or operator]
+        paths.append(path)
+    return etree.XPath(" | ".join(paths))
+
+
+def _select(node: etree._Element, selector: str) -> list[etree._Element]:
+    return _xpath(selector)(node)[:MAX_POSTS] if selector else []
 
 
 def _number(text: str | None) -> int | None:
@@ -161,49 +187,45 @@ def _number(text: str | None) -> int | None:
     return int(found[0].replace("−", "-")) if found else None
 
 
-def _inside(node: DOMNode, others: list[DOMNode]) -> bool:
+def _inside(node: etree._Element, others: Collection[etree._Element]) -> bool:
     """Tell whether `node` lies inside of one of `others` (and is none itself)."""
-    above = node.parent
-    while above is not None:
-        if any(above == other for other in others):
-            return True
-        above = above.parent
-    return False
+    return any(above in others for above in node.iterancestors())
 
 
-def _first_text(post: DOMNode, selector: str, answers: list[DOMNode]) -> str:
-    for node in _select(post, selector):
-        own = [answer for answer in answers if answer != post]
-        if not _inside(node, own) and not any(node == answer for answer in own):
-            return fragment_text(node.html)
-    return ""
+def _first_text(post: etree._Element, selector: str, answers: Collection[etree._Element]) -> str:
+    """Return the text of the first part of a post that `selector` finds, not that of an answer inside of it."""
+    own = set(answers) - {post}
+    found = (node for node in _select(post, selector) if node not in own and not _inside(node, own))
+    node = next(found, None)
+    return "" if node is None else fragment_text(html.tostring(node, encoding="unicode", with_tail=False))
 
 
-def _votes(post: Any, selector: str, answers: list[Any]) -> int | None:
-    own = [answer for answer in answers if answer != post]
+def _votes(post: etree._Element, selector: str, answers: Collection[etree._Element]) -> int | None:
+    own = set(answers) - {post}
     for node in _select(post, selector):
         if not _inside(node, own):
-            return _number(node.getattr("content") or node.getattr("data-value") or node.text)
-    return _number(post.getattr("data-score"))
+            return _number(node.get("content") or node.get("data-value") or node.text_content())
+    return _number(post.get("data-score"))
 
 
-def _with_template(document: DOMNode, template: Template, title: str) -> Question | None:
-    posts = _select(document, template.post)[:MAX_POSTS]
+def _with_template(document: etree._Element, template: Template, title: str) -> Question | None:
+    posts = _select(document, template.post)
     if not posts:
         return None
     if template.answer:
-        answers = _select(document, template.answer)[:MAX_POSTS]
+        answers = _select(document, template.answer)
         question, rest = posts[0], answers
     else:
-        posts = [post for post in posts if not _inside(post, posts)]
+        nested = set(posts)
+        posts = [post for post in posts if not _inside(post, nested)]
         question, rest = posts[0], posts[1:]
         answers = []
     text = _first_text(question, template.text, answers)
-    accepted = _select(document, template.accepted)
+    accepted = set(_select(document, template.accepted))
     found = []
     for post in rest:
         if said := _first_text(post, template.text, [post]):
-            is_accepted = any(post == node for node in accepted) or bool(_select(post, template.accepted))
+            is_accepted = post in accepted or bool(_select(post, template.accepted))
             found.append(Answer(said, is_accepted, _votes(post, template.votes, [post])))
     if not text or not found:
         return None
@@ -215,7 +237,7 @@ def _ranked(answers: list[Answer]) -> tuple[Answer, ...]:
     return tuple(sorted(unique, key=lambda answer: (not answer.accepted, -(answer.votes or 0))))
 
 
-def _json_objects(document: DOMNode) -> Iterator[dict]:
+def _json_objects(document: etree._Element) -> Iterator[dict]:
     for script in _select(document, 'script[type="application/ld+json"]'):
         try:
             found = json.loads(script.text or "", strict=False)
@@ -225,7 +247,7 @@ def _json_objects(document: DOMNode) -> Iterator[dict]:
         yield from (entry for entry in nested if isinstance(entry, dict)) if isinstance(nested, list) else ()
 
 
-def _from_json(document: DOMNode, title: str) -> Question | None:
+def _from_json(document: etree._Element, title: str) -> Question | None:
     """Read the Question of a QAPage in JSON-LD."""
     for entry in _json_objects(document):
         main = entry.get("mainEntity", entry)
@@ -249,18 +271,21 @@ def _markup_text(text: str) -> str:
     """Return the text of what may be HTML or plain text with line breaks."""
     if re.search(r"<(?:p|br|div|pre|li|code|strong|em|math)\b", text):
         return fragment_text(text)
-    return fragment_text("".join(f"<p>{escape(part)}</p>" for part in text.split("\n\n")))
+    return fragment_text("".join(f"<p>{html_escape(part)}</p>" for part in text.split("\n\n")))
 
 
 def questions(source: str, title: str) -> tuple[str, Question | None]:
     """Return the kind of thread a page is ("qa" or "forum", else "") and its question with the answers."""
-    tree = HTMLTree.parse(source)
-    if tree.document is None:
+    if not any(mark in source for mark in _THREAD_MARKS):
+        return "", None
+    try:
+        document = html.document_fromstring(source.encode("utf-8", "replace"), parser=html.HTMLParser(encoding="utf-8"))
+    except etree.LxmlError:  # nothing in it
         return "", None
     for template in TEMPLATES:
-        if found := _with_template(tree.document, template, title):
+        if found := _with_template(document, template, title):
             return template.kind, found
-    found = _from_json(tree.document, title)
+    found = _from_json(document, title)
     return ("qa", found) if found else ("", None)
 
 
