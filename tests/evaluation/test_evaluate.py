@@ -8,7 +8,8 @@ from openafm.stage import Context
 
 CONFIG = EvaluateConfig(
     name="core", sequence_length=32, tokens_per_flow=256, problems_per_task=2, answer_tokens=4, long_length=420,
-    long_windows=2, needle_questions=4, needle_depths=(0.0, 1.0), needle_lengths=(410,), sample_prompts=("the cat",), sample_tokens=5,
+    long_windows=2, needle_questions=4, needle_depths=(0.0, 1.0), needle_lengths=(410,),
+    sample_prompts=("the cat",), sample_tokens=5,
 )  # fmt: skip
 
 
