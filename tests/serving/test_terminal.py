@@ -17,6 +17,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "openafm", "chat", *words],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_take_terminal,
+            env={**os.environ, "OPENAFM_ENGINE": "torch"},  # the native one has said 4,000 tokens before a key is hit
         )  # fmt: skip
         os.close(slave)
         self.shown = ""
