@@ -4,7 +4,6 @@
 
 One setting is changed at a time, the others stay at width 512, 8 layers, 4,096 entries, 256 tokens. FLOPs and peak are
 counted as in `openafm bench training`, the step is openafm's own, its blocks compiled or not (--compiled yes).
-
 """
 
 import argparse
