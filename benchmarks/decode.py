@@ -4,13 +4,13 @@ Random weights in the shape of a preset; `bits` over all projections, 4-bit laye
 Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
 """
 
-import os
 import time
 
 import numpy as np
 
 from harness import alternate, options, show
 from openafm.engine import _native
+from openafm.files import cores
 from openafm.model import PRESETS, ModelConfig
 from openafm.model.transformer import Transformer
 
@@ -87,7 +87,7 @@ def main() -> None:
     given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="")
     shape = PRESETS[given.shape]
     shape = shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
-    threads = given.threads or len(os.sched_getaffinity(0))
+    threads = given.threads or cores()
     model = random_model(shape, given.bits, threads, given.kernels)
     add_adapters(model, shape)
     names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]

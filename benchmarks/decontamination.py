@@ -17,7 +17,7 @@ import numpy as np
 
 from harness import alternate, options, show, timed
 from openafm.data.ngram_index import NgramIndex, words
-from texts import files
+from texts import files, words_at_white_space
 
 PLANTED = 50
 
@@ -68,20 +68,9 @@ def with_datatrove(texts: list[str], items: list[str]) -> set[int]:
     from datatrove.data import Document
     from datatrove.pipeline.decont import NGramsDecontConfig, NGramsDecontFilter
     from datatrove.utils.text import TextNormConfig, ngrams, simplify_text
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    class White(WordTokenizer):
-        def word_tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return [text]
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [(0, len(text))]
 
     config = NGramsDecontConfig(n_grams=13, norm_config=TextNormConfig())
-    decont = NGramsDecontFilter("/nonexistent", config=config, language=White())
+    decont = NGramsDecontFilter("/nonexistent", config=config, language=words_at_white_space())
     decont.hash_func = lambda text: hash(text)  # its own passes a str, which xxhash 4 refuses
     decont._index_hashes = {
         hash(" ".join(gram)): "made"

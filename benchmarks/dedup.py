@@ -29,7 +29,7 @@ from openafm.data.linking import Linked
 from openafm.data.minhash import BANDS, ROWS
 from openafm.data.ngrams import batched, word_hashes, words
 from openafm.stage import Context
-from texts import with_copies
+from texts import with_copies, words_at_white_space
 
 THRESHOLD = 0.8
 os.environ["RAYON_NUM_THREADS"] = "1"  # rensa is imported later; all contestants have one core
@@ -105,17 +105,6 @@ def with_datatrove(folder: Path) -> list[set[int]]:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers.jsonl import JsonlWriter
     from datatrove.utils.logging import logger
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    class White(WordTokenizer):
-        def word_tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return [text]
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [(0, len(text))]
 
     logger.remove()
     out = folder / "theirs"
@@ -123,7 +112,7 @@ def with_datatrove(folder: Path) -> list[set[int]]:
     config = MinhashConfig(n_grams=5, num_buckets=BANDS, hashes_per_bucket=ROWS)
     paths = [str(out / name) for name in ("signatures", "buckets", "clusters", "kept")]
     reader = JsonlReader(str(folder), glob_pattern="texts.jsonl")
-    signature = Signature(paths[0], config=config, language=White())
+    signature = Signature(paths[0], config=config, language=words_at_white_space())
     signature._hash_func = lambda text: xxhash.xxh64_intdigest(text.encode())  # xxhash 4 wants bytes
     signature.run(reader.run(rank=0, world_size=1), 0, 1)
     for bucket in range(BANDS):

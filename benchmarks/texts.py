@@ -4,6 +4,7 @@ import random
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 SUFFIXES = (".py", ".md", ".rst", ".txt", ".pyi", ".h", ".html")
 
@@ -49,3 +50,20 @@ def with_copies(count: int, seed: int = 0) -> list[str]:
     listed = originals + copies
     draw.shuffle(listed)
     return listed
+
+
+def words_at_white_space() -> Any:
+    """A word tokenizer for datatrove that cuts at white space, as all peers are given words here."""
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class White(WordTokenizer):
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    return White()

@@ -31,7 +31,8 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 from openafm.data.extract import decode
-from openafm.data.packages import Archive, Package, UnavailableError, default_cache, digest, ensure, members
+from openafm.data.packages import Archive, Package, UnavailableError, ensure, members
+from openafm.files import default_cache, digest
 
 LABELS = Path(__file__).with_name("labels.jsonl")
 SDISTS = {

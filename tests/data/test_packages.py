@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openafm import files
 from openafm.data import packages
 from openafm.data.packages import Archive, Package, UnavailableError
 
@@ -160,7 +161,7 @@ def test_installed_packages_are_checked_by_version():
 
 def test_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAFM_CACHE", str(tmp_path))
-    assert packages.default_cache() == tmp_path
+    assert files.default_cache() == tmp_path
 
 
 def test_records_hold_no_machine_paths(tmp_path, downloads):

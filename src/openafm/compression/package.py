@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from openafm.adapters.store import Adapter
-from openafm.engine.package import EMBEDDING, FOLDER, HEADER, VERSION, WEIGHTS, Package, digest, header_digest
+from openafm.engine.package import EMBEDDING, FOLDER, HEADER, VERSION, WEIGHTS, Package, header_digest
 from openafm.engine.packed import Int8Rows, Palettized, pack
+from openafm.files import digest
 from openafm.model import ModelConfig
 from openafm.model.checkpoint import TOKENIZER_FILES
 

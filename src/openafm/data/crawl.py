@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from openafm.data import robots
 from openafm.data.frontier import CRAWL, Limits, host_of
+from openafm.data.warc import is_address
 from openafm.stage import Config
 
 
@@ -77,18 +77,10 @@ def seeds_of(given: Sequence[str]) -> Iterator[str]:
         for number, line in enumerate(lines, 1):
             url = line.strip()
             if url and not url.startswith("#"):
-                if not _is_address(url):
+                if not is_address(url):
                     where = f"{file}:{number}: {url!r}" if file else repr(item)
                     raise ValueError(f"{where} is no address that begins with http:// or https://, nor a file of such")
                 yield url
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        return False
 
 
 def hosts_of(config: CrawlConfig, seeds: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from openafm.data.dirt import DirtConfig, Planted, plant
 from openafm.data.licences import terms
 from openafm.data.packages import Archive, Package
 from openafm.data.readers import Document, Page
+from openafm.files import default_cache
 from openafm.model.gguf import import_gguf
 from openafm.stage import Config, Context, Metrics
 
@@ -97,7 +98,7 @@ def fetch_catalogue(
     Raises ValueError for an unknown catalogue, a failed download or a wrong digest, with the remedy.
     """
     catalogue, root = load(name, texts)
-    cache = cache or packages.default_cache()
+    cache = cache or default_cache()
     asked = sorted({source.tier for source in catalogue.sources} & set(tiers))
     reasons: dict[str, str | None] = {tier: packages.missing_tool(tier) for tier in asked}
     tiers_missing = {tier: reason for tier, reason in reasons.items() if reason}

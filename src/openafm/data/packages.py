@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -25,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
+
+from openafm.files import digest
 
 Tier = Literal["pypi", "npm", "apt", "folder", "python"]
 
@@ -61,17 +62,6 @@ class Archive:
 
 class UnavailableError(Exception):
     """This machine or its registries cannot give a tier or package; the message says why and what to do."""
-
-
-def default_cache() -> Path:
-    """$OPENAFM_CACHE, or ~/.cache/openafm."""
-    return Path(os.environ.get("OPENAFM_CACHE") or Path.home() / ".cache" / "openafm")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def missing_tool(tier: Tier) -> str | None:

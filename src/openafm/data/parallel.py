@@ -3,6 +3,8 @@
 import logging
 import os
 
+from openafm.files import cores
+
 _cluster: list[str] = []
 
 
@@ -42,7 +44,7 @@ def workers() -> int:
         import ray
 
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return cores()
 
 
 def died(error: BaseException) -> bool:

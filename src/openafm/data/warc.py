@@ -104,7 +104,8 @@ def _url(record: WarcRecord) -> str:
     return (record.headers.get("WARC-Target-URI") or "").strip("<> ")
 
 
-def _is_address(url: str) -> bool:
+def is_address(url: str) -> bool:
+    """Whether a page can have this address: http or https, and a host."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -120,7 +121,7 @@ def _safe_page(record: WarcRecord) -> Page:
     """Turn whatever one record's bytes provoke in the parser into a reject of that record."""
     url = ""
     try:
-        if not _is_address(_url(record)):
+        if not is_address(_url(record)):
             return Page("", 0, "", None, b"", "warc.no-url", f"the target URI is {_url(record)[:80]!r}")
         url = _url(record)
         small = record.content_length <= 2 * MAX_PAGE_BYTES

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from openafm.adapters.store import Adapter
 from openafm.engine.package import EMBEDDING, Package, find_package
+from openafm.files import cores
 from openafm.model import ModelConfig
 from openafm.model.checkpoint import load_config
 from openafm.model.generate import Generation
@@ -88,7 +89,7 @@ class NativeEngine:
         """
         if reason := missing():
             raise ValueError(reason)
-        threads = threads or int(os.environ.get(THREADS, "0")) or len(os.sched_getaffinity(0))
+        threads = threads or int(os.environ.get(THREADS, "0")) or cores()
         self.config, self.tokenizer, self.max_length = config, tokenizer, config.max_length
         self.model = _native.Model(
             **config.model_dump(),

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from openafm.adapters.store import AdapterStore
 from openafm.engine.packed import Int8Rows, Palettized, unpack
+from openafm.files import digest
 from openafm.model import ModelConfig, Transformer
 
 VERSION = 1
@@ -102,12 +103,6 @@ def open_package(folder: Path) -> Package:
     if found is None:
         raise ValueError(f"{folder} holds no package ({FOLDER}/{HEADER}): give the output of the step compress")
     return Package(found)
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def header_digest(header: dict[str, Any]) -> str:

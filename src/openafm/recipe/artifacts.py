@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from openafm.files import digest
+
 MANIFEST = "manifest.json"
 
 
@@ -119,9 +121,7 @@ def _hashes(paths: list[Path]) -> Iterator[dict[str, Any] | None]:
 def _hash(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+    return {"sha256": digest(path), "bytes": path.stat().st_size}
 
 
 def partial(run: Path, step: str) -> Path:

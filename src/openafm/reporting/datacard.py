@@ -12,6 +12,7 @@ from typing import Any
 from openafm.data import documents
 from openafm.data.audit import last_table
 from openafm.data.clean import DROPPED_KINDS, REDACTED_KINDS
+from openafm.reporting import markdown
 from openafm.reporting.corpus import FILTERS, filters_of, funnel_of, planted_counts, precision_counts
 from openafm.reporting.document import Artifacts, last, number, percent
 
@@ -27,10 +28,7 @@ KNOWN_LIMITS = (
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     cells = [[_cell(value) for value in row] for row in rows]
-    if not cells:
-        return ["none"]
-    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return lines + [f"| {' | '.join(row)} |" for row in cells]
+    return list(markdown.table(headings, cells)) if cells else ["none"]
 
 
 def _cell(value: str) -> str:

@@ -5,7 +5,7 @@ quoted as listings, so that no text of theirs is read as markup.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from openafm.reporting.document import Block, Cell, Figure, Keys, Points, Samples, Section, Table, Text
 
@@ -35,10 +35,13 @@ def _block(block: Block) -> Iterator[str]:
             yield from (f"**{_text(block.heading)}**", "")
             yield from (f"- {_text(item)}" for item in block.items)
         case Keys():
-            yield from _table(("", "", ""), [[label, cell, note] for label, cell, note in block.figures], 1)
+            yield from table(
+                ("", "", ""), [[_text(label), _cell(cell), _text(note)] for label, cell, note in block.figures], 1
+            )
         case Table():
             yield from (_text(block.caption), "")
-            yield from _table(block.headings, block.rows, block.numbers_from)
+            rows = [[_cell(cell) for cell in row] for row in block.rows]
+            yield from table([_text(heading) for heading in block.headings], rows, block.numbers_from)
         case Figure():
             yield f"(Drawn in the report: {_text(block.caption)})"
         case Samples():
@@ -50,11 +53,12 @@ def _block(block: Block) -> Iterator[str]:
                     yield from ("", f"{_text(sample.label)}{mark}:", "", *_listing(sample.text))
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Cell | str]], numbers_from: int) -> Iterator[str]:
-    yield "| " + " | ".join(map(_text, headings)) + " |"
-    yield "|" + "".join("---:|" if i >= numbers_from else "---|" for i in range(len(headings)))
-    for row in rows:
-        yield "| " + " | ".join(map(_cell, row)) + " |"
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int | None = None) -> Iterator[str]:
+    """Lines of a table; its texts are Markdown already. Columns from `numbers_from` on are set to the right."""
+    first = len(headings) if numbers_from is None else numbers_from
+    yield "| " + " | ".join(headings) + " |"
+    yield "|" + "".join("---:|" if i >= first else "---|" for i in range(len(headings)))
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _cell(cell: Cell | str) -> str:

@@ -106,7 +106,7 @@ def given_and_wanted(test: str) -> tuple[str, Any] | None:
                 arguments = [ast.unparse(part) for part in (*call.args, *call.keywords)]
                 return ", ".join(arguments), ast.literal_eval(wanted)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        pass
+        return None
     return None
 
 

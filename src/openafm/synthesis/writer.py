@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import torch
 
-from openafm.data.packages import default_cache
+from openafm.files import default_cache
 from openafm.sampling.opening import open_sampler
 from openafm.sampling.sampler import Sampler
 from openafm.stage import Config, Context

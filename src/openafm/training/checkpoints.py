@@ -22,12 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from openafm.files import digest
 from openafm.training.optimizers import ClippedOptimizer
 from openafm.training.parallel import rank, waiting_group
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is no mistake
 
 KEPT = 2
+CHEAP = 0.2
+"""Seconds a checkpoint may keep training waiting at each turn; dearer ones come less often."""
 MARK = "checkpoint.json"
 
 
@@ -51,13 +54,15 @@ class Checkpoints:
         self.folder, self.network, self.optimizer = folder, network, optimizer
         self.blocked = 0.0
         """Seconds that the last save kept training waiting."""
+        self.saved = time.monotonic()
+        """When the last one was taken, or these were opened."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether the last one is still being written."""
-        return self._writing is not None and not self._writing.done()
+    def due(self, seconds: float) -> bool:
+        """Whether it is time for the next: after `seconds`, later where they are dear or one is still being written."""
+        busy = self._writing is not None and not self._writing.done()
+        return not busy and time.monotonic() - self.saved > seconds * max(1.0, self.blocked / CHEAP)
 
     def save(self, position: Position) -> None:
         """Copy the state and write it in the background, after the one being written."""
@@ -72,7 +77,8 @@ class Checkpoints:
         written = async_save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
         mark = {"position": json.dumps(asdict(position)), "tensors": sorted(tensors)}
         self._writing = self._pool.submit(_finish, path, written, mark)
-        self.blocked = time.monotonic() - started
+        self.saved = time.monotonic()
+        self.blocked = self.saved - started
 
     def wait(self) -> None:
         """Return when nothing is being written any more; raises what went wrong in it."""
@@ -127,7 +133,7 @@ def _finish(path: Path, written: Any, mark: dict[str, Any]) -> None:
     written.result()
     if rank() > 0:
         return
-    mark["files"] = {file.name: _sha256(file) for file in sorted(path.glob("*.safetensors"))}
+    mark["files"] = {file.name: digest(file) for file in sorted(path.glob("*.safetensors"))}
     mark["sha256"] = _seal(mark)
     partial = path / f"{MARK}.partial"
     with partial.open("w") as out:
@@ -176,8 +182,8 @@ def _checked(path: Path) -> dict[str, Any]:
     mark: dict[str, Any] = json.loads((path / MARK).read_text())
     if mark["sha256"] != _seal(mark):
         raise ValueError(f"the checksum of {MARK} is wrong")
-    for name, digest in mark["files"].items():
-        if _sha256(path / name) != digest:
+    for name, written in mark["files"].items():
+        if digest(path / name) != written:
             raise ValueError(f"the checksum of {name} is wrong")
     return mark
 
@@ -185,8 +191,3 @@ def _checked(path: Path) -> dict[str, Any]:
 def _seal(mark: dict[str, Any]) -> str:
     rest = {key: value for key, value in mark.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

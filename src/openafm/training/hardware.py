@@ -4,7 +4,6 @@ A run asks once, at its first start, and keeps the answer in run.json (`openafm 
 order and give other bytes.
 """
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 import torch
 from torch import nn
 
+from openafm.files import cores
 from openafm.model import Transformer
 from openafm.model.transformer import Block
 from openafm.stage import Hardware
@@ -91,8 +91,7 @@ def physical_cores() -> int:
     """Physical cores this process may use: within its affinity and its container's quota of CPU time."""
     logical = psutil.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or logical
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    shared = max(1, allowed * physical // logical) if allowed < logical else physical
+    shared = max(1, cores() * physical // logical) if cores() < logical else physical
     return max(1, min(shared, int(_quota())))
 
 

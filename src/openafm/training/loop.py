@@ -30,8 +30,6 @@ from openafm.training.schedules import Schedule
 Loss = Callable[[Any, Batch], LossOutput]
 Record = dict[str, float]
 
-CHEAP = 0.2
-"""Seconds a checkpoint may keep training waiting every `checkpoint_seconds` (1%); dearer ones come less often."""
 PATIENCE = 20
 """Skipped steps in a row that end the run: the state is frozen meanwhile, so nothing will change any more."""
 WINDOW = 50
@@ -72,8 +70,7 @@ def train(
     watch = Watch(at.alarms, context.warn, label)
     alone = devices.network is model
     blocks = compile_blocks(model, len(batches) * _tokens(batches[0]), context.hardware) if alone else []
-    started = saved = time.monotonic()
-    resumed = at.tokens
+    started, resumed = time.monotonic(), at.tokens
     try:
         while at.step < len(batches):
             if before_step is not None:
@@ -82,8 +79,7 @@ def train(
             batch = batches[at.step]
             size = _tokens(batch)
             optimizer.scale = schedule(at.tokens + size)
-            waited = time.monotonic() - saved
-            due = not checkpoints.busy and waited > checkpoint_seconds * max(1.0, checkpoints.blocked / CHEAP)
+            due = checkpoints.due(checkpoint_seconds)
             value, metrics, due = _accumulate(devices, batch, context.hardware, due)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -98,7 +94,6 @@ def train(
             if due or at.step == len(batches):
                 at.updates, at.skipped = optimizer.updates, optimizer.skipped
                 checkpoints.save(at)
-                saved = time.monotonic()
             context.report(f"{label} loss {value:.3f}", at.step, len(batches))
         checkpoints.wait()
     finally:

@@ -1,87 +1,14 @@
-"""The verbs of `openafm`; nothing but argument parsing. Each imports what it needs, so that `--help` is quick.
-
-Exit codes: 0 done; 1 a step failed or a check did not pass; 2 wrong usage or recipe; 130 interrupted.
-"""
+"""The verbs of runs, models and the machine."""
 
 import json
 import runpy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-app = typer.Typer(
-    help="The open factory for on-device language models: from raw pages to served adapters.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-RunsDir = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-Run = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano, or its name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-RUNS = Path("runs")
-_debug = False
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what went wrong into one line and an exit code; `--debug` shows the traceback."""
-    from openafm.recipe.runner import RunError
-
-    try:
-        yield
-    except (ValueError, RunError, OSError) as error:
-        if _debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
-    except ImportError as error:
-        if _debug:
-            raise
-        typer.echo(f"error: {error}; `openafm doctor` says what is missing", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _console() -> "Console":
-    """The terminal; where there is none (a log, a pipe), wide enough for the tables."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=120)
-
-
-def _folder(run: Path) -> Path:
-    """The run's folder by its path or its name."""
-    for folder in (run, RUNS / run):
-        if (folder / "run.json").is_file():
-            return folder
-    raise ValueError(f"{run} is no run: no run.json in it, nor in {RUNS / run}; `openafm run nano` makes runs/nano")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"openafm {version('openafm')}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
-) -> None:
-    """Options that stand before every verb."""
-    global _debug
-    _debug = debug
+from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, plain_errors, run_folder, terminal
 
 
 @app.command()
@@ -101,11 +28,11 @@ def run(
 
     Example: openafm run nano --set teacher.tokens=200000 --until distil
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe import recipe as recipes
         from openafm.recipe.runner import run_to_the_end
 
-        console = _console()
+        console = terminal()
         if cluster:
             from openafm.data.parallel import use_cluster
 
@@ -120,14 +47,14 @@ def status(run: Run, json_: AsJson = False) -> None:
 
     Example: openafm status nano
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe.status import of_run, table
 
-        found = of_run(_folder(run))
+        found = of_run(run_folder(run))
         if json_:
             typer.echo(json.dumps([state.summary() for state in found], indent=1))
             return
-        _console().print(table(found))
+        terminal().print(table(found))
 
 
 @app.command()
@@ -142,7 +69,7 @@ def plan(
 
     Example: openafm plan afm-on-device --devices 512 --device H100
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe import plan as planning
         from openafm.recipe import recipe as recipes
 
@@ -150,132 +77,9 @@ def plan(
         if json_:
             typer.echo(json.dumps(planning.as_json(plans, devices, kind), indent=1))
         else:
-            _console().print(planning.table(plans, devices, kind))
+            terminal().print(planning.table(plans, devices, kind))
             typer.echo("\n".join(planning.footnotes(plans, kind)))
         raise typer.Exit(1 if any(found.warning for found in plans) else 0)
-
-
-@app.command()
-def why(
-    url: Annotated[str, typer.Argument(help="The document's address.")],
-    run: Annotated[Path, typer.Option(help="The run's folder or name.")] = Path("nano"),
-) -> None:
-    """Tell what became of a document, and at which filter.
-
-    Example: openafm why https://sqlite.docs.example/lang_select.html --run nano
-    """
-    with _plain_errors():
-        from openafm.data.documents import why
-        from openafm.recipe.artifacts import verify
-
-        folder = _folder(run)
-        for table in sorted(folder.glob("[!.]*/documents")):
-            verify(table.parent)
-        typer.echo(why(url, folder))
-
-
-data = typer.Typer(help="A run's documents: rejects for reading, and the dataset card.", no_args_is_help=True)
-app.add_typer(data, name="data", rich_help_panel=None)
-
-
-@data.command()
-def audit(
-    run: Run,
-    stage: Annotated[str, typer.Option(help="Only this filter's: extract, clean, dedup, quality, decontaminate.")] = "",
-    reason: Annotated[str, typer.Option(help="Only reasons that begin so, as pii or duplicate.near.")] = "",
-    n: Annotated[int, typer.Option("--n", min=1, help="How many to show, an even share of each reason.")] = 20,
-    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
-    json_: AsJson = False,
-) -> None:
-    """Show rejected documents with the filter's reason and evidence, personal data masked.
-
-    Example: openafm data audit nano --stage clean --reason language --n 5
-    """
-    with _plain_errors():
-        from dataclasses import asdict
-
-        from openafm.data.audit import rejects
-
-        found = rejects(_folder(run), stage, reason, n, seed)
-        typer.echo(
-            json.dumps([asdict(reject) for reject in found], indent=1) if json_ else "\n\n".join(map(str, found))
-        )
-
-
-@data.command()
-def card(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(help="File to write [default: data-card.md in the run's folder].")] = None,
-) -> None:
-    """Write the dataset card: sources, licences, counts, filters, personal data, decontamination, mixtures, limits.
-
-    Example: openafm data card nano
-    """
-    with _plain_errors():
-        from openafm.reporting.datacard import data_card
-
-        folder = _folder(run)
-        path = out or folder / "data-card.md"
-        path.write_text(data_card(folder), encoding="utf-8")
-        typer.echo(str(path))
-
-
-@app.command()
-def fetch(
-    catalogue: Annotated[str, typer.Argument(help="A catalogue's name (nano, micro) or a YAML file.")],
-    cache: Annotated[Path | None, typer.Option(help="Folder of downloads [default: ~/.cache/openafm].")] = None,
-) -> None:
-    """Download what a recipe's `fetch` step reads; what is there with the right digest is not fetched again.
-
-    Example: openafm fetch nano
-    """
-    with _plain_errors():
-        from openafm.data.fetch import fetch_catalogue
-        from openafm.recipe.progress import Display
-
-        console = _console()
-        with Display(console, {"fetch": 0.0}) as display:
-            display.begin("fetch")
-            fetched = fetch_catalogue(catalogue, cache, display.report)
-        console.print(f"{len(fetched.archives)} packages are in the cache", highlight=False)
-        for package, reason in (fetched.missing | fetched.tiers_missing).items():
-            console.print(f"without {package}: {reason}", highlight=False, markup=False)
-
-
-@app.command()
-def crawl(
-    seeds: Annotated[list[str], typer.Argument(help="Addresses, or files of addresses, one a line.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; run again, a crawl in it goes on.")],
-    contact: Annotated[str, typer.Option(help="Where a site's owner reaches you; in the User-Agent.")] = "",
-    host: Annotated[list[str], typer.Option(help='More hosts than the seeds\'; "*.example.org" for all below.')] = [],  # noqa: B006
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A limit: depth, seconds, ...")] = [],  # noqa: B006
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Ask addresses of private networks too.")
-    ] = False,
-    json_: AsJson = False,
-) -> None:
-    """Crawl politely into WARC files: robots.txt, crawl delays and opt-outs obeyed, every page not taken recorded.
-
-    Example: openafm crawl https://example.org/ --out crawl --contact me@example.org --set depth=3 --set seconds=600
-    """
-    with _plain_errors():
-        from openafm.data.crawl import CrawlConfig
-        from openafm.data.crawl import crawl as run_crawl
-        from openafm.recipe.progress import Display
-
-        limits = dict(item.partition("=")[::2] for item in set_)
-        config = CrawlConfig.model_validate(
-            {"seeds": seeds, "hosts": host, "contact": contact, "allow_private": allow_private, "limits": limits}
-        )
-        with Display(_console(), {"crawl": 0.0}) as display:
-            display.begin("crawl")
-            summary = run_crawl(config, out, display.report)
-        if json_:
-            typer.echo(json.dumps(summary))
-            return
-        for reason, count in summary["counts"].items():
-            typer.echo(f"{count:>9,}  {reason}")
-        typer.echo(f"why each: {out / 'pages.jsonl'}; next: openafm run nano --set fetch.texts={out}")
 
 
 @app.command("import")
@@ -287,7 +91,7 @@ def import_(
 
     Example: openafm import HuggingFaceTB/SmolLM2-135M-Instruct --out models/smollm2
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe.fitting import import_to
 
         folder, what = import_to(model, out)
@@ -305,10 +109,10 @@ def compress(
 
     Example: openafm compress models/smollm2 --set compress.target_bits=3.5
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe.fitting import compress as fit
 
-        typer.echo(f"openafm chat {fit(model, runs_dir, set_, until, _console())}")
+        typer.echo(f"openafm chat {fit(model, runs_dir, set_, until, terminal())}")
 
 
 @app.command()
@@ -323,10 +127,10 @@ def adapt(
 
     Example: openafm adapt models/smollm2 mails mails.jsonl
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe.fitting import adapt as fit
 
-        typer.echo(f"openafm chat {fit(model, task, data, runs_dir, set_, _console())} --adapter {task}")
+        typer.echo(f"openafm chat {fit(model, task, data, runs_dir, set_, terminal())} --adapter {task}")
 
 
 @app.command()
@@ -340,12 +144,12 @@ def chat(
 
     Example: openafm chat nano --adapter summary
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe.artifacts import verify
         from openafm.serving.chat import chat as talk
         from openafm.serving.opening import latest_model
 
-        folder = latest_model(model if model.exists() else _folder(model))
+        folder = latest_model(model if model.exists() else run_folder(model))
         verify(folder)
         talk(folder, adapter, max_tokens=max_tokens, temperature=temperature)
 
@@ -361,10 +165,10 @@ def export(
 
     Example: openafm export device --to peft --adapter recovery --out exported/recovery
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.serving.exporting import export_hf, export_peft
 
-        folder = model if model.exists() else _folder(model)
+        folder = model if model.exists() else run_folder(model)
         if to not in ("hf", "peft"):
             raise ValueError(f"--to {to}: choose hf or peft")
         typer.echo(export_hf(folder, out, adapter) if to == "hf" else export_peft(folder, out, adapter or "recovery"))
@@ -385,11 +189,11 @@ def serve(
 
     Example: openafm serve nano --port 8000
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.serving.server import Limits
         from openafm.serving.server import serve as listen
 
-        listen(model if model.exists() else _folder(model), host, port, api_key, Limits(queue, seconds))
+        listen(model if model.exists() else run_folder(model), host, port, api_key, Limits(queue, seconds))
 
 
 @app.command()
@@ -401,12 +205,12 @@ def report(
 
     Example: openafm report nano --markdown docs/results/nano.md
     """
-    with _plain_errors():
+    with plain_errors():
         from openafm.recipe.artifacts import verify
         from openafm.recipe.status import read_settings
         from openafm.reporting.report import write_report
 
-        folder = _folder(run)
+        folder = run_folder(run)
         read_settings(folder)
         for manifest in sorted(folder.glob("[!.]*/manifest.json")):
             verify(manifest.parent)
@@ -421,7 +225,7 @@ def bench(
 
     Example: openafm bench palettize --json
     """
-    with _plain_errors():
+    with plain_errors():
         folder = Path("benchmarks")
         script = folder / f"{name.replace('-', '_')}.py"
         if not script.is_file():
