@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import alternate, options, show, timed
+from openafm.files import cores
 from openafm.sampling import sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sampling"))
@@ -63,28 +64,27 @@ def main() -> None:
     sandbox.backend = chosen
 
     python = str(sandbox._interpreter()[0])
+    measures = {
+        "sandbox.run of `pass`": lambda: 1000 * timed(lambda: sandbox.run("pass")),
+        "bare Python, `pass`": lambda: 1000 * timed(lambda: subprocess.run([python, "-IBc", "pass"], env={})),
+        "bare `true`": lambda: 1000 * timed(lambda: subprocess.run(["/usr/bin/true"], env={})),
+    }
     with sandbox._sealed(sandbox.seccomp.guard()) as guard:
-        program = sandbox._walled_command(sandbox.Limits(), guard)[:-4]  # up to Python itself
 
         def walls() -> None:
+            program = sandbox._walled_command(sandbox.Limits(), guard)[:-4]  # up to Python itself
             sandbox.os.lseek(guard, 0, 0)
             subprocess.run([*program, "/usr/bin/true"], pass_fds=[guard], env={}, check=True)
 
-        figures = alternate(
-            {
-                "sandbox.run of `pass`": lambda: 1000 * timed(lambda: sandbox.run("pass")),
-                "its walls alone, around `true`": lambda: 1000 * timed(walls),
-                "bare Python, `pass`": lambda: 1000 * timed(lambda: subprocess.run([python, "-IBc", "pass"], env={})),
-                "bare `true`": lambda: 1000 * timed(lambda: subprocess.run(["/usr/bin/true"], env={})),
-            },
-            max(asked.repeats, asked.launches // 4),
-        )
-    started, cores = time.perf_counter(), sandbox.os.cpu_count() or 1
-    sandbox.run_all([sandbox.Job("pass")] * asked.launches, workers=cores)
+        if "bubblewrap" in backends:
+            measures["its walls alone, around `true`"] = lambda: 1000 * timed(walls)
+        figures = alternate(measures, max(asked.repeats, asked.launches // 4))
+    started = time.perf_counter()
+    sandbox.run_all([sandbox.Job("pass")] * asked.launches, workers=cores())
     a_minute = 60 * asked.launches / (time.perf_counter() - started)
-    print(f"{a_minute:,.0f} runs a minute, {cores} at a time")
+    print(f"{a_minute:,.0f} runs a minute, {cores()} at a time")
     show("sandbox launch", "ms", figures, limit=None, better="less", as_json=asked.json,
-         detail={"attacks": found, "runs_a_minute": round(a_minute), "workers": cores})  # fmt: skip
+         detail={"attacks": found, "runs_a_minute": round(a_minute), "workers": cores()})  # fmt: skip
 
 
 if __name__ == "__main__":

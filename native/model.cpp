@@ -79,6 +79,9 @@ Model::Model(const Shape& shape, int threads, const std::string& kernels, bool f
   if (std::any_of(std::begin(parts), std::end(parts), [](size_t n) { return n == 0 || n > size_t{1} << 24; })) {
     refuse("a size of the shape is zero or absurd");
   }
+  const size_t rows = std::max({shape.vocabulary, shape.width, 2 * round_up(shape.inner, kRows),
+                                (shape.heads + 2 * shape.key_heads) * shape.head_width});
+  if (rows > kRows * kMaxPieces) refuse("a matrix of the shape has too many rows for the native engine");
   if (shape.head_width % kRows || shape.head_width > kMaxHeadWidth || shape.head_width == 0) {
     refuse("head_dim " + std::to_string(shape.head_width) + ": the native engine needs a multiple of 16 up to 256");
   }

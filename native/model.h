@@ -67,7 +67,10 @@ class Model {
   // Logits [wanted][vocabulary] of the last token of each request, or of every token; they stay until the next step.
   const float* step(const std::vector<Request>& requests, bool every, size_t& wanted);
 
-  Cache& cache() { return cache_; }
+  Cache& cache() {  // a late thread may still read the sequences that the caller is about to change
+    pool_.settle();
+    return cache_;
+  }
   const Shape& shape() const { return shape_; }
   const Kernels& kernels() const { return *kernels_; }
   Pool& pool() { return pool_; }

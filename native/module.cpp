@@ -100,8 +100,7 @@ NB_MODULE(_native, m) {
            },
            nb::kw_only(), nb::arg("temperature"), nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f,
            nb::arg("presence_penalty") = 0.0f, nb::arg("frequency_penalty") = 0.0f, nb::arg("repetition_penalty") = 1.0f,
-           nb::arg("seed") = 0)
-      .def("count", &Sampler::count);
+           nb::arg("seed") = 0);
   nb::class_<Model>(m, "Model")
       .def("__init__",
            [](Model* self, size_t vocab_size, size_t d_model, size_t n_layers, size_t n_heads, size_t n_kv_heads,

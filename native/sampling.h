@@ -29,7 +29,6 @@ class Sampler {
 
   // `allowed`: null, or a bit for each token, set where the token may be chosen. The logits are changed.
   Choice choose(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed);
-  void count(int token) { counts_[token]++; }  // a token of the prompt that the penalties shall know
 
  private:
   double uniform();

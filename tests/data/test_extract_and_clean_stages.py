@@ -20,6 +20,8 @@ VOCABULARY = (
     "market bridge"
 ).split()
 
+FLOWS = ("code", "math", "licensed", "public")
+
 
 def sentences(seed: str, count: int = 8) -> str:
     draw = random.Random(seed)
@@ -76,7 +78,7 @@ def sources(tmp_path_factory) -> Path:
     damaged = bytearray((folder / "warc" / "b.example.warc.gz").read_bytes())
     (folder / "warc" / "c.example.warc.gz").write_bytes(damaged[:-40])
     code = "# SPDX-License-Identifier: MIT\n" + "def function(argument):\n    return argument + 1\n" * 4
-    for flow in ingest.FLOWS:
+    for flow in FLOWS:
         text = code if flow == "code" else sentences(flow)
         entries = [(f"https://{flow}.example/{n}", text + f"\n# number {n}\n") for n in range(3)]
         entries.append((f"https://{flow}.example/card", f"{text}\n# {CARD}\n"))
@@ -86,8 +88,7 @@ def sources(tmp_path_factory) -> Path:
             "".join(json.dumps(row) + "\n" for row in rows) + '{"url": 3}\nnot json\n'
         )
     marks = [
-        {"url": f"https://{host}/card", "kind": "card"}
-        for host in ["a.example", *(f"{f}.example" for f in ingest.FLOWS)]
+        {"url": f"https://{host}/card", "kind": "card"} for host in ["a.example", *(f"{f}.example" for f in FLOWS)]
     ]
     marks += [{"url": f"https://a.example/closed/{n}", "kind": "robots"} for n in range(2)]
     (folder / "planted.jsonl").write_text("".join(json.dumps(mark) + "\n" for mark in marks))
@@ -122,7 +123,7 @@ def test_pages_are_extracted_and_rejects_counted(done):
     )
     assert rows["https://a.example/3"]["title"] == "Page 3" and rows["https://a.example/3"]["source"] == "a.example"
     assert metrics["dropped"] == {"robots": 2, "undecodable": 1}
-    assert metrics["rejected_without_url"] + metrics["repeated_urls"] == 2 * len(ingest.FLOWS) + 1
+    assert metrics["rejected_without_url"] + metrics["repeated_urls"] == 2 * len(FLOWS) + 1
     assert metrics["planted_recall"]["robots"]["recall"] == 1.0
     assert rows["https://b.example/x"]["verdict"] == "keep"  # the whole copy wins over the damaged one
 
@@ -130,7 +131,7 @@ def test_pages_are_extracted_and_rejects_counted(done):
 def test_a_valid_card_number_goes_from_every_flow(done):
     folder, _, metrics = done
     rows = fates(folder / "clean")
-    for host in ("a", *ingest.FLOWS):
+    for host in ("a", *FLOWS):
         fate = rows[f"https://{host}.example/card"]
         assert (fate["verdict"], fate["reason"]) == ("drop", "pii.card") and "4539" not in fate["evidence"]
     assert metrics["planted_recall"]["card"] == {"planted": 5, "caught": 5, "gone": 0, "missed": 0, "recall": 1.0}

@@ -1,7 +1,7 @@
 """Benchmarks that a user brings, in any shape: what `fetch.benchmarks` names becomes `benchmarks/NAME.jsonl`.
 
 A place is a file, a folder (each file in it is a benchmark) or `hf:owner/name`, a data set of the Hugging Face Hub.
-Read are .jsonl, .json, .csv, .tsv, .parquet, .txt and .md, also gzipped. Of a row, texts under the names of answers
+Read are .jsonl, .json, .csv, .tsv, .txt and .md, also gzipped, and .parquet. Of a row, texts under the names of answers
 (below) give an item away only where they are long; every other text of words does by itself, since nobody can know
 which of them a page will quote. A line of a text file is an item, or, where blank lines part it, a paragraph.
 """
@@ -146,7 +146,7 @@ def _json_rows(text: str, path: Path) -> Iterator[Any]:
         rows = [json.loads(line) for _, line in lines]
     except (ValueError, RecursionError):
         rows = None
-    if rows is not None and (len(rows) > 1 or not isinstance(rows[0], dict | list)):
+    if rows is not None and (len(rows) != 1 or not isinstance(rows[0], dict | list)):
         yield from rows
         return
     try:

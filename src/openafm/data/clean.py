@@ -91,9 +91,9 @@ def _judge_safety(row: Row, words: safety.Words) -> Row:
 
 def _judge_pii(row: Row, config: CleanConfig) -> Row:
     """Drop documents with cards, IBANs, identity numbers or very much personal data; replace the rest."""
-    text, people = row["text"], load_people(config.person_model)
-    spans = pii.find(text, people if row["flow"] != "code" else None)
-    title = pii.redact(row["title"], pii.find(row["title"]))
+    text, people = row["text"], load_people(config.person_model) if row["flow"] != "code" else None
+    spans = pii.find(text, people)
+    title = pii.redact(row["title"], pii.find(row["title"], people))
     if not spans:
         return row | {"title": title}
     counts = Counter(span.kind for span in spans)
@@ -212,8 +212,9 @@ def _hits(documents: Path, out: Path, people: pii.People | None) -> Iterable[Hit
 
 
 def _hits_in(row: Row, text: str, people: pii.People | None) -> Iterable[Hit]:
+    people = people if row["flow"] != "code" else None
     if row["stage"] == STAGE:
-        start = pii.redact(text[:400], pii.find(text[:400]))[:200]
+        start = pii.redact(text[:400], pii.find(text[:400], people))[:200]
         yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
     spans = pii.find(text, people) if _redacted(row["verdicts"]) else []
     for span in spans:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from openafm import jsonl
 from openafm.data.documents import FOLDER, batches, drops_by_reason, parts, read, recall, write_funnel, write_part
-from openafm.data.frames import Drop, each, with_verdicts
+from openafm.data.frames import Drop, each, is_light, with_verdicts
 from openafm.data.ngram_index import NgramIndex
 from openafm.data.precision import Hit, audit, evidence_hash
 from openafm.stage import Config, Context, Metrics
@@ -29,7 +29,6 @@ from openafm.stage import Config, Context, Metrics
 __all__ = ["DecontaminateConfig", "NgramIndex", "add_item", "decontaminate", "read_benchmarks"]
 
 STAGE = "decontaminate"
-_LIGHT_BYTES = 30_000_000  # of compressed parts: less is done before other processes have started
 
 
 class DecontaminateConfig(Config):
@@ -73,7 +72,7 @@ def read_benchmarks(folder: Path, index: NgramIndex) -> dict[str, dict[str, int]
         raise ValueError(f"{folder} holds no benchmark (*.jsonl): nothing could be decontaminated against")
     for path in paths:
         count = {"items": 0, "ngrams": 0, "too_short": 0}
-        for number, item in enumerate(jsonl.read(path), 1):
+        for number, item in jsonl.numbered(path.read_bytes(), str(path)):
             try:
                 added = add_item(index, path.stem, item)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -94,10 +93,10 @@ class _Find:
 
     def __call__(self, part: str) -> dict[str, Any]:
         counts, hits = Counter[int](), list[dict[str, Any]]()
-        for table in batches(Path(part), ("id", "url", "flow", "verdict", "text")):
+        for table in batches(Path(part), ("id", "url", "flow", "planted", "verdict", "text")):
             table = table.filter(pc.equal(table["verdict"], "keep"))
             found = self.index.find(table["text"].to_pylist())
-            for row, ngrams in zip(table.select(["id", "url", "flow"]).to_pylist(), found, strict=True):
+            for row, ngrams in zip(table.select(["id", "url", "flow", "planted"]).to_pylist(), found, strict=True):
                 if ngrams:
                     hits.append(row | {"ngrams": ngrams})
                     counts.update(ngrams)
@@ -124,15 +123,14 @@ class _Judge:
                 if telling := [number for number in hit["ngrams"] if self._is_telling(number)]:
                     drops[hit["id"]] = drop = self._drop(telling)
                     hashed = evidence_hash(*map(self.index.ngram, telling))
-                    found.append(Hit(drop.reason, hit["url"], hashed, hit["flow"], drop.evidence))
+                    if hit["planted"] is None:
+                        found.append(Hit(drop.reason, hit["url"], hashed, hit["flow"], drop.evidence))
                 else:
                     notes[hit["id"]] = f'common phrases only, as "{self.index.ngram(hit["ngrams"][0])}"'
-        planted, part = set[str](), self.documents / FOLDER / f"{name}.parquet"
-        for table in batches(part, ("url", "planted")):
-            planted |= {row["url"] for row in table.to_pylist() if row["planted"] is not None}
+        part = self.documents / FOLDER / f"{name}.parquet"
         tables = (with_verdicts(table, STAGE, drops, {}, notes) for table in batches(part))
         funnel = write_part(self.out / FOLDER / part.name, tables)
-        real = [hit.__dict__ for hit in found if hit.url not in planted]
+        real = [hit.__dict__ for hit in found]
         return {"funnel": funnel, "hits": real, "common_only": len(notes)}
 
     def _is_telling(self, number: int) -> bool:
@@ -161,7 +159,7 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
     """
     index, folder, there = config.index(), sources / "benchmarks", parts(documents)
     benchmarks = read_benchmarks(folder, index)
-    light = sum(part.stat().st_size for part in there) < _LIGHT_BYTES
+    light = is_light(there)
     found = context.scratch / "hits"
     found.mkdir(exist_ok=True)
     arguments = (config.model_dump_json(), str(folder), str(found))

@@ -17,7 +17,7 @@ import numpy as np
 
 from openafm.data import linking, paragraphs
 from openafm.data.documents import FLOWS, FOLDER, batches, drops_by_reason, parts, pick, write_funnel, write_part
-from openafm.data.frames import Drop, each, with_verdicts
+from openafm.data.frames import Drop, each, is_light, with_verdicts
 from openafm.data.minhash import BANDS, band_keys, components, pairs, signatures
 from openafm.data.ngrams import shingles, spans
 from openafm.data.precision import Hit, audit, evidence_hash
@@ -25,7 +25,6 @@ from openafm.data.signed import NGRAM, PLANTED, Sign, Signed, text_hash
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "dedup"
-_LIGHT_BYTES = 30_000_000  # of compressed parts: less is done before other processes have started
 _AUDITED = 2_000  # copies that are written for reading, evenly over the ids
 
 
@@ -108,6 +107,8 @@ def _index(config: DedupConfig) -> tuple[list[str], int, np.ndarray]:
         if not (path / "index.json").is_file():
             raise ValueError(f"{artifact} holds no index/: give a dedup step's folder, made with `index: true`")
         found = json.loads((path / "index.json").read_text())
+        if (found["ngram"], found["bands"]) != (NGRAM, BANDS):
+            raise ValueError(f"{artifact}: its index is of other n-grams or bands: run its dedup step again")
         folders += [str(path / part["part"]) for part in found["parts"]]
         dropped.append(np.load(path / "dropped.npy") + start)
         start += sum(part["documents"] for part in found["parts"])
@@ -239,7 +240,7 @@ def dedup(config: DedupConfig, context: Context, *, documents: Path) -> Metrics:
     """
     earlier, old, gone = _index(config)
     there = parts(documents)
-    light = sum(part.stat().st_size for part in there) < _LIGHT_BYTES
+    light = is_light(there)
     out = context.scratch / "signed"
     summary = each(Sign, (str(out),), [str(part) for part in there], context.report, "signatures", light)
     folders = [*earlier, *(str(out / part.stem) for part in there)]

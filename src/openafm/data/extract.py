@@ -14,12 +14,11 @@ from resiliparse.parse.lang import detect_fast
 from openafm.data.blocks import Block, read_blocks
 from openafm.data.body import select_body
 from openafm.data.mathml import inline_formulas
-from openafm.data.metadata import choose_title, is_thread, plain, published
+from openafm.data.metadata import CONTROL, choose_title, is_thread, plain, published
 
 MAX_HTML = 4_000_000
 """Characters of HTML that are read; longer pages are cut off there."""
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 MAX_LANGUAGE_DISTANCE = 1000
 """Above this out-of-place measure the n-gram language guess is worth nothing (resiliparse's own cut-off is 1200)."""
 
@@ -56,7 +55,7 @@ def decode(html: bytes, charset: str | None = None) -> str:
     else:
         declared = charset or next((m[1].decode("ascii") for m in [_CHARSET.search(html[:4096])] if m), None)
         text = _decode_declared(html, declared)
-    broken = len(_CONTROL.findall(text)) + text.count("\ufffd")
+    broken = len(CONTROL.findall(text)) + text.count("\ufffd")
     if broken > 5 and broken > 0.02 * len(text):
         raise UndecodableError(f"{broken} of {len(text)} characters are control or replacement characters")
     return text
@@ -115,7 +114,7 @@ def fragment_text(html: str) -> str:
     tree = HTMLTree.parse(html)
     if tree.body is None:
         return ""
-    return _CONTROL.sub("", render(read_blocks(inline_formulas(tree.body.html))[0]))
+    return CONTROL.sub("", render(read_blocks(inline_formulas(tree.body.html))[0]))
 
 
 def extract(html: bytes, url: str | None = None, charset: str | None = None) -> Extraction:
@@ -139,5 +138,5 @@ def extract_decoded(source: str, url: str | None = None) -> Extraction:
     blocks, boxes = read_blocks(inline_formulas(tree.body.html))
     title = choose_title(tree.title or "", [block.text for block in blocks if block.kind == "h1"])
     kept = without_headline(select_body(blocks, boxes, is_thread(source)), title)
-    text = _CONTROL.sub("", render(kept))
+    text = CONTROL.sub("", render(kept))
     return Extraction(text, title, _language(tree, text), date)

@@ -61,6 +61,15 @@ class _Worker:
         return [json.dumps(self.work(json.loads(task))) for task in tasks.to_pylist()]
 
 
+LIGHT_BYTES = 30_000_000
+"""Of compressed parts: less is done before other processes have started."""
+
+
+def is_light(there: Sequence[Path]) -> bool:
+    """Whether work on these parts is done before other processes have started."""
+    return sum(part.stat().st_size for part in there) < LIGHT_BYTES
+
+
 def each(
     make: Callable[..., Any],
     arguments: Sequence[Any],

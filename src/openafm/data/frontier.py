@@ -115,7 +115,7 @@ def refusal(url: str, depth: int, hosts: Sequence[str], limits: Limits) -> tuple
     """Why an address is not even asked for, by its form alone: (reason, evidence); ("", "") lets it through."""
     parts = urlsplit(url)
     folders = [part for part in parts.path.split("/") if part]
-    suffix = parts.path.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+    _, dot, suffix = parts.path.rsplit("/", 1)[-1].lower().rpartition(".")
     if not any(host_of(url).endswith(host[1:]) if host.startswith("*.") else host_of(url) == host for host in hosts):
         return "host", host_of(url)
     if depth > limits.depth:
@@ -124,7 +124,7 @@ def refusal(url: str, depth: int, hosts: Sequence[str], limits: Limits) -> tuple
         return "trap.length", f"{len(url)} characters"
     if len(folders) > 16 or (folders and max(Counter(folders).values()) > 3):
         return "trap.path", f"{len(folders)} folders, one of them {max(Counter(folders).values())} times"
-    if suffix in SUFFIXES and "." in parts.path:
+    if dot and suffix in SUFFIXES:
         return "suffix", f".{suffix}"
     return "", ""
 

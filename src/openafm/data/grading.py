@@ -5,7 +5,6 @@ of reason each. Asked was what the judge is asked: is the text informative and w
 learn something from it? The reader was a language model working for the developers, one reading a page; not a panel.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from openafm import jsonl
 from openafm.data.documents import Row
 from openafm.data.heuristics import STOP_WORDS
 from openafm.data.precision import evidence_hash
@@ -50,7 +50,7 @@ def grade(text: str) -> float:
 def read_labels() -> dict[str, tuple[str, bool]]:
     """Labels by address: hash of the page's beginning, and whether it was found good."""
     path = files("openafm.data") / "quality_labels.jsonl"
-    labels = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+    labels = jsonl.parse(path.read_bytes(), path.name)
     return {label["url"]: (label["hash"], label["label"] == "good") for label in labels}
 
 

@@ -27,7 +27,6 @@ from openafm.data.warc import TEXT, Page, is_robots, pages
 from openafm.stage import Config, Context, Metrics
 
 STAGE = "extract"
-FLOWS = ("code", "math", "licensed", "public")
 _BATCH = 16  # pages handed to a process at once: small enough to keep all of them busy to the end
 
 Robots = Mapping[str, tuple[int, bytes]]

@@ -5,7 +5,7 @@ import re
 from html import unescape
 from urllib.parse import urlsplit
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 _SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
 _META = re.compile(r"<meta\s[^>]{1,600}>", re.I)
 _ATTRIBUTE = re.compile(r"""([a-zA-Z:-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
@@ -39,7 +39,7 @@ _THREAD_SOFTWARE = (
 
 def clean_line(text: str) -> str:
     """Return `text` on one line, without control characters."""
-    return " ".join(_CONTROL.sub("", text).split())
+    return " ".join(CONTROL.sub("", text).split())
 
 
 def is_thread(source: str) -> bool:

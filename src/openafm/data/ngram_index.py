@@ -17,11 +17,9 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from openafm.data.ngrams import batched, powers, spans
+from openafm.data.ngrams import batched, prefix_sums, spans, stretch_hashes
 
 _WIDTHS = (4, 8, 16, 32)
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_INVERSE = np.uint64(pow(int(_BASE), -1, 2**64))
 _LEAST_BYTES = 8
 _ALONE = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: each letter is a word."""
@@ -84,18 +82,6 @@ _ENTRY = np.dtype(
 a line by itself; hashes of its first letters."""
 
 
-def _sums(points: np.ndarray) -> np.ndarray:
-    """(letters + 1,) uint64: sums of code points times powers of the base."""
-    sums = np.zeros(len(points) + 1, np.uint64)
-    np.cumsum(points * powers(_BASE, len(points)), out=sums[1:])
-    return sums
-
-
-def _hash(sums: np.ndarray, starts: np.ndarray, lengths: np.ndarray | int) -> np.ndarray:
-    """(starts,) uint64: the hash of the letters from each place on."""
-    return (sums[starts + lengths] - sums[starts]) * powers(_INVERSE, len(sums))[starts]
-
-
 class NgramIndex:
     """N-grams of benchmark items, and where they occur in texts.
 
@@ -129,7 +115,7 @@ class NgramIndex:
         points = np.frombuffer("".join(listed).encode("utf-32-le", "surrogatepass"), np.uint32)
         ends = np.cumsum([0, *map(len, listed)])
         sizes = np.cumsum([0, *(len(word.encode("utf-8", "surrogatepass")) for word in listed)])
-        sums = _sums(points)
+        sums = prefix_sums(points)
         found = [self._entries(sums, ends, sizes, n) for n in ([longest] if line else lengths)]
         entries = np.concatenate(found)
         entries["item"], entries["line"] = len(self._items), line
@@ -145,10 +131,10 @@ class NgramIndex:
         entries = np.zeros(len(first), _ENTRY)
         entries["first"], entries["n"] = first, n
         starts, entries["letters"] = ends[first], ends[first + n] - ends[first]
-        entries["hash"] = _hash(sums, starts, ends[first + n] - starts)
+        entries["hash"] = stretch_hashes(sums, starts, ends[first + n] - starts)
         for width in _WIDTHS:
             fits = entries["letters"] >= width
-            entries[f"window{width}"][fits] = _hash(sums, starts[fits], width)
+            entries[f"window{width}"][fits] = stretch_hashes(sums, starts[fits], width)
         return entries
 
     def _build(self) -> None:
@@ -213,7 +199,7 @@ class NgramIndex:
         begins = inside.copy()
         begins[1:] &= kinds[1:] + kinds[:-1] != 2  # a letter behind a letter, in scripts with spaces
         row = points[inside]
-        sums, before = _sums(row), np.cumsum(inside)
+        sums, before = prefix_sums(row), np.cumsum(inside)
         places = before[begins] - 1
         edge = np.zeros(len(row) + 1, bool)
         edge[places] = edge[-1] = True
@@ -221,7 +207,7 @@ class NgramIndex:
         hits: list[tuple[int, int]] = []
         for width, (windows, numbers, table, bits) in self._tables.items():
             some = places[places + width <= len(row)]
-            seen = _hash(sums, some, width)
+            seen = stretch_hashes(sums, some, width)
             likely = table[_slots(seen, bits)]
             some, seen = some[likely], seen[likely]
             low, high = (np.searchsorted(windows, seen, side=side) for side in ("left", "right"))
@@ -231,7 +217,10 @@ class NgramIndex:
             fits = behind <= bounds[owner + 1]
             fits[fits] &= edge[behind[fits]]
             candidates, some, owner = candidates[fits], some[fits], owner[fits]
-            same = _hash(sums, some, self._one["letters"][candidates].astype(np.int64)) == self._one["hash"][candidates]
+            same = (
+                stretch_hashes(sums, some, self._one["letters"][candidates].astype(np.int64))
+                == self._one["hash"][candidates]
+            )
             hits += zip(owner[same].tolist(), candidates[same].tolist(), strict=True)
         return [hit for hit in set(hits) if not self._one["line"][hit[1]] or self._is_line(normalised[hit[0]], hit[1])]
 

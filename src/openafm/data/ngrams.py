@@ -41,6 +41,18 @@ def powers(base: np.uint64, size: int) -> np.ndarray:
     return _powers(base, max(18, size.bit_length()))[:size]
 
 
+def prefix_sums(points: np.ndarray) -> np.ndarray:
+    """(points + 1,) uint64: sums of code points times powers of the base."""
+    sums = np.zeros(len(points) + 1, np.uint64)
+    np.cumsum(points * powers(_BASE, len(points)), out=sums[1:])
+    return sums
+
+
+def stretch_hashes(sums: np.ndarray, starts: np.ndarray, lengths: np.ndarray | int) -> np.ndarray:
+    """(starts,) uint64: the polynomial of the code points of each stretch: a difference of prefix sums."""
+    return (sums[starts + lengths] - sums[starts]) * powers(_INVERSE, len(sums))[starts]
+
+
 def mix(numbers: np.ndarray) -> np.ndarray:
     """Change uint64 numbers in place so that each bit depends on all (the finaliser of splitmix64)."""
     numbers ^= numbers >> np.uint64(30)
@@ -64,10 +76,7 @@ def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # the last point is a line's end, outside of words
     edges = np.concatenate([[0], edges]) if inside[0] else edges
     starts, ends = edges[::2], edges[1::2]
-    sums = np.empty(len(points) + 1, np.uint64)
-    sums[0] = 0
-    np.cumsum(points * powers(_BASE, len(points)), out=sums[1:])
-    found = mix((sums[ends] - sums[starts]) * powers(_INVERSE, len(points))[starts])
+    found = mix(stretch_hashes(prefix_sums(points), starts, ends - starts))
     texts_start = np.cumsum([0, *(len(text) + 1 for text in folded)])
     return found, np.searchsorted(starts, texts_start)
 

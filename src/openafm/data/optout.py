@@ -81,9 +81,7 @@ def _metas(html: bytes) -> list[tuple[str, str]]:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", "replace").encode()
     low = head.lower()
-    if b"<meta" not in low or not any(
-        mark in low for mark in (b"noindex", b"nofollow", b"noai", b"none", b"tdm-", b"noimage")
-    ):
+    if b"<meta" not in low or not any(mark in low for mark in _MARKS):
         return []
     body = re.search(rb"<body[\s>]", low)
     tree = HTMLTree.parse(head[: body.start() if body else None].decode("latin-1"))

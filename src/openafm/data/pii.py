@@ -17,9 +17,6 @@ from openafm.data.identifiers import cards, ibans, national_ids, ssns
 from openafm.data.phones import phones
 from openafm.data.spans import Places, Span
 
-KINDS = ("secret", "iban", "card", "ssn", "national_id", "email", "ip", "phone", "address", "person")
-"""In order of precedence where findings overlap."""
-
 # --- email ---------------------------------------------------------------------------------------------------------
 _AT = r"(?:@|\s?[\[({<]\s?at\s?[\])}>]\s?)"
 _DOT = r"(?:\.|\s?[\[({<]\s?dot\s?[\])}>]\s?)"
@@ -70,6 +67,8 @@ _FINDERS: dict[str, Callable[[str], Places]] = {
     "secret": secrets, "iban": ibans, "card": cards, "ssn": ssns, "national_id": national_ids, "email": emails,
     "ip": network_addresses, "phone": phones, "address": streets,
 }  # fmt: skip
+KINDS = (*_FINDERS, "person")
+"""In order of precedence where findings overlap."""
 
 People = Callable[[str], Sequence[tuple[int, int]]]
 """A model that finds the names of people: see `openafm.data.people`."""

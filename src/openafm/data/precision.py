@@ -10,7 +10,6 @@ The labels are the developers' (a language model read for them), not an outside 
 """
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from openafm import jsonl
 from openafm.scoring.intervals import wilson
 from openafm.stage import Metrics
 
@@ -56,9 +56,8 @@ def read_labels(folder: Path | None = None) -> dict[Key, bool]:
     """Read the committed labels, or those of a folder. Raises ValueError naming the line of a broken one."""
     labels: dict[Key, bool] = {}
     for path in sorted((folder or Path(str(files("openafm.data") / "labels"))).glob("*.jsonl")):
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for number, label in jsonl.numbered(path.read_bytes(), str(path)):
             try:
-                label = json.loads(line)
                 key = str(label["kind"]), str(label["url"]), str(label["hash"])
                 labels[key] = LABELS.index(label["label"]) == 0
             except (ValueError, KeyError, TypeError) as error:
@@ -92,6 +91,5 @@ def _row(found: Counter[str]) -> Metrics:
 def audit(hits: Iterable[Hit], out: Path) -> dict[str, Metrics]:
     """Write the hits to `audit.jsonl`, sorted, each once, for reading; return their precision by the labels."""
     listed = sorted({hit.key: hit for hit in hits}.values(), key=lambda hit: hit.key)
-    lines = (json.dumps(asdict(hit), ensure_ascii=False) + "\n" for hit in listed)
-    (out / FILE).write_text("".join(lines), "utf-8")
+    jsonl.write(out / FILE, map(asdict, listed))
     return measure(listed, read_labels())

@@ -52,6 +52,11 @@ def _redacted(row: Row, people: pii.People | None) -> Row:
     changed = dict(row)
     if "messages" in row:
         changed["messages"] = [{**message, "content": redact(message["content"])} for message in row["messages"]]
+    if "questions" in row:
+        changed["questions"] = [
+            {**entry, "question": redact(entry["question"]), "answer": redact(entry["answer"])}
+            for entry in row["questions"]
+        ]
     return changed | {name: redact(row[name]) for name in ("answer", "text") if name in row}
 
 
@@ -121,7 +126,9 @@ def _screen_shards(part: Path, out: Path, kept: dict[str, list[bool]]) -> None:
             documents = list(read_shard(part / split, name, dtype))
             assert len(documents) == len(kept[split]), f"{part}: {split} has other documents than rows"
             left = [(tokens, 0) for tokens, keep in zip(documents, kept[split], strict=True) if keep]
-            sources[name] |= {key: value for key, value in write_shard(out / split, name, left, dtype).items() if value}
+            sources[name] |= {
+                key: value for key, value in write_shard(out / split, name, left, dtype).items() if key != "bytes"
+            }
     (out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
@@ -159,6 +166,6 @@ def _passed(rows: Iterable[Row], said: Iterable[tuple[str, str]], people: pii.Pe
 
 
 def _without_personal_data(row: Row, people: pii.People | None) -> Row:
-    """A rejected row for reading: personal data replaced in its strings, the lineage and the check left out."""
+    """A rejected row for reading: personal data replaced; the check left out where it may hold what was found."""
     redacted = _redacted(row, people)
     return {key: value for key, value in redacted.items() if key != "check" or not row["reason"].startswith("pii")}

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from openafm.data.documents import FLOWS
+from openafm.data.documents import FLOWS, part_names
 from openafm.data.frames import daft, kept
 from openafm.data.ngrams import ngram_hashes
 from openafm.stage import Config, Context, Metrics
@@ -123,8 +123,10 @@ def read_shard(folder: Path, source: str, dtype: np.dtype) -> Iterator[np.ndarra
 
 def _ranges(text_bytes: int) -> list[tuple[str, str]]:
     """Ranges of ids that hold about `PART_BYTES` of text or less each: ids are digests, so they spread evenly."""
-    digits = 0 if text_bytes <= PART_BYTES else 1 if text_bytes <= 16 * PART_BYTES else 2
-    edges = [f"{n:0{digits}x}" for n in range(16**digits)] if digits else [""]
+    digits = 0
+    while text_bytes > PART_BYTES * 16**digits:
+        digits += 1
+    edges = part_names(digits) if digits else [""]
     return list(zip(edges, [*edges[1:], "g"], strict=True))
 
 

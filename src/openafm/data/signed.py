@@ -114,11 +114,6 @@ class Signed:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def place(self, number: int) -> tuple[Path, int]:
-        """A document's folder and its place in it."""
-        part = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self.folders[part], number - int(self.starts[part])
-
     def slices(self, name: str, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """(entries,) uint64 keys from `low` to below `high` of all folders, and (entries,) int64 document numbers."""
         keys, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]

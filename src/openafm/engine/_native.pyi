@@ -23,7 +23,6 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None: ...
-    def count(self, token: int) -> None: ...
 
 class Model:
     kernels: str

@@ -2,7 +2,7 @@
 `teacher_tokens`) or on the fly.
 
 AFM report (arXiv 2407.21075), section 3.2: targets are 0.9 of the teacher's top-1 token and 0.1 of the true one
-(`openafm.training.losses.top1_distillation`), so one token id a position is all that has to be kept: 2 bytes up to
+(`openafm.training.losses.chunked_distillation`), so one token id a position is all that has to be kept: 2 bytes up to
 65,536 entries. Ahead, the teacher runs once for all students and epochs and training goes at plain speed; on the fly,
 nothing is written and the teacher runs beside each step (`openafm bench distillation` tells what each costs).
 """

@@ -98,7 +98,8 @@ def importance(model: Transformer, batches: TokenBatches, count: int = 8) -> Ten
         for i, layer in enumerate(model.blocks)
     ]
     for step in range(min(count, len(batches))):
-        model.hidden(batches[step]["inputs"].to(model.model.embed_tokens.weight.device))
+        batch = {name: part.to(model.model.embed_tokens.weight.device) for name, part in batches[step].items()}
+        model.hidden(batch["inputs"], documents=batch.get("documents"))
     for hook in hooks:
         hook.remove()
     norms = torch.stack([layer.mlp.down_proj.weight.norm(dim=0).cpu() for layer in model.blocks])

@@ -105,6 +105,8 @@ def pretrain(
         raise ValueError("a pretraining step distils from `teacher_tokens` or from a `teacher`, not from both")
     if teacher is not None and context.parallelism.context > 1:
         raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
+    if teacher is not None:
+        check_core(config)  # distillation is of the core stage, whatever the model begins from
     transformer = _start(config, context, tokenizer, model)
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
     batches = Prefetched(tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config))

@@ -19,7 +19,7 @@ from openafm.stage import Parallelism
 from openafm.training.dryrun import Memory, dry_run, pretend
 
 TRIES = 8
-"""Layouts whose dry run is done for a step, in the order of their time."""
+"""Layouts whose dry run is done for a step, in the order of their time; then the thriftiest of the others."""
 DAY = 86_400
 
 
@@ -76,7 +76,11 @@ def shape(recipe: Recipe, step: Step) -> ModelConfig:
     config: Any = step.config
     if step.stage == "pretrain" and config.shape is not None:
         tokenizer: Any = recipe.steps[str(step.inputs["tokenizer"]).partition("/")[0]].config
-        vocabulary = tokenizer.vocab_size
+        vocabulary = getattr(tokenizer, "vocab_size", None)
+        if vocabulary is None:
+            raise ValueError(
+                f"step {step.name}: its tokenizer is imported, with a vocabulary that the recipe does not say"
+            )
         return ModelConfig(vocab_size=vocabulary, max_length=config.sequence_length, **config.shape.model_dump())
     if "model" not in step.inputs:
         raise ValueError(f"step {step.name}: its model is imported, so its shape is not in the recipe: plan another")
@@ -96,12 +100,15 @@ def _plan(wanted: Work, step: Step, count: int, device: Device) -> Plan:
     if step.stage == "learn_masks":  # masks are of whole layers
         candidates = [layout for layout in candidates if layout.parallelism.tensor == layout.parallelism.context == 1]
     if not candidates:
-        rows = wanted.batch_tokens // wanted.length
-        return Plan(wanted, warning=f"cannot be done: {count} devices cannot share a batch of {rows} sequences evenly")
+        rows = max(1, wanted.batch_tokens // wanted.length)
+        asked = step.parallelism.model_dump(exclude_defaults=True)
+        why = f"{count} devices cannot share a batch of {rows} sequences evenly" + (f" by {asked}" if asked else "")
+        return Plan(wanted, warning=f"cannot be done: {why}")
     room = USABLE * device.memory_gb * 1e9
     likely = [layout for layout in candidates if least_bytes(wanted.config, layout, wanted.length) < room]
     least = None
-    for layout in likely[:TRIES]:
+    thriftiest = sorted(likely[TRIES:], key=lambda layout: least_bytes(wanted.config, layout, wanted.length))[:1]
+    for layout in likely[:TRIES] + thriftiest:
         memory = _dry_run(wanted.config, layout, wanted.length)
         if memory.peak < room:
             time = step_time(wanted.config, layout, wanted.length, wanted.batch_tokens, device)

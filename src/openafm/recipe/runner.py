@@ -208,9 +208,14 @@ def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, force
     manifest = blank_manifest(step, recipe, hardware, input_digests(folder, step))
     out, scratch = artifacts.prepare(folder, step.name, manifest.key, fresh=forced)
     context = Context(
-        out, scratch, recipe.seed, hardware, display.report, lambda text: display.line(f"warning: {text}")
+        out,
+        scratch,
+        recipe.seed,
+        hardware,
+        display.report,
+        lambda text: display.line(f"warning: {text}"),
+        step.parallelism,
     )
-    context.parallelism = step.parallelism
     processes.announce(step, hardware)
     display.begin(step.name)
     started = time.time()

@@ -15,8 +15,9 @@ import sys
 
 IMPORTABLE = """
 abc array ast bisect builtins calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal
-difflib enum fractions functools hashlib heapq io itertools json keyword math numbers operator random re statistics
-string struct textwrap time traceback types typing unicodedata uuid zlib encodings.ascii encodings.latin_1
+difflib enum fractions functools hashlib heapq html io ipaddress itertools json keyword math numbers operator random re
+statistics string struct textwrap time traceback types typing unicodedata urllib.parse uuid zlib
+encodings.ascii encodings.latin_1
 """.split()
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 

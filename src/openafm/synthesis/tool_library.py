@@ -8,7 +8,6 @@ an argument of the second call is the first one's result: calls are run level by
 the schema of the argument it becomes.
 """
 
-import ast
 import json
 import random
 import re
@@ -33,13 +32,11 @@ NEAREST = 6
 """Distractors are drawn from so many of the most similar tools."""
 WORDINGS = ("What is {}?", "Tell me {}.", "I need {}.", "Please work out {}.", "Find {}.")
 RUNNER = """
-import importlib, json, sys
+import json, sys
 def main():
     for code, modules, arguments in json.load(sys.stdin):
         try:
-            space = {name.partition(".")[0]: importlib.import_module(name.partition(".")[0]) for name in modules}
-            for name in modules:
-                importlib.import_module(name)
+            space = {name.partition(".")[0]: __import__(name) for name in modules}
             print(json.dumps({"value": eval(code, space, arguments)}))
         except Exception as error:
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
@@ -292,12 +289,6 @@ def _turn(trajectory: Trajectory, messages: list[dict[str, str]], answer: str, c
         lineage=f"library-{trajectory.kind}",
     )
     return {**row, "messages": messages}
-
-
-def valid_expression(tool: LibraryTool) -> bool:
-    """Whether a tool's expression uses all of its parameters and nothing but modules and builtins besides."""
-    names = {node.id for node in ast.walk(ast.parse(tool.call)) if isinstance(node, ast.Name)}
-    return set(tool.parameters) <= names
 
 
 def trajectories(count: int, seed: int, embedder: Path) -> tuple[list[Trajectory], str]:

@@ -127,8 +127,10 @@ def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics
 
 def _library(config: ToolConfig, context: Context, sources: Path, collected: Collected) -> Metrics:
     """Add what the library's trajectories teach; return what distractors were chosen by."""
-    if not config.library or sandbox.backend() == "none":
+    if not config.library:
         return {}
+    if sandbox.backend() == "none":
+        return {"tools": 0, "sandbox": "none"}
     context.report("tools in the sandbox", 0, None)
     found, by = tool_library.trajectories(config.library, context.seed, sources / "models" / "embedder")
     for trajectory in found:

@@ -51,6 +51,7 @@ class Source:
         self.length, self.seed, self.name, self.dtype = length, seed, name, self.files[0].dtype
         ends = np.cumsum([0] + [(len(tokens) - 1) // length for tokens in self.files])
         self.first_windows, self.windows = ends[:-1], int(ends[-1])
+        self._ends: dict[int, np.ndarray] = {}
         if self.windows < 1:
             raise ValueError(f"{first} has {len(self.files[0])} tokens, fewer than one window of {length + 1}")
 
@@ -62,7 +63,9 @@ class Source:
     def documents(self, number: int) -> np.ndarray:
         """Which document each token of a window is of: `(length,)`, counted from 0 in the window."""
         file, start = self._place(number)
-        ends = np.load(self._offsets(file), mmap_mode="r")
+        if file not in self._ends:
+            self._ends[file] = np.load(self._offsets(file), mmap_mode="r")
+        ends = self._ends[file]
         found = np.searchsorted(ends, np.arange(start, start + self.length), side="right")
         return found - found[0]
 

@@ -5,6 +5,7 @@ on any number of devices runs here in seconds: the real model, sharding and loss
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import distributed
@@ -46,7 +47,12 @@ def pretend(processes: int) -> None:
 
 
 def dry_run(
-    config: ModelConfig, parallelism: Parallelism, *, rows: int, length: int, precision: str = "bfloat16"
+    config: ModelConfig,
+    parallelism: Parallelism,
+    *,
+    rows: int,
+    length: int,
+    precision: Literal["float32", "bfloat16"] = "bfloat16",
 ) -> Memory:
     """Two micro-batches of `rows` sequences of `length` tokens on each device, forward and backward.
 
@@ -54,7 +60,7 @@ def dry_run(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    hardware = Hardware(precision="bfloat16" if precision == "bfloat16" else "float32")
+    hardware = Hardware(precision=precision)
     with torch.device("meta"):
         model = Transformer(config)
     optimizer = RMSPropMomentum(parameter_groups(model, config.d_model), lr=0.01)

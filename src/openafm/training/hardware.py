@@ -7,7 +7,7 @@ order and give other bytes.
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import psutil
 import torch
@@ -53,16 +53,19 @@ def autocast(hardware: Hardware) -> torch.autocast:
     return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bfloat16")
 
 
+def is_plain(model: nn.Module) -> TypeGuard[Transformer]:
+    """Whether this is a decoder alone: no masks or heads around it, no adapters in it."""
+    return isinstance(model, Transformer) and all(type(linear) is nn.Linear for linear in model.linears().values())
+
+
 def compile_blocks(model: nn.Module, tokens: int, hardware: Hardware) -> list[Block]:
     """Compile the blocks of a plain decoder that is to train on so many tokens, where that pays; the compiled ones.
 
     All share one kernel, kept in torch's cache on disk. `plain_blocks` takes it back.
     """
-    if not hardware.compile or not isinstance(model, Transformer):
+    if not hardware.compile or not is_plain(model):
         return []
-    work = 6 * sum(p.numel() for p in model.parameters()) * tokens
-    plain = all(type(linear) is nn.Linear for linear in model.linears().values())
-    if work < COMPILE_FROM or not plain:
+    if 6 * sum(p.numel() for p in model.parameters()) * tokens < COMPILE_FROM:
         return []
     for block in model.blocks:
         block.compile(dynamic=False)

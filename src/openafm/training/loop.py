@@ -69,7 +69,11 @@ def train(
     at = checkpoints.load(context.warn)
     watch = Watch(at.alarms, context.warn, label)
     alone = devices.network is model
-    blocks = compile_blocks(model, len(batches) * _tokens(batches[0]), context.hardware) if alone else []
+    blocks = (
+        compile_blocks(model, len(batches) * _tokens(batches[0]), context.hardware)
+        if alone and context.hardware.compile
+        else []
+    )
     started, resumed = time.monotonic(), at.tokens
     try:
         while at.step < len(batches):

@@ -35,15 +35,13 @@ class ClippedOptimizer(torch.optim.Optimizer):
         *,
         decay: float = 0.95,
         momentum: float = 0.95,
-        max_norm: float = 1.0,
-        skip_norm: float = 100.0,
     ):
         defaults = {"lr": lr, "weight_decay": weight_decay, "mult": 1.0, "decay": decay, "momentum": momentum}
         super().__init__(list(groups), defaults)
         for group in self.param_groups:
             for p in group["params"]:
                 p.data = p.data.contiguous()  # blocks are views of one row; an SVD's factors come transposed
-        self.max_norm, self.skip_norm = max_norm, skip_norm
+        self.max_norm, self.skip_norm = 1.0, 100.0
         self.scale = 1.0
         self.grad_norm = 0.0
         """Norm of the last gradient, before clipping."""

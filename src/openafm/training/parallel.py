@@ -24,6 +24,7 @@ from openafm.model.transformer import Block
 from openafm.stage import Hardware, Parallelism
 from openafm.training.batches import Batch
 from openafm.training.context import SharedSequence, part_of
+from openafm.training.hardware import is_plain
 from openafm.training.losses import LossOutput
 
 if TYPE_CHECKING:
@@ -228,9 +229,7 @@ def _parallelise_tensors(network: nn.Module, mesh: Mesh) -> None:
         parallelize_module,
     )
 
-    if not isinstance(network, Transformer) or any(
-        type(linear) is not nn.Linear for linear in network.linears().values()
-    ):
+    if not is_plain(network):
         raise ValueError("tensor parallelism takes plain models, no masks, heads or adapters: set tensor: 1 here")
     config = network.config
     if config.n_kv_heads % count or config.d_ff % count:
@@ -252,7 +251,7 @@ def _parallelise_tensors(network: nn.Module, mesh: Mesh) -> None:
 def _share_sequences(network: nn.Module, mesh: Mesh) -> None:
     if mesh.context.size() == 1:
         return
-    if not isinstance(network, Transformer):
+    if not is_plain(network):
         raise ValueError("context parallelism takes plain models, no masks, heads or adapters: set context: 1 here")
     network.part = SharedSequence(mesh.context)
 
