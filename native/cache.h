@@ -13,8 +13,9 @@ namespace openafm {
 
 struct CacheShape {
   size_t layers, heads, width;
-  // Halves of one layer's head in a page: keys [width][16], then values [16][width].
-  size_t block() const { return 2 * kPagePositions * width; }
+  bool exact;  // floats, for the mode that is held against torch; halves otherwise
+  // One layer's head in a page, in words of 16 bits: keys [width][16], then values [16][width].
+  size_t block() const { return 2 * kPagePositions * width * (exact ? 2 : 1); }
   size_t page() const { return layers * heads * block(); }
 };
 

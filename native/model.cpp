@@ -72,7 +72,7 @@ Model::Model(const Shape& shape, int threads, const std::string& kernels, bool f
     : shape_(shape),
       kernels_(pick_kernels(kernels)),
       float_activations_(float_activations),
-      cache_({shape.layers, shape.key_heads, shape.head_width}),
+      cache_({shape.layers, shape.key_heads, shape.head_width, float_activations}),
       layers_(shape.layers),
       pool_(threads) {
   const size_t parts[] = {shape.vocabulary, shape.width, shape.layers, shape.heads, shape.key_heads, shape.inner};

@@ -217,11 +217,17 @@ void Step::keys_and_values(size_t token) {
   for (size_t h = 0; h < shape_.key_heads; h++) {
     float* key = key_.data() + token * key_width_ + h * width;
     rotate(key, token, layer.key_norm);
+    const float* value = value_.data() + token * key_width_ + h * width;
     uint16_t* block = model_.cache_.block(page, layer_, h);
+    if (model_.float_activations_) {
+      float* exact = reinterpret_cast<float*>(block);
+      for (size_t d = 0; d < width; d++) exact[d * kPagePositions + slot] = key[d];
+      std::memcpy(exact + (kPagePositions + slot) * width, value, width * sizeof(float));
+      continue;
+    }
     kernels_.to_halves(key, width, halves);
     for (size_t d = 0; d < width; d++) block[d * kPagePositions + slot] = halves[d];
-    kernels_.to_halves(value_.data() + token * key_width_ + h * width, width,
-                       block + (kPagePositions + slot) * width);
+    kernels_.to_halves(value, width, block + (kPagePositions + slot) * width);
   }
 }
 
@@ -380,7 +386,12 @@ void Step::compute_attention(const Task& task, size_t piece, int thread) {
   std::memset(out, 0, n * width * sizeof(float));
   for (size_t first = 0; first < position + query.count; first += kPagePositions) {
     const Page& page = query.run->sequence->pages[first / kPagePositions];
-    step.kernels_.from_halves(step.model_.cache_.block(page, work.layer, head), 2 * kPagePositions * width, key);
+    const uint16_t* block = step.model_.cache_.block(page, work.layer, head);
+    if (step.model_.float_activations_) {
+      std::memcpy(key, block, 2 * kPagePositions * width * sizeof(float));
+    } else {
+      step.kernels_.from_halves(block, 2 * kPagePositions * width, key);
+    }
     for (size_t i = 0; i < n; i++) {
       const auto seen = static_cast<long>(position + i / group + 1) - static_cast<long>(first);
       valid[i] = static_cast<int>(std::min<long>(seen, kPagePositions));

@@ -189,3 +189,18 @@ def test_damaged_rules_shut_out_unless_a_whole_copy_is_there_and_long_ones_count
 def test_sources_without_anything_say_so(tmp_path):
     with pytest.raises(ValueError, match="fetch"):
         ingest.extract(ingest.ExtractConfig(), Context(tmp_path, tmp_path), sources=tmp_path)
+
+
+def test_pages_of_a_file_and_of_an_archive(tmp_path):
+    (tmp_path / "page.html").write_text("<title>Beans</title><p>Beans climb on poles and want water every evening.</p>")
+    ((name, page),) = ingest.pages_of(tmp_path / "page.html")
+    assert name.endswith("page.html") and page.title == "Beans" and page.text.startswith("Beans climb")
+    body = b"<p>Peas climb, too, and want something to hold on to.</p>"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
+    record = b"WARC/1.1\r\nWARC-Type: response\r\nWARC-Target-URI: https://a.example/peas\r\n" + (
+        b"Content-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n" % len(head + body)
+    )
+    (tmp_path / "a.warc").write_bytes(record + head + body + b"\r\n\r\n")
+    assert [(url, page.text) for url, page in ingest.pages_of(tmp_path / "a.warc")] == [
+        ("https://a.example/peas", "Peas climb, too, and want something to hold on to.")
+    ]

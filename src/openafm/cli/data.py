@@ -97,6 +97,24 @@ def fetch(
 
 
 @app.command()
+def extract(
+    files: Annotated[list[Path], typer.Argument(help="HTML files, or archives of a crawl (.warc, .wet, also packed).")],
+    json_: AsJson = False,
+) -> None:
+    """Print the body text of pages, as the `extract` step takes it; with --json a line a page.
+
+    Example: openafm extract page.html --json
+    """
+    with plain_errors():
+        from openafm.data.ingest import pages_of
+
+        for file in files:
+            for name, page in pages_of(file):
+                fields = {"page": name, "title": page.title, "date": page.date, "language": page.language}
+                typer.echo(json.dumps(fields | {"text": page.text}) if json_ else page.full_text + "\n")
+
+
+@app.command()
 def crawl(
     seeds: Annotated[list[str], typer.Argument(help="Addresses, or files of addresses, one a line.")],
     out: Annotated[Path, typer.Option(help="Folder to write; run again, a crawl in it goes on.")],

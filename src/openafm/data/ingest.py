@@ -7,6 +7,7 @@ is parsed under Python's lock. Pages that cannot be used stay in the table as dr
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from openafm.data.extract import Extraction, UndecodableError, decode, extract_d
 from openafm.data.frames import daft
 from openafm.data.math_flow import MATH, PAGE_SCHEMA, MathPages
 from openafm.data.math_pages import math_page
+from openafm.data.own import ARCHIVES, suffix
 from openafm.data.parallel import workers
 from openafm.data.sorting import Sorter
 from openafm.data.warc import TEXT, Page, is_robots, pages
@@ -105,6 +107,15 @@ def _body(text: str, content_type: str, url: str) -> Extraction:
     if content_type not in TEXT or text[:1000].lstrip().lower().startswith(("<!doctype", "<html", "<head")):
         return extract_decoded(text, url)
     return Extraction(text.replace("\r\n", "\n").replace("\0", "").strip("\n"), "", "", "")
+
+
+def pages_of(path: Path) -> Iterator[tuple[str, Extraction]]:
+    """Address and body of each page of an archive, or of one HTML file; what cannot be read is left out."""
+    archive = suffix(path) in ARCHIVES
+    for page in pages(path) if archive else [Page(str(path), 200, "text/html", None, path.read_bytes())]:
+        if not page.reject and not is_robots(page.url):
+            with suppress(UndecodableError):
+                yield page.url, _body(decode(page.body, page.charset), page.content_type, page.url)
 
 
 @daft.func(return_dtype=_PAGE)
