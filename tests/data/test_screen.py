@@ -118,3 +118,12 @@ def test_what_nobody_checks_is_redacted(tmp_path):
     screen(ScreenConfig(), context, parts={"part": tmp_path / "part"}, sources=tmp_path / "sources")
     (row,) = lines(tmp_path / "out" / "part" / "examples.jsonl")
     assert row["answer"] == "To <EMAIL>." and row["messages"][0]["content"] == "Where do I write to? It said <EMAIL>."
+
+
+def test_a_recipe_without_benchmarks_is_screened_and_says_so(tmp_path):
+    write(tmp_path / "part" / "examples.jsonl", planted("math_data"))
+    (tmp_path / "out").mkdir()
+    context = Context(tmp_path / "out", tmp_path)
+    metrics = screen(ScreenConfig(), context, parts={"math": tmp_path / "part"}, sources=tmp_path / "sources")
+    assert metrics["benchmarks"] == [] and "no benchmark" in metrics["headline"]
+    assert "pii.card" in metrics["parts"]["math"] and not any("benchmark" in why for why in metrics["parts"]["math"])

@@ -135,7 +135,8 @@ def _screen_shards(part: Path, out: Path, kept: dict[str, list[bool]]) -> None:
 def screen(config: ScreenConfig, context: Context, *, parts: dict[str, Path], sources: Path) -> Metrics:
     """Write a folder a part, with the files that it came with and without the rows that a filter shuts out."""
     words, index = safety.load_words(sources / "words"), DecontaminateConfig().index()
-    read_benchmarks(sources / "benchmarks", index)
+    folder = sources / "benchmarks"
+    benchmarks = read_benchmarks(folder, index) if any(folder.glob("*.jsonl")) else {}  # a recipe may fetch none
     people = load_people(config.person_model)
     counts: dict[str, Counter[str]] = {}
     for name, part in context.track(parts.items(), "parts screened", len(parts)):
@@ -158,7 +159,9 @@ def screen(config: ScreenConfig, context: Context, *, parts: dict[str, Path], so
     found = {name: dict(sorted(reasons.items())) for name, reasons in counts.items()}
     kept_all = sum(reasons["kept"] for reasons in counts.values())
     total = sum(reasons.total() for reasons in counts.values())
-    return {"headline": f"{kept_all:,} of {total:,} examples pass the documents' filters", "parts": found}
+    headline = f"{kept_all:,} of {total:,} examples pass the documents' filters"
+    headline += "" if benchmarks else "; no benchmark was there to compare them with"
+    return {"headline": headline, "parts": found, "benchmarks": sorted(benchmarks)}
 
 
 def _passed(rows: Iterable[Row], said: Iterable[tuple[str, str]], people: pii.People | None) -> list[Row]:
