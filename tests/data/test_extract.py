@@ -55,6 +55,15 @@ def test_the_body_stays_and_the_furniture_goes():
     assert "# On animals" not in found.text and found.full_text == f"# On animals\n\n{found.text}"
 
 
+def test_a_long_list_is_not_taken_for_the_whole_body():
+    point = "<li><p><b>Point {n}</b></p><p>" + PARAGRAPHS[3] * 4 + "</p><p>" + PARAGRAPHS[4] * 4 + "</p></li>"
+    long, short = ("".join(point.format(n=n) for n in numbers) for numbers in (range(12), range(12, 14)))
+    html = f"<h1>Hens</h1><p>{PARAGRAPHS[0]}</p><ul>{long}</ul><h2>More</h2><ul>{short}</ul><p>{PARAGRAPHS[1]}</p>"
+    text = extract(f"<html><body>{html}</body></html>".encode(), "https://h.example/").text
+    for kept in (PARAGRAPHS[0], *(f"Point {n}" for n in range(14)), PARAGRAPHS[1]):
+        assert kept in text
+
+
 @pytest.mark.parametrize(
     ("html", "latex"),
     [

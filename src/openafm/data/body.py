@@ -179,6 +179,10 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
     return total
 
 
+_WITHIN = ("p", "pre", "li", "ul", "ol", "dl", "dt", "dd", "blockquote")
+"""Elements that are part of a text and hold none by themselves: a long list among paragraphs is not all of the body."""
+
+
 def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int, list[bool], bool]:
     """Return the main box, for each box whether it lies in it, and whether it is named as the body.
 
@@ -198,8 +202,10 @@ def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int
     share = ONLY_SHARE if len(outer) == 1 else NAMED_SHARE
     named = max((i for i in bodies if boxes.weight[i] > 0 and score[i] >= share * score[0]), default=0)
     main = max(main, named)
-    if boxes.tag[main] in ("p", "pre", "li", "td", "dd", "blockquote"):
-        main = max(0, parent[main])
+    if boxes.tag[main] == "td":
+        main = parent[main]
+    while main and boxes.tag[main] in _WITHIN:
+        main = parent[main]
     inside = [False] * size
     inside[main] = True
     for index in range(1, size):
