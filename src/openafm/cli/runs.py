@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, plain_errors, run_folder, terminal
+from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, error_terminal, plain_errors, run_folder, terminal
 
 
 @app.command()
@@ -73,7 +73,8 @@ def plan(
         from openafm.recipe import plan as planning
         from openafm.recipe import recipe as recipes
 
-        kind, plans = planning.plan(recipes.load(recipe, set_), devices, device)
+        with error_terminal().status("") as shown:
+            kind, plans = planning.plan(recipes.load(recipe, set_), devices, device, shown.update)
         if json_:
             typer.echo(json.dumps(planning.as_json(plans, devices, kind), indent=1))
         else:
