@@ -5,7 +5,6 @@ queries and keys are normalised; a package is dequantized. peft: one of a packag
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from safetensors.torch import save_file
 
 from openafm.engine.package import open_package
 from openafm.model import ModelConfig
-from openafm.model.checkpoint import TOKENIZER_FILES
 from openafm.serving.gguf_export import export_gguf
 from openafm.serving.opening import RECOVERY, latest_model, merged, tokenizer_folder
+from openafm.serving.tokenizer_export import write_tokenizer
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -44,7 +43,7 @@ def export_hf(model: Path, out: Path, adapter: str | None = None, kind: str = "b
     weights = {name: tensor.detach().to(dtype) for name, tensor in transformer.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(hugging_face_config(transformer.config, dtype), indent=1) + "\n")
-    _write_tokenizer(tokenizer_folder(found), out)
+    write_tokenizer(tokenizer_folder(found), out)
     return f"{out}: {transformer.config.parameters / 1e6:.1f}M parameters in {kind} from {found}"
 
 
@@ -76,11 +75,11 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
     package = open_package(latest_model(model))
     found = package.adapters.load(adapter)
     halves = {"lora_a": "lora_A", "lora_b": "lora_B"}
-    state, modules = {}, set()
+    state, layers = {}, set()
     for key, tensor in found.state.items():
         layer, _, half = key.rpartition(".")
         state[f"base_model.model.{layer}.{halves[half]}.weight"] = tensor.contiguous()
-        modules.add(layer.rpartition(".")[2])
+        layers.add(layer)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -89,7 +88,7 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
         "lora_alpha": found.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(modules),
+        "target_modules": _targets(layers, set(package.layers)),
         "inference_mode": True,
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -98,17 +97,8 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
     return f"{out}: adapter {adapter} of rank {found.rank} from {package.folder}"
 
 
-def _write_tokenizer(source: Path, out: Path) -> None:
-    """`tokenizer.json` with a config that transformers reads; a SentencePiece model is copied as it is."""
-    ours = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for name in set(TOKENIZER_FILES) - {"tokenizer_config.json"}:
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
-    theirs = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": ours["bos"],
-        "eos_token": ours["eos"],
-        "pad_token": ours["pad"],
-        "chat_template": ours["chat_template"],
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(theirs, indent=1, ensure_ascii=False) + "\n")
+def _targets(layers: set[str], every: set[str]) -> list[str]:
+    """The adapted layers as PEFT names them: `q_proj` where every layer so called is, else each by its full name."""
+    kinds = {layer.rpartition(".")[2] for layer in layers}
+    whole = {layer for layer in every if layer.rpartition(".")[2] in kinds} == layers
+    return sorted(kinds if whole else layers)
