@@ -3,8 +3,9 @@
     openafm bench sandbox
 
 Every hostile program of tests/sampling/attacks.yaml in every backend that this machine has: did it get out, did it do
-harm, was it back within its limit. Then launches: milliseconds each beside bare processes, and runs a minute on all
-cores.
+harm, was it back within its limit. Then launches: milliseconds from the program handed over to its result, where an
+interpreter waited for it and where none did, beside bare processes; and runs a minute on all cores, one after another,
+which no waiting can hide.
 """
 
 import subprocess
@@ -17,12 +18,14 @@ from rich.table import Table
 
 from harness import alternate, options, show, timed
 from openafm.files import cores
-from openafm.sampling import sandbox
+from openafm.sampling import interpreter, room, sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sampling"))
 import hostile
 
 LIMITS = sandbox.Limits(wall_seconds=3.0, cpu_seconds=2)
+RISEN_SECONDS = 0.3
+"""What interpreters are given to start behind their walls before a launch is timed."""
 
 
 def attack(backend: str) -> dict[str, int]:
@@ -63,22 +66,32 @@ def main() -> None:
         found[kind] = attack(kind)
     sandbox.backend = chosen
 
-    python = str(sandbox._interpreter()[0])
+    python = str(interpreter.python()[0])
+
+    def launch(waiting: bool) -> float:
+        """Milliseconds of one run, with interpreters that wait and have risen, or none."""
+        sandbox.run("pass")
+        if waiting:
+            time.sleep(RISEN_SECONDS)
+        else:
+            room.dismiss()
+        return 1000 * timed(lambda: sandbox.run("pass"))
+
     measures = {
-        "sandbox.run of `pass`": lambda: 1000 * timed(lambda: sandbox.run("pass")),
+        "sandbox.run of `pass`": lambda: launch(True),
+        "the same, none waiting": lambda: launch(False),
         "bare Python, `pass`": lambda: 1000 * timed(lambda: subprocess.run([python, "-IBc", "pass"], env={})),
         "bare `true`": lambda: 1000 * timed(lambda: subprocess.run(["/usr/bin/true"], env={})),
     }
-    with sandbox._sealed(sandbox.seccomp.guard()) as guard:
 
-        def walls() -> None:
-            program = sandbox._walled_command(sandbox.Limits(), guard)[:-4]  # up to Python itself
-            sandbox.os.lseek(guard, 0, 0)
-            subprocess.run([*program, "/usr/bin/true"], pass_fds=[guard], env={}, check=True)
+    def walls() -> None:
+        with interpreter._sealed(interpreter.seccomp.guard()) as guard:
+            command = [*interpreter.walls(sandbox.Limits(), guard), "/usr/bin/true"]
+            subprocess.run(command, pass_fds=[guard], env={}, check=True)
 
-        if "bubblewrap" in backends:
-            measures["its walls alone, around `true`"] = lambda: 1000 * timed(walls)
-        figures = alternate(measures, max(asked.repeats, asked.launches // 4))
+    if "bubblewrap" in backends:
+        measures["its walls alone, around `true`"] = lambda: 1000 * timed(walls)
+    figures = alternate(measures, max(asked.repeats, asked.launches // 4))
     started = time.perf_counter()
     sandbox.run_all([sandbox.Job("pass")] * asked.launches, workers=cores())
     a_minute = 60 * asked.launches / (time.perf_counter() - started)

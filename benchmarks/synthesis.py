@@ -4,7 +4,7 @@
     openafm bench synthesis --run runs/synthesis --samples 200
 
 - Yields: made and kept by source, reasons of rejects.
-- Samples: drawn evenly over the tasks, printed for reading (`--samples 0` for none).
+- Samples: drawn evenly over the tasks and the reasons of rejects (`--samples 0` for none; `openafm data samples`).
 - Overlap with each registered benchmark, by a program of its own: shared runs of 13 words, and, where the sources hold
   a sentence encoder, near meanings (cosine of 0.95 or more and the same numbers). The closest pairs are printed.
 - Diversity: distinct 2-grams and 3-grams of kept prompts beside those of the seeds, and topics out of the 71.
@@ -25,9 +25,9 @@ import yaml
 import reverify
 from harness import machine
 from openafm.sampling.embedding import Embedder
+from openafm.synthesis.samples import STAGES, samples
 
 Row = dict[str, Any]
-STAGES = ("math_data", "tool_data", "code_data", "human_data", "summaries")
 NEAR = 0.95
 
 
@@ -62,21 +62,6 @@ def asked(row: Row) -> str:
     """What a person says in an example: the last user's turn without the list of tools."""
     said = next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
     return said.partition("\n")[2] if said.startswith("Tools: ") else said
-
-
-def samples(rows: list[Row], count: int) -> None:
-    """Print examples, as many of each task as there are of any."""
-    rng, by_task = random.Random(0), {}
-    for row in rng.sample(rows, len(rows)):
-        by_task.setdefault(row["task"], []).append(row)
-    turns = [(turn, task) for task in sorted(by_task) for turn in range(len(by_task[task]))]
-    for number, (turn, task) in enumerate(sorted(turns)[:count], 1):
-        row = by_task[task][turn]
-        print(f"\n[{number}] {task}  ({row['lineage'][:80]})")
-        for message in row["messages"]:
-            text = message["content"]
-            print(f"  {message['role']}: {text if len(text) < 400 else text[:400] + '…'}".replace("\n", "\n    "))
-        print(f"  -> {row['answer']}".replace("\n", "\n     "))
 
 
 def words(text: str) -> list[str]:
@@ -161,7 +146,7 @@ def main() -> None:
     solutions = [row for folder, _ in steps.values() for row in reverify.read(folder / "solutions.jsonl")]
     synthetic = [row for row in kept if row["origin"] == "synthetic"]
     if options.samples:
-        samples(kept + solutions, options.samples)
+        print(*(f"\n[{n}] {sample}" for n, sample in enumerate(samples(options.run, options.samples), 1)), sep="\n")
     found = {"yield": made, "overlap": overlap(synthetic + solutions, options.run / "fetch", options.embedded)}
     found["diversity"] = diversity(synthetic, solutions)
     print("\nSolved again by a second program (benchmarks/reverify.py)")

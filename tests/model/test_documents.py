@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise
-from openafm.model.transformer import attend, block_mask, visible
+from openafm.model.transformer import _added, attend, block_mask, visible
 from openafm.training.batches import ExampleBatches
 from openafm.training.context import positions
 
@@ -48,6 +48,23 @@ def test_the_block_mask_of_a_gpu_is_the_tensor_of_a_cpu(count):
     block = block_mask(mine, keys, documents[:, mine], documents[:, keys])
     flex = flex_attention(query, key, value, block_mask=block, enable_gqa=True)
     torch.testing.assert_close(attend(query, key, value, tensor), flex, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [24, 600])
+def test_the_mask_that_is_added_gives_the_bits_of_the_bool_one(length, precision):
+    """SDPA makes it of the bool one in each layer."""
+    documents = torch.arange(length).div(10, rounding_mode="floor").expand(2, length)
+    seen = visible(torch.arange(length), torch.arange(length), documents, documents)
+    query, upstream = torch.randn(2, 2, 4, length, 8, dtype=precision)
+    key, value = torch.randn(2, 2, 2, length, 8, dtype=precision)
+    results = []
+    for mask in (seen, _added(seen, query)):
+        parts = [part.clone().requires_grad_() for part in (query, key, value)]
+        mixed = attend(*parts, mask)
+        mixed.backward(upstream)
+        results.append([mixed, *(part.grad for part in parts)])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
 def test_recomputed_gradients_are_bit_identical(tiny_config):

@@ -11,7 +11,7 @@ from openafm.recipe.devices import DEVICES, Layout, flops_per_token, layouts, le
 from openafm.recipe.plan import as_json, plan, shape, table
 from openafm.recipe.recipe import load
 from openafm.stage import Parallelism
-from openafm.training.dryrun import dry_run
+from openafm.training.dryrun import dry_run, pretend
 
 H100 = DEVICES["h100"]
 
@@ -52,7 +52,9 @@ def test_layouts_share_all_devices_and_the_batch():
 def planned(path, *arguments):
     recipe = load("tiny")
     few = replace(recipe, steps={name: recipe.steps[name] for name in ("tokenizer", "teacher", "masks")})
-    device, plans = plan(few, *arguments)
+    told: list[str] = []
+    device, plans = plan(few, *arguments, told.append)
+    assert {line.partition(":")[0] for line in told} == {found.work.step for found in plans if found.layout}
     table(plans, arguments[0], device)
     path.write_text(json.dumps(as_json(plans, arguments[0], device)))
 
@@ -81,14 +83,25 @@ def test_unknown_devices():
 
 def bounded(path, *arguments):
     config, layout, length = arguments
-    memory = dry_run(config, layout.parallelism, rows=layout.rows, length=length)
+    p = layout.parallelism
+    if (count := p.shard * p.context * p.tensor) > 1:
+        pretend(count)
+    memory = dry_run(config, p, rows=layout.rows, length=length)
     path.write_text(json.dumps([memory.peak, least_bytes(config, layout, length)]))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_what_is_not_tried_would_not_fit(recompute, tmp_path):
-    config = PRESETS["nano-teacher"]
-    layout = Layout(Parallelism(shard=1, recompute=recompute), 2)
-    forked(bounded, tmp_path / "bytes.json", config, layout, 1024)
+BOUNDED = {
+    "small": ("nano-teacher", {"shard": 1}, 2, 1024),
+    "small, recomputed": ("nano-teacher", {"shard": 1, "recompute": True}, 2, 1024),
+    "AFM's long step": ("afm-on-device", {"shard": 64, "context": 4, "tensor": 2}, 1, 32_768),
+    "AFM's core step": ("afm-on-device", {"shard": 512}, 2, 4096),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_what_is_not_tried_would_not_fit(name, tmp_path):
+    preset, parallelism, rows, length = BOUNDED[name]
+    layout = Layout(Parallelism(**parallelism), rows)
+    forked(bounded, tmp_path / "bytes.json", PRESETS[preset], layout, length)
     peak, least = json.loads((tmp_path / "bytes.json").read_text())
     assert 0.5 * peak < least < peak

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from openafm.sampling import sandbox, seccomp
+from openafm.sampling import interpreter, room, sandbox, seccomp, waiting
 
 ATTACKS = {row["name"]: row for row in yaml.safe_load((Path(__file__).parent / "attacks.yaml").read_text())}
 QUICK = [name for name, row in ATTACKS.items() if not row.get("slow")]
@@ -67,11 +67,14 @@ class Host:
         return "" if self.secret.read_text() == "secret" else "the host's file was changed"
 
     def survivors(self) -> list[str]:
-        """Processes that carry the mark of a program of ours on their command line."""
+        """Processes of our programs: what runs in a sandboxed interpreter, or carries our mark on its command line."""
+        room.dismiss()  # those that wait for a program are none
+        marks = [str(self.secret).encode(), str(waiting.__doc__).encode()]
         found = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                if str(self.secret).encode() in entry.read_bytes() and int(entry.parent.name) != os.getpid():
+                told = entry.read_bytes()
+                if any(mark in told for mark in marks) and int(entry.parent.name) != os.getpid():
                     found.append(entry.parent.name)
             except OSError:  # it ended meanwhile
                 continue
@@ -93,7 +96,7 @@ def host() -> Iterator[Host]:
         for server in (tcp, abstract):
             server.listen()
             server.setblocking(False)
-        as_nobody = {"user": sandbox.NOBODY} if os.geteuid() == 0 else {}  # within reach of whoever is nobody too
+        as_nobody = {"user": interpreter.NOBODY} if os.geteuid() == 0 else {}  # within reach of whoever is nobody too
         canary = subprocess.Popen(["sleep", "600"], **as_nobody)
         try:
             yield Host(secret, tcp, abstract, canary, known)

@@ -6,6 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from openafm.engine import NativeEngine
+from openafm.engine.native_engine import missing
 from openafm.model.checkpoint import save_model
 from openafm.sampling.endpoint import EndpointSampler
 from openafm.sampling.opening import open_sampler
@@ -59,11 +61,15 @@ def test_the_same_call_gives_the_same_answers(folder, url, model, tokenizer, tmp
     torch_made = open_sampler(str(folder))
     served = open_sampler(url, model="tiny", cache=tmp_path / "cache")
     engine = EngineSampler(TorchEngine.load(folder))
+    asked = [torch_made, engine, served]
+    if missing() is None:
+        asked.append(open_sampler(str(folder), engine="native"))
+        assert isinstance(asked[-1].engine, NativeEngine)
     assert isinstance(torch_made, TorchSampler) and isinstance(served, EndpointSampler)
     settings = {"n": 2, "max_tokens": 5, "temperature": 0.0}
-    found = [s.sample(PROMPTS, **settings) for s in (torch_made, engine, served)]
+    found = [s.sample(PROMPTS, **settings) for s in asked]
     shown = [[[(c.text, c.finished) for c in row] for row in rows] for rows in found]
-    assert shown[0] == shown[1] == shown[2]
+    assert all(each == shown[0] for each in shown)
     for rows in found:
         for row, expected in zip(rows, found[0], strict=True):
             for made, wanted in zip(row, expected, strict=True):
@@ -76,3 +82,10 @@ def test_what_cannot_be_opened_is_told(tmp_path):
         open_sampler("http://127.0.0.1:9/v1")
     with pytest.raises(ValueError, match="not a model folder"):
         open_sampler(str(tmp_path / "nothing"))
+
+
+def test_the_engine_asked_for_is_used_or_refused(folder, monkeypatch):
+    monkeypatch.setattr("openafm.engine.opening.missing", lambda: "the native engine is not built")
+    with pytest.raises(ValueError, match="not built"):
+        open_sampler(str(folder), engine="native")
+    assert isinstance(open_sampler(str(folder)), TorchSampler)

@@ -22,6 +22,8 @@ CASES = {
     "one process, recomputed, bfloat16": (1, {"recompute": True}, "bfloat16"),
     "shard 2, bfloat16": (2, {}, "bfloat16"),
     "shard 2 x tensor 2": (4, {"tensor": 2}, "float32"),
+    "context 2": (2, {"context": 2}, "float32"),
+    "context 2, recomputed, bfloat16": (2, {"context": 2, "recompute": True}, "bfloat16"),
 }
 
 

@@ -1,10 +1,14 @@
+import random
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from openafm.model import Transformer
@@ -12,7 +16,7 @@ from openafm.model.muparam import initialise, parameter_groups
 from openafm.stage import Context, Hardware
 from openafm.training.batches import TokenBatches
 from openafm.training.checkpoints import Checkpoints
-from openafm.training.loop import train
+from openafm.training.loop import HIGH, Watch, train
 from openafm.training.losses import next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import constant, cosine
@@ -141,19 +145,63 @@ def test_many_skipped_in_a_row_are_an_error(tiny_config, token_shards, context):
         train_with(broken_at(range(1000)), tiny_config, token_shards, context)
 
 
-def test_a_spike_of_the_loss_is_told(tiny_config, token_shards, context):
-    """The gradient of a batch of wrong targets, as a broken shard would give; the loss jumps and comes back."""
+def test_a_jump_of_the_loss_is_told_and_a_high_batch_is_not(tiny_config, token_shards, context):
+    """Wrong targets, as a broken shard would give: of one batch, then of all from step 90 on."""
     told = []
     context.warn = told.append
     calls = iter(range(1000))
 
     def loss(m, b):
-        targets = b["targets"] if next(calls) != 90 else b["targets"].flip(1)
-        return next_token(m(b["inputs"]), targets)
+        call = next(calls)
+        return next_token(m(b["inputs"]), b["targets"].flip(1) if call == 70 or call >= 90 else b["targets"])
 
     train_with(loss, tiny_config, token_shards, context, steps=100)
-    assert [alarm["step"] for alarm in context.notes["train_alarms"] if alarm["alarm"] == "spike"] == [91]
-    assert any("the loss jumped to" in message for message in told)
+    assert [(alarm["step"], alarm["alarm"]) for alarm in context.notes["train_alarms"]] == [(96, "jump")]
+    assert any("the loss jumped to about" in message for message in told)
+
+
+def test_divergence_is_told(tiny_config, token_shards, context):
+    """Trained well for 60 steps, then at a learning rate fifty times too high."""
+    model = initialise(Transformer(tiny_config), 0)
+    batches = TokenBatches(token_shards, {"web": 2}, sequence_length=16, batch_tokens=64, tokens=6400, seed=0)
+
+    def schedule(tokens: int) -> float:
+        return 1.0 if tokens <= 60 * 64 else 50.0
+
+    optimizer = RMSPropMomentum(parameter_groups(model, 16), 0.02)
+    train(model, batches, lambda m, b: next_token(m(b["inputs"]), b["targets"]), optimizer, schedule, context)
+    jumps = [alarm["step"] for alarm in context.notes["train_alarms"] if alarm["alarm"] == "jump"]
+    assert 66 <= jumps[0] <= 70
+
+
+TAILS = {
+    "normal": lambda draw: draw.normalvariate(0, 1),
+    "log-normal": lambda draw: draw.lognormvariate(0, 1.5),
+    "Pareto, without a variance": lambda draw: draw.paretovariate(1.5),
+    "Pareto, without a mean": lambda draw: draw.paretovariate(0.9),
+    "one batch in 20 is another kind": lambda draw: draw.normalvariate(0, 1) + 20 * (draw.random() < 0.05),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@given(seed=st.integers(0, 2**32), level=st.floats(-3, 10), width=st.floats(0.01, 3), fall=st.floats(0, 5))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_heavy_tails_are_no_jump_and_a_step_up_is_one(tail, seed, level, width, fall):
+    """Falling from its start as early training does, then flat; then above all that was."""
+    draw = random.Random(seed)
+    losses = [level + fall * 0.9**step + width * TAILS[tail](draw) for step in range(300)]
+    assert not jumps(losses)
+    up = max(losses) - min(losses) + abs(level) + 1
+    told = jumps([*losses, *(loss + up for loss in losses[-HIGH:])])
+    assert len(told) == 1 and 300 < told[0] <= 300 + HIGH
+
+
+def jumps(losses):
+    """Steps at which an alarm is told."""
+    watch, optimizer = Watch([], lambda message: None, "train"), SimpleNamespace(grad_norm=1.0, skip_norm=100.0)
+    for step, loss in enumerate(losses, 1):
+        watch.look(step, loss, optimizer)
+    return [alarm["step"] for alarm in watch.alarms]
 
 
 def test_snapshots(tiny_config, token_shards, context):

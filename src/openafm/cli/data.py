@@ -28,7 +28,7 @@ def why(
         typer.echo(why(url, folder))
 
 
-data = typer.Typer(help="A run's documents: rejects for reading, and the dataset card.", no_args_is_help=True)
+data = typer.Typer(help="A run's documents and examples for reading, and the dataset card.", no_args_is_help=True)
 app.add_typer(data, name="data", rich_help_panel=None)
 
 
@@ -54,6 +54,31 @@ def audit(
         typer.echo(
             json.dumps([asdict(reject) for reject in found], indent=1) if json_ else "\n\n".join(map(str, found))
         )
+
+
+@data.command()
+def samples(
+    run: Run,
+    count: Annotated[int, typer.Option(min=1, help="How many, an even share of each task and each reason.")] = 200,
+    only: Annotated[str, typer.Option(help="kept or rejected [default: both].")] = "",
+    step: Annotated[str, typer.Option(help="Only this step's: math_data, tool_data, code_data, ...")] = "",
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Print synthetic examples for reading: kept ones and rejected ones, with lineage and reason.
+
+    Example: openafm data samples nano --count 200 --only rejected
+    """
+    with plain_errors():
+        from dataclasses import asdict
+
+        from openafm.synthesis.samples import samples
+
+        found = samples(run_folder(run), count, only, step, seed)
+        if json_:
+            typer.echo(json.dumps([asdict(sample) for sample in found], indent=1))
+            return
+        typer.echo("\n\n".join(f"[{number}] {sample}" for number, sample in enumerate(found, 1)))
 
 
 @data.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, plain_errors, run_folder, terminal
+from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, error_terminal, plain_errors, run_folder, terminal
 
 
 @app.command()
@@ -73,7 +73,8 @@ def plan(
         from openafm.recipe import plan as planning
         from openafm.recipe import recipe as recipes
 
-        kind, plans = planning.plan(recipes.load(recipe, set_), devices, device)
+        with error_terminal().status("") as shown:
+            kind, plans = planning.plan(recipes.load(recipe, set_), devices, device, shown.update)
         if json_:
             typer.echo(json.dumps(planning.as_json(plans, devices, kind), indent=1))
         else:
@@ -157,21 +158,22 @@ def chat(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    to: Annotated[str, typer.Option(help="hf: a Hugging Face checkpoint; peft: one adapter.")] = "hf",
-    adapter: Annotated[str | None, typer.Option(help="hf: merged into the weights; peft: which.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write; of gguf the file NAME.gguf.")],
+    to: Annotated[str, typer.Option(help="hf: a Hugging Face checkpoint; peft: one adapter; gguf: llama.cpp.")] = "hf",
+    adapter: Annotated[str | None, typer.Option(help="peft: which; else merged into the weights.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="hf: bf16 (default), f16, f32; gguf: f16 (default), bf16, f32, q8_0, q4_0."),
+    ] = None,
 ) -> None:
-    """Write a model or an adapter for transformers, vLLM or PEFT.
+    """Write a model or an adapter for transformers, vLLM, PEFT or llama.cpp.
 
-    Example: openafm export device --to peft --adapter recovery --out exported/recovery
+    Example: openafm export device --to gguf --type q8_0 --adapter recovery --out device.gguf
     """
     with plain_errors():
-        from openafm.serving.exporting import export_hf, export_peft
+        from openafm.serving.exporting import export
 
-        folder = model if model.exists() else run_folder(model)
-        if to not in ("hf", "peft"):
-            raise ValueError(f"--to {to}: choose hf or peft")
-        typer.echo(export_hf(folder, out, adapter) if to == "hf" else export_peft(folder, out, adapter or "recovery"))
+        typer.echo(export(model if model.exists() else run_folder(model), out, to, adapter, kind))
 
 
 @app.command()

@@ -14,9 +14,13 @@ CHOICE = "OPENAFM_ENGINE"
 """Environment variable: `native` (an error where it cannot), `torch`, or unset for the better of the two."""
 
 
-def open_engine(folder: Path) -> Engine:
-    """Open a package or model folder. Raises ValueError where it is damaged, or the engine asked for cannot run it."""
-    choice = os.environ.get(CHOICE, "")
+def open_engine(folder: Path, choice: str | None = None) -> Engine:
+    """Open a package or model folder, by `choice` or the environment's.
+
+    Raises ValueError where it is damaged, or the engine asked for cannot run it.
+    """
+    if choice is None:
+        choice = os.environ.get(CHOICE, "")
     if choice not in ("", "native", "torch"):
         raise ValueError(f"{CHOICE}={choice}: use native or torch")
     found = find_package(folder)

@@ -163,6 +163,13 @@ def block_mask(positions: Tensor, keys: Tensor, documents: Tensor | None, key_do
     return create_block_mask(sees, rows, None, len(positions), len(keys), device=positions.device)
 
 
+def _added(mask: Tensor, x: Tensor) -> Tensor:
+    """A bool mask as what is added to the scores, of the queries' precision: SDPA would keep one of each layer's."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Grouped-query attention `(B, H, T, D)` of queries `(B, H, T, D)` over keys and values `(B, K, S, D)`."""
     if isinstance(mask, BlockMask):
@@ -317,6 +324,8 @@ class Transformer(nn.Module):
             mask = self._mask(steps, torch.zeros(1, dtype=torch.long, device=tokens.device))
         rope = rope_angles(positions, self.config.head_dim, self.config.rope_base)
         x = self.model.embed_tokens(tokens)
+        if isinstance(mask, Tensor) and torch.is_grad_enabled():
+            mask = _added(mask, x)
         others = self.part or cache
         for layer in self.model.layers:
             if self.recompute and torch.is_grad_enabled():

@@ -148,10 +148,15 @@ def _of(data: int, tensor: int, context: int, rows: int, device: Device) -> list
 
 
 def least_bytes(config: ModelConfig, layout: Layout, length: int) -> float:
-    """A step takes at least about this on a device: what need not be tried in a dry run."""
+    """A step takes at least this on a device: what need not be tried in a dry run.
+
+    A layer keeps for each token the float32 residuals, the norms' results, queries, mixed values, keys and values (the
+    gathered ones too), and of the FFN gate, up, SiLU and product, all but the residuals in bfloat16.
+    """
     p = layout.parallelism
     tokens = layout.rows * length / p.context
     state = 16 * config.parameters / (p.shard * p.context * p.tensor)
-    block = 8 * config.d_ff / p.tensor + 24 * config.d_model  # gate, up, their product; norms, queries, the residuals
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    block = 12 * config.d_model + (8 * config.d_ff + 8 * queries + (2 + 4 * p.context) * keys) / p.tensor
     kept = (config.n_layers - 1) * (4 * config.d_model if p.recompute else block) + block
     return state + tokens * kept

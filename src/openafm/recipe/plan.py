@@ -5,7 +5,7 @@ dry run (openafm.training.dryrun) fits their memory, the time and the rent. Post
 a thousandth of these.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -50,8 +50,11 @@ class Plan:
         return self.work.tokens / self.work.batch_tokens * self.time.seconds / DAY if self.time else 0.0
 
 
-def plan(recipe: Recipe, count: int, kind: str) -> tuple[Device, list[Plan]]:
-    """Plan every training step of the recipe. Raises ValueError for an unknown device, or a recipe that trains none."""
+def plan(recipe: Recipe, count: int, kind: str, tell: Callable[[str], None] = str) -> tuple[Device, list[Plan]]:
+    """Plan every training step of the recipe; `tell` hears of each dry run, seconds of one core, before it is done.
+
+    Raises ValueError for an unknown device, or a recipe that trains none.
+    """
     device = DEVICES.get(kind.lower().replace("-", "").replace(" ", ""))
     if device is None:
         raise ValueError(f"--device {kind}: known are {', '.join(known.name for known in DEVICES.values())}")
@@ -62,7 +65,7 @@ def plan(recipe: Recipe, count: int, kind: str) -> tuple[Device, list[Plan]]:
         raise ValueError(f"recipe {recipe.name} has no pretraining step to plan")
     if count > 1:
         pretend(count)
-    return device, [_plan(one, recipe.steps[one.step], count, device) for one in works]
+    return device, [_plan(one, recipe.steps[one.step], count, device, tell) for one in works]
 
 
 def work(recipe: Recipe, step: Step) -> Work:
@@ -92,7 +95,7 @@ def shape(recipe: Recipe, step: Step) -> ModelConfig:
     return found
 
 
-def _plan(wanted: Work, step: Step, count: int, device: Device) -> Plan:
+def _plan(wanted: Work, step: Step, count: int, device: Device, tell: Callable[[str], None]) -> Plan:
     """The fastest layout that fits; the recipe's own where it names one."""
     candidates = layouts(wanted.config, wanted.length, wanted.batch_tokens, count, device)
     if step.parallelism != Parallelism():
@@ -109,6 +112,7 @@ def _plan(wanted: Work, step: Step, count: int, device: Device) -> Plan:
     least = None
     thriftiest = sorted(likely[TRIES:], key=lambda layout: least_bytes(wanted.config, layout, wanted.length))[:1]
     for layout in likely[:TRIES] + thriftiest:
+        tell(f"{wanted.step}: dry run of {layout.text()}, {layout.rows} x {wanted.length:,} tokens")
         memory = _dry_run(wanted.config, layout, wanted.length)
         if memory.peak < room:
             time = step_time(wanted.config, layout, wanted.length, wanted.batch_tokens, device)

@@ -1,14 +1,13 @@
-"""The strict sandbox's own process: it gives up everything, then runs the program it was handed.
+"""The strict sandbox's own process: it gives up everything, then waits for its program (`waiting.py`).
 
-Run by `openafm.sampling.sandbox` as text of `python -I -B -c`, never imported into the factory: arguments are the
-limits and the seccomp filter as JSON, and the program. What the program may import is loaded before the lock falls;
-after it no file can be opened, no process made and no socket: the kernel refuses.
+Run by `openafm.sampling.interpreter` as text of `python -I -B -c`, never called in the factory. What the program
+may import is loaded before the lock falls; after it no file can be opened, no process made and no socket: the kernel
+refuses.
 """
 
 import base64
 import ctypes
 import importlib
-import json
 import os
 import resource
 import sys
@@ -35,13 +34,16 @@ def limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def drop(user: int) -> None:
-    """Root becomes nobody; open files, environment and folder are left behind."""
+def drop(user: int, kept: list[int]) -> None:
+    """Root becomes nobody; open files but `kept`, environment and folder are left behind."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for descriptor in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:
+        os.closerange(first, descriptor)
+        first = descriptor + 1
     os.environ.clear()
     os.chdir("/")
 
@@ -55,18 +57,11 @@ def lock(steps: bytes) -> None:
             raise OSError(ctypes.get_errno(), "the kernel takes no seccomp filter")
 
 
-def main() -> None:
-    """Give up everything, then run the program as `__main__`."""
-    asked, code = json.loads(sys.argv[1]), sys.argv[2]
+def give_up(limits: dict[str, int], user: int, steps: str, kept: list[int]) -> None:
+    """Load what a program may import, then keep only thinking and the descriptors `kept`; `steps` is the filter."""
     for name in IMPORTABLE:
         importlib.import_module(name)
-    limit(asked["limits"])
-    drop(asked["user"])
-    lock(base64.b64decode(asked["filter"]))
-    sys.argv, sys.path = ["-c"], []
-    space = {"__name__": "__main__", "__builtins__": __builtins__}
-    exec(compile(code, "<string>", "exec"), space)
-
-
-if __name__ == "__main__":
-    main()
+    limit(limits)
+    drop(user, kept)
+    lock(base64.b64decode(steps))
+    sys.path = []

@@ -1,40 +1,53 @@
-"""Models and adapters for other programs (`openafm export MODEL --to hf|peft`).
+"""Models and adapters for other programs (`openafm export MODEL --to hf|peft|gguf`).
 
 hf: a folder that transformers, vLLM and llama.cpp's converter open as `LlamaForCausalLM`, or `Qwen3ForCausalLM` where
 queries and keys are normalised; a package is dequantized. peft: one of a package's adapters as PEFT saves it.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from openafm.adapters.lora import merge
-from openafm.engine import TorchEngine
 from openafm.engine.package import open_package
 from openafm.model import ModelConfig
-from openafm.model.checkpoint import TOKENIZER_FILES
-from openafm.serving.opening import latest_model
+from openafm.serving.gguf_export import export_gguf
+from openafm.serving.opening import RECOVERY, latest_model, merged, tokenizer_folder
+from openafm.serving.tokenizer_export import write_tokenizer
+
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
-def export_hf(model: Path, out: Path, adapter: str | None = None) -> str:
+def export(model: Path, out: Path, to: str, adapter: str | None = None, kind: str | None = None) -> str:
+    """Write `model` as `to` (hf, peft, gguf) says; a line on it. Raises ValueError for what cannot be."""
+    if to == "hf":
+        return export_hf(model, out, adapter, kind or "bf16")
+    if to == "gguf":
+        return export_gguf(model, out, kind or "f16", adapter)
+    if to != "peft":
+        raise ValueError(f"--to {to}: choose hf, peft or gguf")
+    if kind is not None:
+        raise ValueError(f"--type {kind}: an adapter is exported as it is stored, in float16; leave --type out")
+    return export_peft(model, out, adapter or RECOVERY)
+
+
+def export_hf(model: Path, out: Path, adapter: str | None = None, kind: str = "bf16") -> str:
     """Write the model in `model` (a run, model folder or package), `adapter` merged into it; a line on it."""
-    found = latest_model(model)
-    engine = TorchEngine.load(found)
-    transformer = engine.use(adapter)
-    merge(transformer)
+    if kind not in DTYPES:
+        raise ValueError(f"--type {kind}: a Hugging Face checkpoint takes {', '.join(DTYPES)}")
+    dtype = DTYPES[kind]
+    found, transformer = merged(model, adapter)
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().to(torch.bfloat16) for name, tensor in transformer.state_dict().items()}
+    weights = {name: tensor.detach().to(dtype) for name, tensor in transformer.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(hugging_face_config(transformer.config), indent=1) + "\n")
-    _write_tokenizer(_tokenizer_folder(found), out)
-    return f"{out}: {transformer.config.parameters / 1e6:.1f}M parameters in bfloat16 from {found}"
+    (out / "config.json").write_text(json.dumps(hugging_face_config(transformer.config, dtype), indent=1) + "\n")
+    write_tokenizer(tokenizer_folder(found), out)
+    return f"{out}: {transformer.config.parameters / 1e6:.1f}M parameters in {kind} from {found}"
 
 
-def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
+def hugging_face_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The shape as Hugging Face's config.json says it."""
     kind, name = ("qwen3", "Qwen3ForCausalLM") if config.qk_norm else ("llama", "LlamaForCausalLM")
     return {
@@ -53,7 +66,7 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
         "rope_theta": config.rope_base,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
         "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -62,11 +75,11 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
     package = open_package(latest_model(model))
     found = package.adapters.load(adapter)
     halves = {"lora_a": "lora_A", "lora_b": "lora_B"}
-    state, modules = {}, set()
+    state, layers = {}, set()
     for key, tensor in found.state.items():
         layer, _, half = key.rpartition(".")
         state[f"base_model.model.{layer}.{halves[half]}.weight"] = tensor.contiguous()
-        modules.add(layer.rpartition(".")[2])
+        layers.add(layer)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -75,7 +88,7 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
         "lora_alpha": found.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(modules),
+        "target_modules": _targets(layers, set(package.layers)),
         "inference_mode": True,
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -84,22 +97,8 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
     return f"{out}: adapter {adapter} of rank {found.rank} from {package.folder}"
 
 
-def _tokenizer_folder(found: Path) -> Path:
-    """Where the tokenizer's files lie: in the package, or in the model folder itself."""
-    return found if (found / "config.json").exists() else open_package(found).folder
-
-
-def _write_tokenizer(source: Path, out: Path) -> None:
-    """`tokenizer.json` with a config that transformers reads; a SentencePiece model is copied as it is."""
-    ours = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for name in set(TOKENIZER_FILES) - {"tokenizer_config.json"}:
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
-    theirs = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": ours["bos"],
-        "eos_token": ours["eos"],
-        "pad_token": ours["pad"],
-        "chat_template": ours["chat_template"],
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(theirs, indent=1, ensure_ascii=False) + "\n")
+def _targets(layers: set[str], every: set[str]) -> list[str]:
+    """The adapted layers as PEFT names them: `q_proj` where every layer so called is, else each by its full name."""
+    kinds = {layer.rpartition(".")[2] for layer in layers}
+    whole = {layer for layer in every if layer.rpartition(".")[2] in kinds} == layers
+    return sorted(kinds if whole else layers)

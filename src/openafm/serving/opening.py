@@ -4,8 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from openafm.engine import Engine, open_engine
-from openafm.engine.package import find_package
+from openafm.adapters.lora import merge
+from openafm.engine import Engine, TorchEngine, open_engine
+from openafm.engine.package import find_package, open_package
+from openafm.model import Transformer
 
 ANSWERS = ("task_adapter", "recovery", "compress", "committee", "sft_best", "sft", "import_model")
 """Stages whose model has learned to answer, the furthest along a recipe first."""
@@ -52,6 +54,19 @@ def latest_model(run: Path) -> Path:
             if (run / step / "manifest.json").exists() and holds_model(run / step):
                 return run / step
     raise ValueError(f"{run} holds no finished model yet: run its recipe, at least until its first model")
+
+
+def merged(model: Path, adapter: str | None) -> tuple[Path, Transformer]:
+    """The folder that `model` (a run, model folder or package) stands for, and its model with `adapter` merged in."""
+    found = latest_model(model)
+    transformer = TorchEngine.load(found).use(adapter)
+    merge(transformer)
+    return found, transformer
+
+
+def tokenizer_folder(found: Path) -> Path:
+    """Where the tokenizer's files lie: in the package, or in the model folder itself."""
+    return found if (found / "config.json").exists() else open_package(found).folder
 
 
 def _stage(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import torch
@@ -28,6 +28,8 @@ class WriterConfig(Config):
     """An OpenAI-compatible server (`http://…/v1`), a package or a model folder."""
     model: str = ""
     """The name of the server's model. What it answered is kept in the cache of downloads, under `endpoint`."""
+    engine: Literal["torch", "native"] = "torch"
+    """What decodes a package or a model folder."""
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +59,7 @@ class Writer:
         if config is None:
             return cls(open_sampler(str(folder), dtype=dtype), context, "models/writer")
         cache = default_cache() / "endpoint"
-        sampler = open_sampler(config.where, model=config.model, cache=cache, dtype=dtype)
+        sampler = open_sampler(config.where, model=config.model, cache=cache, dtype=dtype, engine=config.engine)
         return cls(sampler, context, config.model or Path(config.where).name)
 
     @property

@@ -33,9 +33,9 @@ Record = dict[str, float]
 PATIENCE = 20
 """Skipped steps in a row that end the run: the state is frozen meanwhile, so nothing will change any more."""
 WINDOW = 50
-"""Steps whose median loss a spike is measured against."""
-SPIKE = 8.0
-"""A loss this many median deviations above the median, and a tenth of it, is a spike."""
+"""Steps that a jump of the loss is measured against; fewer at a run's beginning, but ten."""
+HIGH = 6
+"""Steps in a row that have to be high."""
 TOLD = 20
 """Alarms shown as warnings; the notes keep all."""
 
@@ -119,12 +119,25 @@ def _note(context: Context, label: str, at: Position, tokens: int, seconds: floa
         context.note(**{f"{label}_alarms": at.alarms})
 
 
+def jumped(losses: Sequence[float]) -> bool:
+    """Whether the last `HIGH` losses are above all before them but one in 25, and by a tenth of the usual loss.
+
+    Single batches may be as high as they like: of losses from one distribution, whatever its tails, the last six of 56
+    are all above the third highest of the others once in C(56, 6) / C(8, 6), 1.2 million steps.
+    """
+    before, last = sorted(losses[:-HIGH]), losses[-HIGH:]
+    if len(before) < 10:
+        return False
+    usual = statistics.median(before)
+    return min(last) > before[-1 - len(before) // 25] and statistics.median(last) - usual > 0.1 * abs(usual)
+
+
 class Watch:
-    """Tells of skipped steps and of spikes of the loss; `alarms` keeps what was told."""
+    """Tells of skipped steps and of jumps of the loss; `alarms` keeps what was told."""
 
     def __init__(self, alarms: list[dict[str, Any]], warn: Callable[[str], None], label: str):
         self.alarms, self.warn, self.label = alarms, warn, label
-        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.recent: deque[float] = deque(maxlen=WINDOW + HIGH)
         self.in_a_row = 0
 
     def look(self, step: int, loss: float, optimizer: ClippedOptimizer) -> None:
@@ -140,12 +153,12 @@ class Watch:
                 )
             return
         self.in_a_row = 0
-        if len(self.recent) == WINDOW:
-            usual = statistics.median(self.recent)
-            spread = statistics.median(abs(value - usual) for value in self.recent)
-            if loss - usual > max(SPIKE * spread, 0.1 * abs(usual)):
-                self._tell(step, "spike", loss, f"step {step}: the loss jumped to {loss:.3f} from about {usual:.3f}")
         self.recent.append(loss)
+        losses = list(self.recent)
+        if jumped(losses):
+            now, usual = statistics.median(losses[-HIGH:]), statistics.median(losses[:-HIGH])
+            self._tell(step, "jump", now, f"step {step}: the loss jumped to about {now:.3f} from about {usual:.3f}")
+            self.recent.clear()  # each jump is told once
 
     def _tell(self, step: int, kind: str, loss: float, message: str) -> None:
         self.alarms.append({"step": step, "alarm": kind, "loss": round(loss, 6) if math.isfinite(loss) else None})
