@@ -141,7 +141,8 @@ def dollars(plans: Iterable[Plan], count: int, device: Device) -> float:
 def table(plans: list[Plan], count: int, device: Device) -> Table:
     """The plan for the terminal."""
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("GB/device", "step", "waiting", "days", "cost")]
-    drawn = Table("step", Column("model", no_wrap=True), Column("tokens", no_wrap=True), "parallelism", "rows", *numbers)
+    whole = [Column(name, no_wrap=True) for name in ("model", "tokens")]
+    drawn = Table("step", *whole, "parallelism", "rows", *numbers)
     for found in plans:
         wanted, time = found.work, found.time
         model = f"{wanted.config.parameters / 1e9:.2f}B x {wanted.length:,}"
