@@ -1,6 +1,7 @@
 """Exports against transformers and PEFT themselves."""
 
 import json
+import shutil
 
 import peft
 import pytest
@@ -46,13 +47,14 @@ def test_transformers_computes_the_same_logits(run, tmp_path, qk_norm):
 @pytest.mark.parametrize("layers", [("q_proj",), ("down_proj", "v_proj"), None])
 def test_peft_computes_the_adapter_on_the_dequantized_package(run, tmp_path, layers):
     """With an alpha that is not the rank, on all or some of the layers."""
-    engine = TorchEngine.load(run / "recovery")
+    shutil.copytree(run / "recovery", tmp_path / "recovery")
+    engine = TorchEngine.load(tmp_path / "recovery")
     found = engine._adapters["recovery"]
-    kept = {key: value for key, value in found.state.items() if layers is None or key.split(".")[-2] in layers}
-    Package(run / "recovery" / "model.afm").adapters.save("part", Adapter(kept, 2, 7.0))
-    export_hf(run / "recovery", tmp_path / "hf", kind="f32")
-    export_peft(run / "recovery", tmp_path / "peft", "part")
-    export_hf(run / "recovery", tmp_path / "merged", "part", kind="f32")
+    kept = {key: 0.3 * value for key, value in found.state.items() if layers is None or key.split(".")[-2] in layers}
+    Package(tmp_path / "recovery" / "model.afm").adapters.save("part", Adapter(kept, 2, 7.0))
+    export_hf(tmp_path / "recovery", tmp_path / "hf", kind="f32")
+    export_peft(tmp_path / "recovery", tmp_path / "peft", "part")
+    export_hf(tmp_path / "recovery", tmp_path / "merged", "part", kind="f32")
     tokens = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(0))
     model = engine.use(None)
     bare = model(tokens).detach()
