@@ -37,8 +37,9 @@ Var = Any
 def export_coreml(model: Path, out: Path, adapter: str | None = None, length: int | None = None) -> str:
     """Write the package in `model` to `out`: `model.mlpackage`, the tokenizer, the adapter's inputs; a line on it.
 
-    The program reads `length` tokens at once (LENGTH where None). With an adapter, its matrices are inputs, and `ADAPTER.safetensors` holds
-    their values under the inputs' names, B times alpha / rank. Raises ValueError where `model` is no package.
+    The program reads `length` tokens at once, LENGTH where None. With an adapter, its matrices are inputs, and
+    `ADAPTER.safetensors` holds their values under the inputs' names, B times alpha / rank. Raises ValueError where
+    `model` is no package.
     """
     ct = coremltools()
     package = open_package(latest_model(model))
