@@ -96,7 +96,7 @@ def build(package: Package, lora: Mapping[str, torch.Tensor], length: int) -> An
     from coremltools.converters.mil import Builder as mb  # noqa: N813
     from coremltools.converters.mil.mil import Function, Program, types
 
-    shapes = {"tokens": ((1, length), types.int32)}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"tokens": ((1, length), types.int32)}
     shapes |= {name: (tuple(tensor.shape), types.fp16) for name, tensor in lora.items()}
     inputs = {name: mb.placeholder(shape=shape, dtype=dtype, name=name) for name, (shape, dtype) in shapes.items()}
     program = Program()
