@@ -81,7 +81,7 @@ GOOD = "How many legs have 3 dogs and 2 birds?"
         ("There are 3 dogs.", ["The answer is 16."] * 4, "no_question", "16: 4"),
         ("Find the sum of 3 and 4.", ["The answer is 7."] * 4, None, "7: 4"),
         ("word " * 40 + "?", ["The answer is 7."] * 4, "too_long", "7: 4"),
-        ("Simplify x + x.", ["The answer is 2x.", "The answer is 2*x", "The answer is x + x", "?"], None, "2x: 3"),
+        ("Simplify x + x.", ["The answer is 2x.", "The answer is 2*x", "The answer is (x + x)", "?"], None, "2x: 3"),
     ],
 )
 def test_open_problems_are_judged(text, solutions, reason, told):
