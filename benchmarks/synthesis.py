@@ -7,7 +7,8 @@
 - Samples: drawn evenly over the tasks and the reasons of rejects (`--samples 0` for none; `openafm data samples`).
 - Overlap with each registered benchmark, by a program of its own: shared runs of 13 words, and, where the sources hold
   a sentence encoder, near meanings (cosine of 0.95 or more and the same numbers). The closest pairs are printed.
-- Diversity: distinct 2-grams and 3-grams of kept prompts beside those of the seeds, and topics out of the 71.
+- Diversity: distinct 2-grams and 3-grams of kept prompts beside those of the seeds, how near prompts stay to a seed,
+  and how kept code is spread over the 71 topics.
 - Every kept answer solved again (benchmarks/reverify.py).
 """
 
@@ -73,6 +74,11 @@ def runs(text: str, n: int) -> set[tuple[str, ...]]:
     return {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
 
 
+def encoder_of(sources: Path) -> Embedder | None:
+    folder = sources / "models" / "embedder"
+    return Embedder.load(folder) if (folder / "model.safetensors").exists() else None
+
+
 def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
     """Shared 13-grams of all kept examples with each benchmark, and near meanings of `most` of their prompts."""
     items = [
@@ -84,13 +90,18 @@ def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
     shared = [(row["id"], of[gram]) for row in rows for gram in runs(text_of(row), 13) if gram in of]
     found: dict[str, Any] = {"items": len(items), "benchmarks": len({name for name, _, _ in items})}
     found["sharing_13_grams"] = len({key for key, _ in shared})
+    found["by_benchmark"] = {
+        name: {"items": n, "sharing_13_grams": len({key for key, (of_name, _) in shared if of_name == name})}
+        for name, n in sorted(Counter(name for name, _, _ in items).items())
+    }
     print(f"\n{len(rows):,} kept examples against {found['items']:,} items of {found['benchmarks']} benchmarks")
     print(f"  sharing a run of 13 words: {found['sharing_13_grams']}", *sorted({str(s) for s in shared})[:5])
-    encoder = sources / "models" / "embedder"
-    if not (encoder / "model.safetensors").exists() or not items:
+    for name, counts in found["by_benchmark"].items():
+        print(f"    {name:<16}{counts['items']:>7,} items, {counts['sharing_13_grams']} examples share a run")
+    embedder = encoder_of(sources)
+    if embedder is None or not items:
         print("  meanings: no sentence encoder in these sources (models/embedder)")
         return found
-    embedder = Embedder.load(encoder)
     prompts = sorted({asked(row) for row in rows})
     prompts = random.Random(0).sample(prompts, min(most, len(prompts)))
     cosines = embedder.embed(prompts) @ embedder.embed([text for _, _, text in items]).T
@@ -106,27 +117,64 @@ def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
     return found
 
 
-def diversity(rows: list[Row], solutions: list[Row]) -> dict[str, Any]:
-    """Distinct n-grams of prompts, beside the seeds they grew from, and topics out of the 71."""
-    seeds = yaml.safe_load((reverify.PACKAGE / "code_seeds.yaml").read_text())
-    seed_texts = [row["problem"] for row in seeds]
-    seed_texts += sorted({row["lineage"].split("/", 2)[2] for row in rows if row["lineage"].startswith("rule-")})
+def seed_texts(rows: list[Row]) -> list[str]:
+    """What examples grew from: the problems of the code seeds, and the sums that rules and writers rewrote."""
+    code = [row["problem"] for row in yaml.safe_load((reverify.PACKAGE / "code_seeds.yaml").read_text())]
+    grown = (row["lineage"].split("/", 2) for row in rows if row["lineage"].startswith(("rule-", "writer-")))
+    return code + sorted({parts[2] for parts in grown if parts[1].startswith("math_")})
+
+
+def diversity(rows: list[Row], solutions: list[Row], sources: Path, most: int) -> dict[str, Any]:
+    """Distinct n-grams of prompts beside those of the seeds they grew from, and how near prompts stay to a seed."""
+    seeds = seed_texts(rows)
     found: dict[str, Any] = {}
     print(f"\n{'distinct n-grams':<28}{'texts':>8}{'words':>10}{'2-grams':>10}{'3-grams':>10}{'new 3-grams':>13}")
-    known = {gram for text in seed_texts for gram in runs(text, 3)}
-    groups = {"seeds": seed_texts, "kept prompts": [asked(row) for row in rows]}
-    for task in ("math", "tool", "gym"):
-        groups[f"  {task}_…"] = [asked(row) for row in rows if row["task"].startswith(task)]
+    known = {gram for text in seeds for gram in runs(text, 3)}
+    groups = {"seeds": seeds, "kept prompts": [asked(row) for row in rows + solutions]}
+    for step in sorted({row["step"] for row in rows + solutions}):
+        groups[f"  {step}"] = [asked(row) for row in rows + solutions if row["step"] == step]
+    groups["  written by a model"] = [asked(row) for row in rows + solutions if row["lineage"].startswith("writer")]
     for name, texts in groups.items():
         grams = {n: {gram for text in texts for gram in runs(text, n)} for n in (2, 3)}
         total = sum(len(words(text)) for text in texts)
         new = len(grams[3] - known)
         print(f"{name:<28}{len(texts):>8,}{total:>10,}{len(grams[2]):>10,}{len(grams[3]):>10,}{new:>13,}")
-        found[name.strip()] = {"texts": len(texts), "distinct_2": len(grams[2]), "distinct_3": len(grams[3])}
-    topics = Counter(row["topic"] for row in solutions)
-    everything = (reverify.PACKAGE / "topics.txt").read_text().splitlines()
-    print(f"topics of kept code: {len(topics)} of {len(everything)}; most {topics.most_common(3)}")
-    return found | {"topics": len(topics)}
+        found[name.strip()] = {
+            "texts": len(texts),
+            "distinct_2": len(grams[2]),
+            "distinct_3": len(grams[3]),
+            "new_3": new,
+        }
+    if embedder := encoder_of(sources):
+        prompts = sorted({asked(row) for row in rows + solutions})
+        prompts = random.Random(0).sample(prompts, min(most, len(prompts)))
+        nearest = (embedder.embed(prompts) @ embedder.embed(seeds).T).max(1)
+        told = {f"{q}%": round(float(np.percentile(nearest, q)), 3) for q in (10, 50, 90)}
+        print(
+            f"cosine of {len(prompts):,} prompts to their nearest seed: "
+            + ", ".join(f"{q} {v}" for q, v in told.items())
+        )
+        found["nearest_seed"] = told
+    return found
+
+
+def spread(solutions: list[Row], rejected: list[Row]) -> dict[str, Any]:
+    """How kept code is spread over the 71 topics: evenness is the entropy over that of an even spread."""
+    topics = (reverify.PACKAGE / "topics.txt").read_text().splitlines()
+    kept = Counter(row["topic"] for row in solutions)
+    made = kept + Counter(row["topic"] for row in rejected if "topic" in row)
+    shares = np.array(list(kept.values())) / max(1, kept.total())
+    evenness = float(-(shares * np.log(shares)).sum() / np.log(len(topics))) if len(kept) else 0.0
+    print(f"\ntopics of kept code: {len(kept)} of {len(topics)}, evenness {evenness:.3f} (1 is even)")
+    print(f"  kept most: {', '.join(f'{t} {n}' for t, n in kept.most_common(5))}")
+    print(f"  solutions made a topic: {min((made[t] for t in topics), default=0)} to {max(made.values(), default=0)}")
+    print(f"  none kept: {', '.join(t for t in topics if not kept[t]) or 'no topic'}")
+    return {
+        "topics": len(kept),
+        "of": len(topics),
+        "evenness": evenness,
+        "none_kept": [t for t in topics if not kept[t]],
+    }
 
 
 def main() -> None:
@@ -143,12 +191,18 @@ def main() -> None:
     kept = [
         {**row, "step": name} for name, (folder, _) in steps.items() for row in reverify.read(folder / "examples.jsonl")
     ]
-    solutions = [row for folder, _ in steps.values() for row in reverify.read(folder / "solutions.jsonl")]
+    solutions = [
+        {**row, "step": name}
+        for name, (folder, _) in steps.items()
+        for row in reverify.read(folder / "solutions.jsonl")
+    ]
     synthetic = [row for row in kept if row["origin"] == "synthetic"]
     if options.samples:
         print(*(f"\n[{n}] {sample}" for n, sample in enumerate(samples(options.run, options.samples), 1)), sep="\n")
     found = {"yield": made, "overlap": overlap(synthetic + solutions, options.run / "fetch", options.embedded)}
-    found["diversity"] = diversity(synthetic, solutions)
+    found["diversity"] = diversity(synthetic, solutions, options.run / "fetch", options.embedded)
+    rejected = [row for folder, _ in steps.values() for row in reverify.read(folder / "rejected.jsonl")]
+    found["topics"] = spread(solutions, rejected)
     print("\nSolved again by a second program (benchmarks/reverify.py)")
     summed = reverify.table(reverify.reverify_run(options.run))
     found["reverified"] = dict(summed)

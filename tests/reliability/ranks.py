@@ -63,6 +63,7 @@ def worker(folder: Path) -> None:
     if rank == 0:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "partial")
         (folder / "partial").replace(folder / "weights.safetensors")
+    parallel.leave()
 
 
 class Drill:

@@ -8,7 +8,9 @@ import pytest
 
 from openafm.engine import NativeEngine
 from openafm.engine.native_engine import missing
+from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
+from openafm.model.muparam import initialise
 from openafm.sampling.endpoint import EndpointSampler
 from openafm.sampling.opening import open_sampler
 from openafm.sampling.sampler import EngineSampler, TorchSampler
@@ -17,8 +19,13 @@ PROMPTS = ["the dog", [{"role": "user", "content": "the cat"}], "the cat sat on"
 
 
 @pytest.fixture
-def folder(model, tokenizer_folder, tmp_path):
-    save_model(model, tmp_path / "model", tokenizer_folder)
+def folder(tokenizer, tokenizer_folder, tmp_path):
+    """A model of a shape that the native engine runs too."""
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32,
+        rope_base=500.0, max_length=128,
+    )  # fmt: skip
+    save_model(initialise(Transformer(config), 0), tmp_path / "model", tokenizer_folder)
     return tmp_path / "model"
 
 
@@ -55,7 +62,7 @@ def url(folder):
         thread.join()
 
 
-def test_the_same_call_gives_the_same_answers(folder, url, model, tokenizer, tmp_path):
+def test_the_same_call_gives_the_same_answers(folder, url, tmp_path):
     from openafm.engine import TorchEngine
 
     torch_made = open_sampler(str(folder))
@@ -70,10 +77,10 @@ def test_the_same_call_gives_the_same_answers(folder, url, model, tokenizer, tmp
     found = [s.sample(PROMPTS, **settings) for s in asked]
     shown = [[[(c.text, c.finished) for c in row] for row in rows] for rows in found]
     assert all(each == shown[0] for each in shown)
-    for rows in found:
+    for rows, most in zip(found, (1e-4, 1e-4, 1e-4, 5e-3), strict=False):  # native rounds activations
         for row, expected in zip(rows, found[0], strict=True):
             for made, wanted in zip(row, expected, strict=True):
-                assert made.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+                assert made.logprobs == pytest.approx(wanted.logprobs, abs=most)
     assert len(list((tmp_path / "cache").iterdir())) == 6
 
 

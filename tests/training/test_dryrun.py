@@ -43,7 +43,8 @@ def measure(rank, path, parallelism, precision) -> None:
     """A real step of two micro-batches, the second in a run, so that all state is there."""
     model = initialise(Transformer(CONFIG), 0)
     optimizer = RMSPropMomentum(parameter_groups(model, 128), 0.01)
-    hardware = Hardware(precision=precision, micro_batch_tokens=ROWS * LENGTH)
+    held = ROWS * LENGTH // parallelism.get("context", 1)
+    hardware = Hardware(precision=precision, micro_batch_tokens=held)
 
     def loss(m, b):
         return chunked_next_token(m.hidden(b["inputs"]), m.model.embed_tokens.weight, b["targets"], 1e-6)

@@ -159,21 +159,22 @@ def chat(
 def export(
     model: Annotated[Path, typer.Argument(help="A run's folder or name, a model folder, or an .afm package.")],
     out: Annotated[Path, typer.Option(help="Folder to write; of gguf the file NAME.gguf.")],
-    to: Annotated[str, typer.Option(help="hf: a Hugging Face checkpoint; peft: one adapter; gguf: llama.cpp.")] = "hf",
-    adapter: Annotated[str | None, typer.Option(help="peft: which; else merged into the weights.")] = None,
+    to: Annotated[str, typer.Option(help="hf (Hugging Face), peft (one adapter), gguf (llama.cpp) or coreml.")] = "hf",
+    adapter: Annotated[str | None, typer.Option(help="hf, gguf: merged; peft: which; coreml: as inputs.")] = None,
     kind: Annotated[
         str | None,
         typer.Option("--type", help="hf: bf16 (default), f16, f32; gguf: f16 (default), bf16, f32, q8_0, q4_0."),
     ] = None,
+    length: Annotated[int | None, typer.Option(help="coreml: tokens that the program reads at once; 256.")] = None,
 ) -> None:
-    """Write a model or an adapter for transformers, vLLM, PEFT or llama.cpp.
+    """Write a model or an adapter for transformers, vLLM, PEFT, llama.cpp or Core ML.
 
     Example: openafm export device --to gguf --type q8_0 --adapter recovery --out device.gguf
     """
     with plain_errors():
         from openafm.serving.exporting import export
 
-        typer.echo(export(model if model.exists() else run_folder(model), out, to, adapter, kind))
+        typer.echo(export(model if model.exists() else run_folder(model), out, to, adapter, kind, length))
 
 
 @app.command()

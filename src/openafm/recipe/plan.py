@@ -140,18 +140,19 @@ def dollars(plans: Iterable[Plan], count: int, device: Device) -> float:
 
 def table(plans: list[Plan], count: int, device: Device) -> Table:
     """The plan for the terminal."""
-    numbers = [Column(name, justify="right") for name in ("GB/device", "step", "waiting", "days", "cost")]
-    drawn = Table("step", "model", "tokens", Column("parallelism", no_wrap=True), "rows", *numbers)
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("GB/device", "step", "waiting", "days", "cost")]
+    whole = [Column(name, no_wrap=True) for name in ("model", "tokens")]
+    drawn = Table("step", *whole, "parallelism", "rows", *numbers)
     for found in plans:
         wanted, time = found.work, found.time
         model = f"{wanted.config.parameters / 1e9:.2f}B x {wanted.length:,}"
         if time is None or found.layout is None or found.memory is None:
-            drawn.add_row(wanted.step, model, f"{wanted.tokens:.3g}", "none: see below")
+            drawn.add_row(wanted.step, model, f"{wanted.tokens / 1e9:,.4g}B", "none: see below")
             continue
         drawn.add_row(
             wanted.step,
             model,
-            f"{wanted.tokens:.3g}",
+            f"{wanted.tokens / 1e9:,.4g}B",
             found.layout.text(),
             str(found.layout.rows),
             f"{found.memory.peak / 1e9:.1f}",

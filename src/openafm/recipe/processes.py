@@ -66,6 +66,14 @@ def _call(recipe: Recipe, step: Step, hardware: Hardware, folder: Path) -> None:
     step.signature.function(step.config, context, **step.paths(folder))
 
 
+def leave() -> None:
+    """The run is done: the others go, rank 0 writes its report alone."""
+    if _many():
+        from openafm.training import parallel
+
+        parallel.leave()
+
+
 def settle(hardware: Hardware) -> None:
     """The same number of threads and deterministic kernels on every start: sums are taken in the same order."""
     threads = max(1, hardware.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -89,9 +89,11 @@ def run_to_the_end(
 ) -> None:
     """`run`, then its ending: stage table, report, next commands (`openafm run`); under torchrun on rank 0."""
     if processes.join():
-        return processes.take_part(recipe, runs_dir / recipe.name)
+        processes.take_part(recipe, runs_dir / recipe.name)
+        return processes.leave()
     started = time.monotonic()
     before = run(recipe, runs_dir, command=command, only=only, start=start, until=until, console=console)
+    processes.leave()
     with _disk_errors(runs_dir / recipe.name, recipe):
         finish(runs_dir / recipe.name, recipe, before, time.monotonic() - started, console)
 

@@ -25,6 +25,7 @@ def serve(go: int, source: int) -> None:
     except SystemExit:
         raise
     except BaseException as error:  # told as Python tells it, without our frame
-        error.__traceback__ = error.__traceback__.tb_next
+        frames = error.__traceback__
+        error.__traceback__ = frames and frames.tb_next
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)

@@ -1,7 +1,8 @@
-"""Models and adapters for other programs (`openafm export MODEL --to hf|peft|gguf`).
+"""Models and adapters for other programs (`openafm export MODEL --to hf|peft|gguf|coreml`).
 
 hf: a folder that transformers, vLLM and llama.cpp's converter open as `LlamaForCausalLM`, or `Qwen3ForCausalLM` where
-queries and keys are normalised; a package is dequantized. peft: one of a package's adapters as PEFT saves it.
+queries and keys are normalised; a package is dequantized. peft: one of a package's adapters as PEFT saves it. gguf and
+coreml have modules of their own.
 """
 
 import json
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from openafm.engine.package import open_package
 from openafm.model import ModelConfig
+from openafm.serving.coreml_export import export_coreml
 from openafm.serving.gguf_export import export_gguf
 from openafm.serving.opening import RECOVERY, latest_model, merged, tokenizer_folder
 from openafm.serving.tokenizer_export import write_tokenizer
@@ -20,17 +22,31 @@ from openafm.serving.tokenizer_export import write_tokenizer
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
-def export(model: Path, out: Path, to: str, adapter: str | None = None, kind: str | None = None) -> str:
-    """Write `model` as `to` (hf, peft, gguf) says; a line on it. Raises ValueError for what cannot be."""
+FORMS = ("hf", "peft", "gguf", "coreml")
+
+
+def export(
+    model: Path,
+    out: Path,
+    to: str,
+    adapter: str | None = None,
+    kind: str | None = None,
+    length: int | None = None,
+) -> str:
+    """Write `model` as one of FORMS; a line on it. Raises ValueError for what cannot be."""
+    if to not in FORMS:
+        raise ValueError(f"--to {to}: choose {', '.join(FORMS)}")
+    if kind is not None and to in ("peft", "coreml"):
+        raise ValueError(f"--type {kind}: {to} keeps the package's own types; leave --type out")
+    if length is not None and to != "coreml":
+        raise ValueError(f"--length {length}: only a Core ML program has a fixed length; leave --length out")
     if to == "hf":
         return export_hf(model, out, adapter, kind or "bf16")
     if to == "gguf":
         return export_gguf(model, out, kind or "f16", adapter)
-    if to != "peft":
-        raise ValueError(f"--to {to}: choose hf, peft or gguf")
-    if kind is not None:
-        raise ValueError(f"--type {kind}: an adapter is exported as it is stored, in float16; leave --type out")
-    return export_peft(model, out, adapter or RECOVERY)
+    if to == "peft":
+        return export_peft(model, out, adapter or RECOVERY)
+    return export_coreml(model, out, adapter, length)
 
 
 def export_hf(model: Path, out: Path, adapter: str | None = None, kind: str = "bf16") -> str:

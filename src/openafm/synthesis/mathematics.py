@@ -17,6 +17,7 @@ from openafm.scoring import answers
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected, finish
+from openafm.synthesis.open_problems import OpenConfig, open_problems
 from openafm.synthesis.tasks import Example, Problem
 from openafm.synthesis.writer import Writer, WriterConfig, line
 
@@ -42,6 +43,8 @@ class MathConfig(Config):
     """Names of reasoning-gym generators to draw from as well (package `reasoning_gym`)."""
     writer: WriterConfig | None = None
     """A writer other than the sources' model."""
+    open: OpenConfig | None = None
+    """Problems that the writer makes up itself, for writers strong enough to solve them; none unless set."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,10 @@ def math_data(config: MathConfig, context: Context, *, sources: Path) -> Metrics
     rng = random.Random(f"{context.seed}/math_data")
     seeds = _seeds(max(config.seeds, config.written), rng)
     _by_rule(config, seeds, collected, rng)
-    writer = Writer.open(sources, context, config.written > 0, config.writer)
-    if writer.present:
+    wanted = config.written > 0 or config.open is not None
+    writer = Writer.open(sources, context, wanted, config.writer)
+    if writer.present and config.written:
         _by_writer(config, seeds[-config.written :], collected, writer, rng)
+    if writer.present and config.open:
+        open_problems(config.open, writer, collected, rng)
     return finish(context, collected, writer.used)

@@ -45,6 +45,15 @@ def start() -> int:
     return processes
 
 
+def leave() -> None:
+    """The end of `start`'s processes: left to Python's own end, their groups' threads abort it now and then."""
+    if distributed.is_initialized():
+        distributed.barrier(group=waiting_group())
+        waiting_group.cache_clear()
+        device_mesh.cache_clear()
+        distributed.destroy_process_group()
+
+
 def rank() -> int:
     """This process's number, 0 where it is alone."""
     return distributed.get_rank() if distributed.is_initialized() else 0
