@@ -50,7 +50,9 @@ class Plan:
         return self.work.tokens / self.work.batch_tokens * self.time.seconds / DAY if self.time else 0.0
 
 
-def plan(recipe: Recipe, count: int, kind: str, tell: Callable[[str], None] = str) -> tuple[Device, list[Plan]]:
+def plan(
+    recipe: Recipe, count: int, kind: str, tell: Callable[[str], None] = lambda what: None
+) -> tuple[Device, list[Plan]]:
     """Plan every training step of the recipe; `tell` hears of each dry run, seconds of one core, before it is done.
 
     Raises ValueError for an unknown device, or a recipe that trains none.
