@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe, count: int, kind: str, tell: Callable[[str], None] = lambda _: None
+    recipe: Recipe, count: int, kind: str, tell: Callable[[str], None] = lambda what: None
 ) -> tuple[Device, list[Plan]]:
     """Plan every training step of the recipe; `tell` hears of each dry run, seconds of one core, before it is done.
 

@@ -41,8 +41,27 @@ def start() -> int:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        backend, number = "cpu:gloo,cuda:nccl" if cuda else "gloo", int(os.environ["RANK"])
+        distributed.init_process_group(backend, store=_store(), rank=number, world_size=processes)
     return processes
+
+
+def _store() -> distributed.Store:
+    """Where the processes find one another.
+
+    torchrun keeps its store over restarts, and with it the addresses of processes that have died: who reads them waits
+    for ever. One node's restarts are numbered; nodes count each their own, so there torchrun has to make it anew.
+    """
+    one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and not one_node and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "processes on several nodes do not find one another after a restart while torchrun keeps its store: start "
+            "it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or with --max-restarts 0"
+        )
+    store, _, _ = next(distributed.rendezvous("env://"))
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else ""
+    return distributed.PrefixStore(f"restart-{restart}", store)
 
 
 def leave() -> None:
