@@ -9,7 +9,7 @@ from openafm.sampling.sampler import Completion
 from openafm.scoring import checks
 from openafm.synthesis import mathematics
 from openafm.synthesis.items import Collected
-from openafm.synthesis.open_problems import OpenConfig, Posed, ballot, first, judge_open, open_problems
+from openafm.synthesis.open_problems import OpenConfig, Posed, ballot, ending, first, judge_open, open_problems
 from openafm.synthesis.writer import Writer
 
 CONFIG = OpenConfig(problems=3, rounds=1, solutions=4, max_words=30)
@@ -81,6 +81,7 @@ GOOD = "How many legs have 3 dogs and 2 birds?"
         ("There are 3 dogs.", ["The answer is 16."] * 4, "no_question", "16: 4"),
         ("Find the sum of 3 and 4.", ["The answer is 7."] * 4, None, "7: 4"),
         ("word " * 40 + "?", ["The answer is 7."] * 4, "too_long", "7: 4"),
+        (GOOD, ["So the answer is red. The answer is red. Yes"] * 4, "answer_check", "red: 4"),
         ("Simplify x + x.", ["The answer is 2x.", "The answer is 2*x", "The answer is (x + x)", "?"], None, "2x: 3"),
     ],
 )
@@ -89,6 +90,19 @@ def test_open_problems_are_judged(text, solutions, reason, told):
     assert found == reason and votes.startswith(told)
     if reason is None:
         assert checks.passes(row, row["answer"])
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("The answer is 16. The answer is 18. And so on.", "18"), ("The answer is: **3/4**.", "3/4"), ("It is 4.", ""),
+        ("so the answer is 60 + 60 = 120 feet.", "120"), ("The answer is $1.10 in all", "$1.10"), ("The answer is", ""),
+        ("The answer is x + 1.", "x + 1"), ("The answer is (1, 2).", "(1, 2)"),
+        ("The answer is red birds", "red birds"),
+    ],
+)  # fmt: skip
+def test_a_solution_ends_with_its_answer(solution, answer):
+    assert ending(solution) == answer
 
 
 def test_a_problem_that_did_not_change_is_no_new_one():

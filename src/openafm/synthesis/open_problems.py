@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from openafm.scoring import answers
+from openafm.scoring import answers, checks
 from openafm.stage import Config
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected
@@ -22,7 +22,8 @@ EVOLVED = ("deeper", "wider")
 _NEXT = re.compile(r"\n\s*\n|\n(?=(?:Topic|Problem|Harder|New|Solution)\b)")
 """Where what a model wrote ends and its next example begins."""
 _ASKING = re.compile(r"\?\s*$|^(?:Find|Compute|Calculate|Determine|Evaluate|Simplify|Solve)\b", re.M)
-_ENDING = re.compile(r"[Tt]he answer is:?\s*\**\s*([^\n]+)")
+_ENDING = re.compile(r"[Tt]he answer is\b:?\s*")
+_WITH_UNIT = re.compile(r"(\$?-?\d[\d,./]*%?) [A-Za-z ]+")
 
 
 class OpenConfig(Config):
@@ -106,11 +107,13 @@ def judge_open(config: OpenConfig, posed: Posed, solutions: list[str]) -> tuple[
     votes = ballot(solutions)
     answer, supporters = votes[0] if votes else ("", [])
     kind = "number" if answers.number(answer) is not None else "text"
-    worked = min(supporters, key=lambda text: (len(text), text), default="")
-    problem = Problem(posed.text, worked, posed.root, {"kind": kind, "answer": answer})
-    row = tasks.example("math_open", problem, lineage=posed.lineage)
+    check = {"kind": kind, "answer": answer}
+    read = [text for text in supporters if checks.passes({"check": check}, text)]  # as training will read it
+    worked = min(read or supporters, key=lambda text: (len(text), text), default="")
+    row = tasks.example("math_open", Problem(posed.text, worked, posed.root, check), lineage=posed.lineage)
     told = " | ".join(f"{said}: {len(texts)}" for said, texts in votes) or "no solution says what its answer is"
-    return row, _reason(config, posed, len(supporters), len(solutions)), told
+    reason = _reason(config, posed, len(supporters), len(solutions))
+    return row, reason or (None if read else "answer_check"), told
 
 
 def _reason(config: OpenConfig, posed: Posed, agreeing: int, solutions: int) -> str | None:
@@ -129,13 +132,22 @@ def ballot(solutions: list[str]) -> list[tuple[str, list[str]]]:
     """Answers with the solutions that end with them, most first; equal numbers, lists and algebra are one answer."""
     found: list[tuple[str, list[str]]] = []
     for solution in solutions:
-        said = _ENDING.findall(solution)
-        if not said:
+        answer = ending(solution)
+        if not answer:
             continue
-        answer = said[-1].strip().rstrip(".*").strip()
         same = next((texts for known, texts in found if answers.equal(known, answer)), None)
         if same is None:
             found.append((answer, [solution]))
         else:
             same.append(solution)
     return sorted(found, key=lambda pair: -len(pair[1]))
+
+
+def ending(solution: str) -> str:
+    """What a solution ends with after its last "The answer is", without its unit; empty where it says no such thing."""
+    _, *said = _ENDING.split(solution)
+    if not said:
+        return ""
+    sentence = re.split(r"[.!]\s", said[-1], maxsplit=1)[0].strip(" .*").rpartition("=")[2].strip()
+    with_unit = _WITH_UNIT.fullmatch(sentence)
+    return with_unit[1] if with_unit else sentence
