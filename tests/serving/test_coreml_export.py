@@ -103,7 +103,7 @@ def test_the_saved_program_computes_the_packages_logits(run, tmp_path, adapter):
     computed = compute(read(tmp_path / "out" / "model.mlpackage"), inputs)
     torch.testing.assert_close(computed, expected.detach(), atol=1e-4, rtol=1e-4)
     rounded = compute(read(tmp_path / "out" / "model.mlpackage"), inputs, rounded=True)
-    assert 0 < (rounded - expected).abs().max() < 0.02 * expected.std()
+    assert 0 < (rounded - expected).abs().mean() < 0.01 * expected.std()  # float16 as on the device
 
 
 def test_the_program_holds_indices_and_tables_as_they_are(run, tmp_path):

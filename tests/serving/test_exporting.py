@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from openafm.adapters.lora import load_adapter
 from openafm.adapters.store import Adapter
 from openafm.engine import Package, TorchEngine
-from openafm.model.checkpoint import load_model
-from openafm.serving.exporting import export, export_hf, export_peft
+from openafm.model import Transformer
+from openafm.model.checkpoint import load_model, save_model
+from openafm.serving.exporting import _targets, export, export_hf, export_peft
 from openafm.serving.tokenizer_export import byte_fallback_bpe
 from openafm.tokenizer import load
 
@@ -30,9 +31,6 @@ def test_transformers_computes_the_same_logits(run, tmp_path, qk_norm):
     model = load_model(run / "teacher").requires_grad_(False)
     folder = run / "teacher"
     if not qk_norm:
-        from openafm.model import Transformer
-        from openafm.model.checkpoint import save_model
-
         plain = Transformer(model.config.model_copy(update={"qk_norm": False})).requires_grad_(False)
         plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
         model, folder = plain.eval(), tmp_path / "plain"
@@ -68,10 +66,8 @@ def test_peft_computes_the_adapter_on_the_dequantized_package(run, tmp_path, lay
         torch.testing.assert_close(adapted(tokens).logits.detach(), bare, atol=2e-4, rtol=1e-3)
 
 
-def test_an_adapter_of_few_layers_names_them_alone(tmp_path, run):
+def test_an_adapter_of_few_layers_names_them_alone():
     """Else PEFT would put fresh matrices on the others of that kind."""
-    from openafm.serving.exporting import _targets
-
     every = {f"model.layers.{i}.self_attn.{kind}" for i in range(3) for kind in ("q_proj", "k_proj")}
     assert _targets(every, every) == ["k_proj", "q_proj"]
     some = {"model.layers.1.self_attn.q_proj", "model.layers.2.self_attn.q_proj"}
@@ -112,3 +108,12 @@ def test_config_names_the_stored_type(run, tmp_path):
     for kind, name in (("bf16", "bfloat16"), ("f16", "float16")):
         export_hf(run / "teacher", tmp_path / kind, kind=kind)
         assert json.loads((tmp_path / kind / "config.json").read_text())["torch_dtype"] == name
+
+
+def test_weights_beyond_float16_are_refused(run, tmp_path):
+    model = load_model(run / "teacher").requires_grad_(False)
+    model.model.norm.weight[3] = 1e6
+    save_model(model, tmp_path / "large", run / "teacher")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has weights that f16 cannot hold"):
+        export_hf(tmp_path / "large", tmp_path / "x", kind="f16")
+    assert not (tmp_path / "x").exists()

@@ -55,8 +55,11 @@ def export_hf(model: Path, out: Path, adapter: str | None = None, kind: str = "b
         raise ValueError(f"--type {kind}: a Hugging Face checkpoint takes {', '.join(DTYPES)}")
     dtype = DTYPES[kind]
     found, transformer = merged(model, adapter)
-    out.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().to(dtype) for name, tensor in transformer.state_dict().items()}
+    beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if beyond:
+        raise ValueError(f"{beyond[0]} has weights that {kind} cannot hold: use --type f32")
+    out.mkdir(parents=True, exist_ok=True)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(hugging_face_config(transformer.config, dtype), indent=1) + "\n")
     write_tokenizer(tokenizer_folder(found), out)
