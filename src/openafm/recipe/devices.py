@@ -161,6 +161,6 @@ def least_bytes(config: ModelConfig, layout: Layout, length: int) -> float:
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     block = 12 * config.d_model + (8 * config.d_ff + 8 * queries + (2 + 4 * p.context) * keys) / p.tensor
     kept = 4 * config.d_model if p.recompute else block
-    head = (12 if p.shard * p.context > 1 else 8) * config.embedding_parameters
-    head += 8 * min(tokens, CHUNK) * config.vocab_size
+    whole = (12 if p.shard * p.context > 1 else 8) * config.embedding_parameters
+    head = whole + 8 * min(tokens, CHUNK) * config.vocab_size
     return state + tokens * (config.n_layers - 1) * kept + max(tokens * block, tokens * kept + head)
