@@ -93,8 +93,8 @@ def bounded(path, *arguments):
 BOUNDED = {
     "small": ("nano-teacher", {"shard": 1}, 2, 1024),
     "small, recomputed": ("nano-teacher", {"shard": 1, "recompute": True}, 2, 1024),
+    "by tensors, recomputed": ("proxy", {"shard": 64, "tensor": 2, "recompute": True}, 1, 4096),
     "AFM's long step": ("afm-on-device", {"shard": 64, "context": 4, "tensor": 2}, 1, 32_768),
-    "AFM's core step": ("afm-on-device", {"shard": 512}, 2, 4096),
 }
 
 
@@ -104,4 +104,4 @@ def test_what_is_not_tried_would_not_fit(name, tmp_path):
     layout = Layout(Parallelism(**parallelism), rows)
     forked(bounded, tmp_path / "bytes.json", PRESETS[preset], layout, length)
     peak, least = json.loads((tmp_path / "bytes.json").read_text())
-    assert 0.5 * peak < least < peak
+    assert 0.7 * peak < least < peak

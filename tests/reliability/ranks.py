@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -135,12 +136,15 @@ class Drill:
     def elastic(self, processes: int, count: int) -> str:
         """Kill one rank; torchrun starts all anew, and training goes on by itself."""
         reference, seconds = self.unbroken(processes)
-        for _ in range(count):
+        killed = 0
+        while killed < count:
             run = self.fresh()
             process = self.start(run, processes, restarts=3)
             self.wait_for(run / "began-0", process)
             time.sleep(self.rng.uniform(0.2, 0.8) * seconds)
-            os.kill(int((run / f"pid-{self.rng.randrange(processes)}").read_text()), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # done before its time
+                os.kill(int((run / f"pid-{self.rng.randrange(processes)}").read_text()), signal.SIGKILL)
+                killed += 1
             assert process.wait() == 0, (run / "log.txt").read_text()
             assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
         return f"{count} runs with a rank killed went on from the last checkpoint: bit-identical weights"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from openafm.model import ModelConfig
 from openafm.stage import Parallelism
+from openafm.training.losses import CHUNK
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,15 @@ def least_bytes(config: ModelConfig, layout: Layout, length: int) -> float:
     """A step takes at least this on a device: what need not be tried in a dry run.
 
     A layer keeps for each token the float32 residuals, the norms' results, queries, mixed values, keys and values (the
-    gathered ones too), and of the FFN gate, up, SiLU and product, all but the residuals in bfloat16.
+    gathered ones too), and of the FFN gate, up, SiLU and product, all but the residuals in bfloat16. The loss finds all
+    layers' beside the whole output matrix, its bfloat16 copy, its gradient and a part of it, and a chunk of logits.
     """
     p = layout.parallelism
     tokens = layout.rows * length / p.context
     state = 16 * config.parameters / (p.shard * p.context * p.tensor)
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     block = 12 * config.d_model + (8 * config.d_ff + 8 * queries + (2 + 4 * p.context) * keys) / p.tensor
-    kept = (config.n_layers - 1) * (4 * config.d_model if p.recompute else block) + block
-    return state + tokens * kept
+    kept = 4 * config.d_model if p.recompute else block
+    whole = (12 if p.shard * p.context > 1 else 8) * config.embedding_parameters
+    head = whole + 8 * min(tokens, CHUNK) * config.vocab_size
+    return state + tokens * (config.n_layers - 1) * kept + max(tokens * block, tokens * kept + head)
