@@ -23,7 +23,6 @@ CASES = {
     "shard 2, bfloat16": (2, {}, "bfloat16"),
     "shard 2 x tensor 2": (4, {"tensor": 2}, "float32"),
     "context 2": (2, {"context": 2}, "float32"),
-    "context 2, recomputed, bfloat16": (2, {"context": 2, "recompute": True}, "bfloat16"),
 }
 
 
