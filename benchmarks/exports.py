@@ -43,11 +43,12 @@ def main() -> None:
             export(Path(o.model), path, "gguf", o.adapter or None, kind)
             megabytes = path.stat().st_size / 1e6
             theirs, same = compute(path, tokens, text, tokenizer.encode(text))
-        apart = float(np.log(perplexity(theirs, tokens)) - np.log(perplexity(ours, tokens)))
+        found_there = perplexity(theirs, tokens)
+        apart = float(np.log(found_there) - np.log(perplexity(ours, tokens)))
         largest = float((theirs - ours).abs().max())
-        detail[kind] = {"megabytes": megabytes, "perplexity": perplexity(theirs, tokens), "nats": apart}
+        detail[kind] = {"megabytes": megabytes, "perplexity": found_there, "nats": apart}
         detail[kind] |= {"largest_logit_difference": largest, "same_tokens": same}
-        row = (f"{megabytes:.1f}", f"{perplexity(theirs, tokens):.4f}", f"{apart:+.5f}", f"{largest:.2g}", str(same))
+        row = (f"{megabytes:.1f}", f"{found_there:.4f}", f"{apart:+.5f}", f"{largest:.2g}", str(same))
         table.add_row(kind, *row)
     Console().print(table)
     if o.json:

@@ -26,7 +26,8 @@ import yaml
 import reverify
 from harness import machine
 from openafm.sampling.embedding import Embedder
-from openafm.synthesis.samples import STAGES, samples
+from openafm.synthesis.items import MAKERS
+from openafm.synthesis.samples import samples
 
 Row = dict[str, Any]
 NEAR = 0.95
@@ -37,7 +38,7 @@ def steps_of(run: Path) -> dict[str, tuple[Path, Row]]:
     found = {}
     for path in sorted(run.glob("*/manifest.json")):
         manifest = json.loads(path.read_text())
-        if manifest["stage"] in STAGES:
+        if manifest["stage"] in MAKERS:
             found[path.parent.name] = path.parent, manifest
     return found
 

@@ -204,3 +204,6 @@ def test_pages_of_a_file_and_of_an_archive(tmp_path):
     assert [(url, page.text) for url, page in ingest.pages_of(tmp_path / "a.warc")] == [
         ("https://a.example/peas", "Peas climb, too, and want something to hold on to.")
     ]
+    (tmp_path / "page.html").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 20)
+    with pytest.raises(ValueError, match=r"page\.html"):
+        list(ingest.pages_of(tmp_path / "page.html"))

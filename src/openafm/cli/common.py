@@ -53,13 +53,6 @@ def terminal() -> "Console":
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
-def error_terminal() -> "Console":
-    """For what goes on meanwhile: it stays out of what a script reads, and is shown at a terminal only."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def run_folder(run: Path) -> Path:
     """The run's folder by its path or its name."""
     for folder in (run, RUNS / run):

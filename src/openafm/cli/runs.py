@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, error_terminal, plain_errors, run_folder, terminal
+from openafm.cli.common import RUNS, AsJson, Run, RunsDir, app, plain_errors, run_folder, terminal
 
 
 @app.command()
@@ -70,10 +70,12 @@ def plan(
     Example: openafm plan afm-on-device --devices 512 --device H100
     """
     with plain_errors():
+        from rich.console import Console
+
         from openafm.recipe import plan as planning
         from openafm.recipe import recipe as recipes
 
-        with error_terminal().status("") as shown:
+        with Console(stderr=True).status("") as shown:  # out of what a script reads
             kind, plans = planning.plan(recipes.load(recipe, set_), devices, device, shown.update)
         if json_:
             typer.echo(json.dumps(planning.as_json(plans, devices, kind), indent=1))

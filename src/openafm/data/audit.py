@@ -5,16 +5,19 @@ The same seed draws the same documents, evenly over the reasons asked for; perso
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import xxhash
 
 from openafm.data import documents, pii
 from openafm.data.documents import Row
 
+T = TypeVar("T")
 SHOWN = 400
 """Characters of a document's beginning that are shown."""
 
@@ -64,17 +67,22 @@ def rejects(run: Path, stage: str = "", reason: str = "", count: int = 20, seed:
             kept = by_reason[row["stage"], row["reason"]]
             kept.append(row)
             if len(kept) >= 4 * count + 64:  # memory stays small, however many there are
-                kept[:] = _drawn(kept, count, seed)
+                kept[:] = nsmallest(count, kept, key=lambda row: _place(seed, row))
     if not by_reason:
         raise ValueError(f"{table} dropped nothing by this; there are {', '.join(sorted(there)) or 'no drops at all'}")
-    drawn = [_drawn(found, count, seed) for _, found in sorted(by_reason.items())]
-    turns = (row for turn in zip_longest(*drawn) for row in turn if row is not None)
-    chosen = sorted(islice(turns, count), key=lambda row: (row["stage"], row["reason"], row["url"]))
-    return [_shown(row) for row in chosen]
+    chosen = evenly((found for _, found in sorted(by_reason.items())), count, lambda row: _place(seed, row))
+    return [_shown(row) for row in sorted(chosen, key=lambda row: (row["stage"], row["reason"], row["url"]))]
 
 
-def _drawn(found: list[Row], count: int, seed: int) -> list[Row]:
-    return nsmallest(count, found, key=lambda row: xxhash.xxh3_64_intdigest(f"{seed}/audit/{row['id']}".encode()))
+def evenly(groups: Iterable[list[T]], count: int, place: Callable[[T], int]) -> list[T]:
+    """At most `count` items, an even share of each group, those of the lowest `place` first."""
+    drawn = [nsmallest(count, found, key=place) for found in groups]
+    turns = (each for turn in zip_longest(*drawn) for each in turn if each is not None)
+    return list(islice(turns, count))
+
+
+def _place(seed: int, row: Row) -> int:
+    return xxhash.xxh3_64_intdigest(f"{seed}/audit/{row['id']}".encode())
 
 
 def _shown(row: Row) -> Reject:

@@ -67,10 +67,7 @@ def read_benchmarks(folder: Path, index: NgramIndex) -> dict[str, dict[str, int]
     Raises ValueError naming file and line of a broken item.
     """
     counts = dict[str, dict[str, int]]()
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise ValueError(f"{folder} holds no benchmark (*.jsonl): nothing could be decontaminated against")
-    for path in paths:
+    for path in sorted(folder.glob("*.jsonl")):
         count = {"items": 0, "ngrams": 0, "too_short": 0}
         for number, item in jsonl.numbered(path.read_bytes(), str(path)):
             try:
@@ -159,6 +156,8 @@ def decontaminate(config: DecontaminateConfig, context: Context, *, documents: P
     """
     index, folder, there = config.index(), sources / "benchmarks", parts(documents)
     benchmarks = read_benchmarks(folder, index)
+    if not benchmarks:
+        raise ValueError(f"{folder} holds no benchmark (*.jsonl): nothing could be decontaminated against")
     light = is_light(there)
     found = context.scratch / "hits"
     found.mkdir(exist_ok=True)

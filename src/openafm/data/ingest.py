@@ -110,9 +110,18 @@ def _body(text: str, content_type: str, url: str) -> Extraction:
 
 
 def pages_of(path: Path) -> Iterator[tuple[str, Extraction]]:
-    """Address and body of each page of an archive, or of one HTML file; what cannot be read is left out."""
-    archive = suffix(path) in ARCHIVES
-    for page in pages(path) if archive else [Page(str(path), 200, "text/html", None, path.read_bytes())]:
+    """Address and body of each page of an archive, what cannot be read left out, or of one HTML file.
+
+    Raises ValueError for a file that is no text.
+    """
+    if suffix(path) not in ARCHIVES:
+        try:
+            text = decode(path.read_bytes(), None)
+        except UndecodableError as error:
+            raise ValueError(f"{path}: {error}") from error
+        yield str(path), _body(text, "text/html", str(path))
+        return
+    for page in pages(path):
         if not page.reject and not is_robots(page.url):
             with suppress(UndecodableError):
                 yield page.url, _body(decode(page.body, page.charset), page.content_type, page.url)

@@ -135,8 +135,7 @@ def _screen_shards(part: Path, out: Path, kept: dict[str, list[bool]]) -> None:
 def screen(config: ScreenConfig, context: Context, *, parts: dict[str, Path], sources: Path) -> Metrics:
     """Write a folder a part, with the files that it came with and without the rows that a filter shuts out."""
     words, index = safety.load_words(sources / "words"), DecontaminateConfig().index()
-    folder = sources / "benchmarks"
-    benchmarks = read_benchmarks(folder, index) if any(folder.glob("*.jsonl")) else {}  # a recipe may fetch none
+    benchmarks = read_benchmarks(sources / "benchmarks", index)  # a recipe may fetch none
     people = load_people(config.person_model)
     counts: dict[str, Counter[str]] = {}
     for name, part in context.track(parts.items(), "parts screened", len(parts)):

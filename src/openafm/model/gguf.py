@@ -88,6 +88,12 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Give the rows of q and k, (heads * head_dim, in), the order that llama.cpp's `llama` turns them in."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
     """float32 to the bits of bfloat16 (uint16), ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)

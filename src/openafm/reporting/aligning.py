@@ -17,9 +17,7 @@ from openafm.reporting.document import (
     percent,
     share_cell,
 )
-
-MAKERS = ("math_data", "tool_data", "code_data", "human_data", "summaries")
-"""The stages that make examples."""
+from openafm.synthesis.items import MAKERS
 
 
 def mixture_of(artifacts: Artifacts) -> dict[str, Any]:

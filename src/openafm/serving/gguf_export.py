@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from numpy.typing import NDArray
 
 from openafm.model import ModelConfig
-from openafm.model.gguf import NAMES
+from openafm.model.gguf import NAMES, permute
 from openafm.serving.opening import merged, tokenizer_folder
 from openafm.tokenizer import load
 
@@ -90,12 +90,7 @@ def llama_order(name: str, weight: NDArray[np.float32], config: ModelConfig) -> 
     `qwen3` turns them as we do. `weight` is (heads * head_dim, in), or any other tensor, which stays as it is.
     """
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(name.split(".")[-2])
-    if heads is None or config.qk_norm:
-        return weight
-    rows, columns = weight.shape
-    return np.ascontiguousarray(
-        weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    return weight if heads is None or config.qk_norm else np.ascontiguousarray(permute(weight, heads))
 
 
 def _stored_type(name: str, tensor: NDArray[np.float32], kind: str) -> GGMLQuantizationType:

@@ -10,6 +10,8 @@ from openafm.data.dedup import near_duplicates
 from openafm.stage import Context, Metrics
 from openafm.synthesis.tasks import Example
 
+MAKERS = ("math_data", "tool_data", "code_data", "human_data", "summaries")
+"""The stages that make examples."""
 NEAR = 0.8
 """Jaccard similarity of word 5-grams from which on two prompts are near copies."""
 

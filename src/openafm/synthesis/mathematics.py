@@ -220,8 +220,7 @@ def _from_gym(config: MathConfig, seed: int) -> list[Example]:
         for entry in reasoning_gym.create_dataset(name, seed=seed, size=config.per_task):
             prompt, answer = entry["question"].strip(), str(entry["answer"])
             if len(prompt.split()) <= config.max_words:
-                kind = "number" if answers.number(answer) is not None else "text"
-                problem = Problem(prompt, answer, prompt, {"kind": kind, "answer": answer})
+                problem = tasks.answered(prompt, answer, prompt)
                 found.append(tasks.example(f"gym_{name}", problem, lineage="reasoning-gym"))
     return found
 

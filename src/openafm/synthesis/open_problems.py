@@ -7,7 +7,7 @@ times; the answer that more than a set share of the solutions end with is kept, 
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from openafm.scoring import answers, checks
 from openafm.stage import Config
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected
-from openafm.synthesis.tasks import Example, Problem
+from openafm.synthesis.tasks import Example
 from openafm.synthesis.writer import Writer
 
 EVOLVED = ("deeper", "wider")
@@ -106,11 +106,10 @@ def judge_open(config: OpenConfig, posed: Posed, solutions: list[str]) -> tuple[
     """Make an example of a problem and its solutions; say why it is rejected (None when kept), and how they voted."""
     votes = ballot(solutions)
     answer, supporters = votes[0] if votes else ("", [])
-    kind = "number" if answers.number(answer) is not None else "text"
-    check = {"kind": kind, "answer": answer}
-    read = [text for text in supporters if checks.passes({"check": check}, text)]  # as training will read it
+    problem = tasks.answered(posed.text, answer, posed.root)
+    read = [text for text in supporters if checks.passes({"check": problem.check}, text)]  # as training will read it
     worked = min(read or supporters, key=lambda text: (len(text), text), default="")
-    row = tasks.example("math_open", Problem(posed.text, worked, posed.root, check), lineage=posed.lineage)
+    row = tasks.example("math_open", replace(problem, answer=worked), lineage=posed.lineage)
     told = " | ".join(f"{said}: {len(texts)}" for said, texts in votes) or "no solution says what its answer is"
     reason = _reason(config, posed, len(supporters), len(solutions))
     return row, reason or (None if read else "answer_check"), told

@@ -7,16 +7,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import nsmallest
-from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from openafm import jsonl
+from openafm.data.audit import evenly
+from openafm.synthesis.items import MAKERS
 
-STAGES = ("math_data", "tool_data", "code_data", "human_data", "summaries")
 SHOWN = 600
 """Characters of a turn that are shown."""
 
@@ -55,7 +54,7 @@ def samples(run: Path, count: int = 200, only: str = "", step: str = "", seed: i
     """
     if only not in ("", "kept", "rejected"):
         raise ValueError(f"--only {only}: use kept or rejected")
-    steps = sorted(path.parent for path in run.glob("[!.]*/manifest.json") if _stage(path) in STAGES)
+    steps = sorted(path.parent for path in run.glob("[!.]*/manifest.json") if _stage(path) in MAKERS)
     groups: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
     for folder in steps:
         for sample in _of(folder):
@@ -65,9 +64,8 @@ def samples(run: Path, count: int = 200, only: str = "", step: str = "", seed: i
     if not groups:
         there = ", ".join(folder.name for folder in steps) or "none: `openafm run synthesis` makes some"
         raise ValueError(f"{run} has no such examples; steps that made any: {there}")
-    drawn = [nsmallest(count, found, key=lambda s: _place(seed, s)) for _, found in sorted(groups.items())]
-    turns = (each for turn in zip_longest(*drawn) for each in turn if each is not None)
-    return sorted(islice(turns, count), key=lambda s: (s.step, bool(s.reason), s.reason, s.task, s.id))
+    chosen = evenly((found for _, found in sorted(groups.items())), count, lambda s: _place(seed, s))
+    return sorted(chosen, key=lambda s: (s.step, bool(s.reason), s.reason, s.task, s.id))
 
 
 def _stage(manifest: Path) -> str:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from openafm.scoring import answers
 from openafm.scoring.toolcalls import TOOLS, WEEKDAYS, Tool
 
 NO_TOOL = "No tool needed."
@@ -41,6 +42,12 @@ def number(prompt: str, answer: int, key: str) -> Problem:
 def text(prompt: str, answer: str, key: str) -> Problem:
     """A problem whose answer is one exact text, case and spacing aside."""
     return Problem(prompt, answer, key, {"kind": "text", "answer": answer})
+
+
+def answered(prompt: str, answer: str, key: str) -> Problem:
+    """A problem whose answer is a number or a text, whichever it looks like."""
+    kind = "number" if answers.number(answer) is not None else "text"
+    return Problem(prompt, answer, key, {"kind": kind, "answer": answer})
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ the same files, so `load` takes either. Special tokens only ever come from `rend
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ class Tokenizer(Protocol):
         """Tokens of a conversation under the model's chat template; see `openafm.tokenizer.chat`."""
 
 
-class _Special:
+class _Special(ABC):
     """Special tokens and the chat template, read from `tokenizer_config.json`."""
 
     def __init__(self, config: dict[str, Any], special: dict[str, int], source: Path) -> None:
@@ -50,8 +51,9 @@ class _Special:
         self._template = config["chat_template"]
         self._names = {"bos_token": config["bos"], "eos_token": config["eos"], "pad_token": config["pad"]}
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """As `Tokenizer` has it."""
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Tokens of a conversation; contents cannot inject special tokens."""

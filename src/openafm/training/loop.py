@@ -62,18 +62,13 @@ def train(
     done and has to write into `context.scratch`, for a resumed run does not pass it again. Steps whose gradient is not
     finite, or wild, are skipped and told; raises ValueError when too many are in a row.
     """
-    device = torch.device(context.hardware.device)
-    model.to(device).train()
+    model.to(context.hardware.device).train()
     devices = Devices(model, loss, optimizer, context.hardware, context.parallelism)
     checkpoints = Checkpoints((context.shared or context.scratch) / label, devices.network, optimizer)
     at = checkpoints.load(context.warn)
     watch = Watch(at.alarms, context.warn, label)
-    alone = devices.network is model
-    blocks = (
-        compile_blocks(model, len(batches) * _tokens(batches[0]), context.hardware)
-        if alone and context.hardware.compile
-        else []
-    )
+    tokens = len(batches) * _tokens(batches[0])
+    blocks = compile_blocks(model, tokens, context.hardware) if devices.network is model else []
     started, resumed = time.monotonic(), at.tokens
     try:
         while at.step < len(batches):
@@ -83,8 +78,7 @@ def train(
             batch = batches[at.step]
             size = _tokens(batch)
             optimizer.scale = schedule(at.tokens + size)
-            due = checkpoints.due(checkpoint_seconds)
-            value, metrics, due = _accumulate(devices, batch, context.hardware, due)
+            value, metrics, due = _accumulate(devices, batch, context.hardware, checkpoints.due(checkpoint_seconds))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             at.step, at.tokens = at.step + 1, at.tokens + size
@@ -103,20 +97,20 @@ def train(
     finally:
         checkpoints.close()
         plain_blocks(blocks)
+    devices.end()
+    model.eval()
+    return _curve(context, label, at, at.tokens - resumed, time.monotonic() - started)
+
+
+def _curve(context: Context, label: str, at: Position, tokens: int, seconds: float) -> list[Record]:
+    """The curve; speed and alarms become notes, outside every digest. Raises ValueError where no loss was finite."""
     if not at.records:
         raise ValueError(f"no step of {label} had a finite loss: lower the learning rate (lr) of this step")
-    devices.end()
-    _note(context, label, at, at.tokens - resumed, time.monotonic() - started)
-    model.eval()
-    return at.records
-
-
-def _note(context: Context, label: str, at: Position, tokens: int, seconds: float) -> None:
-    """Speed and alarms, outside every digest."""
     if tokens:
         context.note(**{f"{label}_tokens_per_second": round(tokens / seconds, 1)})
     if at.alarms:
         context.note(**{f"{label}_alarms": at.alarms})
+    return at.records
 
 
 def jumped(losses: Sequence[float]) -> bool:

@@ -5,6 +5,7 @@ all of its operations, and nothing is ever held but the gradients, two moments a
 holds the updates afterwards. Sharded parameters (DTensor) are updated where they lie; only norms cross devices.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ BLOCK = {"cpu": 2**18, "cuda": 2**26, "mps": 2**26}
 """Elements of a block: on a CPU its four tensors fit the second-level caches, elsewhere they fill the device."""
 
 
-class ClippedOptimizer(torch.optim.Optimizer):
+class ClippedOptimizer(torch.optim.Optimizer, ABC):
     """What both share: the gradient clipped to norm 1, wild steps skipped, the schedule's factor s.
 
     g <- g * min(1, 1 / (norm(g) + 1e-8)); the whole step is skipped, the state frozen, when norm(g) >= 100 or is not
@@ -67,8 +68,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
             if parameters:
                 self._update(group, parameters, clip)
 
+    @abstractmethod
     def _update(self, group: dict[str, Any], parameters: list[Tensor], clip: float) -> None:
-        raise NotImplementedError
+        """Take the step of one group whose gradients are scaled by `clip`."""
 
     def _blocks(self, parameters: Sequence[Tensor]) -> Iterator["Block"]:
         """The parameters with gradients and moments, cut and gathered into blocks."""
