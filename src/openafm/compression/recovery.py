@@ -115,7 +115,9 @@ def recovery(
     result = add_adapter(source, context.out, NAME, Adapter(state, config.rank, config.alpha, None, described, metrics))
     _save_nested(result.adapters, NAME, state, config)
     kl = f"KL {metrics['kl_quantized']:.4f} -> {metrics['kl_adapted']:.4f}"
-    return {"headline": f"{kl}; share of the lost log-loss regained: {metrics['regained']}", **metrics, **sizes(result)}
+    share = metrics["regained"]
+    told = "no log-loss was lost" if share is None else f"{share:.0%} of the lost log-loss regained"
+    return {"headline": f"{kl}; {told}", **metrics, **sizes(result)}
 
 
 def _check_ranks(config: RecoveryConfig) -> None:
