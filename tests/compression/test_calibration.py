@@ -3,24 +3,41 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from openafm.compression.calibration import Windows, compare, nats, read_windows, replaced, second_moments
+from openafm.compression.calibration import Windows, compare, grams_by_block, nats, read_windows, replaced
 from openafm.model.checkpoint import load_model
 
 
-def test_second_moments_equal_a_direct_look(world):
-    model = load_model(world / "model")
-    windows = read_windows(world / "shards", "train", 16, 200)
+def inputs_of(model, name, tokens):
+    """What the projection `name` reads when the whole model runs, `(tokens, in)`."""
     seen = []
-    layer = model.model.layers[1].mlp.down_proj
-    handle = layer.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
-    for row in windows.tokens:
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    for row in tokens:
         model(row[None, :-1])
     handle.remove()
-    expected = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double().square().mean(0)
-    moments = second_moments(model, windows)
-    torch.testing.assert_close(moments["model.layers.1.mlp.down_proj"], expected, rtol=1e-4, atol=1e-9)
-    assert set(moments) == set(model.linears())
-    assert not layer._forward_hooks
+    return torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double()
+
+
+def test_gram_matrices_equal_a_direct_look(world):
+    model = load_model(world / "model").requires_grad_(False)
+    windows = read_windows(world / "shards", "train", 16, 200)
+    found = {name: gram for grams in grams_by_block(model, windows) for name, gram in grams.items()}
+    assert set(found) == set(model.linears())
+    for name, gram in found.items():
+        x = inputs_of(model, name, windows.tokens)
+        torch.testing.assert_close(gram.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_block_reads_what_the_changed_blocks_before_it_give(world):
+    model = load_model(world / "model").requires_grad_(False)
+    windows = read_windows(world / "shards", "train", 16, 200)
+    name = "model.layers.1.mlp.gate_proj"
+    for number, grams in enumerate(grams_by_block(model, windows)):
+        if number == 0:
+            model.model.layers[0].mlp.down_proj.weight.data *= 0.3
+        else:
+            x = inputs_of(model, name, windows.tokens)  # of the changed model
+            torch.testing.assert_close(grams[name].double(), x.T @ x / len(x), rtol=1e-3, atol=1e-6)
 
 
 def test_losses_and_divergence_by_definition(world):

@@ -1,9 +1,10 @@
-"""What the steps `compress` and `recovery` measure on text: second moments of activations, losses, divergences."""
+"""What the steps `compress` and `recovery` measure on text: Gram matrices of activations, losses, divergences."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.model import Transformer
+from openafm.model.transformer import rope_angles
 
 LOGITS = 16_000_000
 """Most logits held at once (64 MB in float32)."""
@@ -58,23 +60,49 @@ def read_windows(shards: Path, split: str, length: int, tokens: int) -> Windows:
 
 
 @torch.no_grad()
-def second_moments(model: Transformer, windows: Windows) -> dict[str, Tensor]:
-    """Return the mean square of every projection's input channels, `(in,)` float64, by the projection's name."""
-    sums: dict[str, Tensor] = {}
+def grams_by_block(model: Transformer, windows: Windows) -> Iterator[dict[str, Tensor]]:
+    """Yield, block by block, the Gram matrix `(in, in)` of each projection's inputs: the mean of x x^T, float32.
 
-    def watch(name: str) -> Any:
-        def add(_module: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            squares = inputs[0].double().square().flatten(0, -2).sum(0)
-            sums[name] = sums[name] + squares if name in sums else squares
+    By the projection's name in the model. What the caller makes of a block's weights before it asks for the next is
+    what the next block's inputs come from, so each can make up for those before it. One block's matrices and the
+    windows' hidden states are in memory, however deep the model is.
+    """
+    tokens = windows.tokens[:, :-1]
+    rope = rope_angles(torch.arange(tokens.shape[1]), model.config.head_dim, model.config.rope_base)
+    hidden = list(model.model.embed_tokens(tokens).split(max(1, TOGETHER // tokens.shape[1])))
+    for number, block in enumerate(model.blocks):
+        grams: dict[str, Tensor] = {}
+        handles = [
+            block.get_submodule(name).register_forward_pre_hook(partial(_add_gram, grams, name)) for name in READERS
+        ]
+        for x in hidden:
+            block(x, rope, None, None)
+        for handle in handles:
+            handle.remove()
+        yield {
+            f"model.layers.{number}.{name}": grams[first] / windows.predicted
+            for first, names in READERS.items()
+            for name in names
+        }
+        hidden = [block(x, rope, None, None) for x in hidden]
 
-        return add
 
-    handles = [linear.register_forward_hook(watch(name)) for name, linear in model.linears().items()]
-    for rows in windows.batches(model.config.vocab_size):
-        model.hidden(rows[:, :-1])
-    for handle in handles:
-        handle.remove()
-    return {name: total / windows.predicted for name, total in sums.items()}
+READERS = {
+    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+"""Projections of a block that read the same input, by the first of them."""
+
+TOGETHER = 4096
+"""Tokens that go through a block at once."""
+
+
+def _add_gram(grams: dict[str, Tensor], name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+    x = inputs[0].flatten(0, -2).float()
+    gram = x.T @ x
+    grams[name] = grams[name] + gram if name in grams else gram
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """Step `compress`: calibrate, allocate bits, palettize, pack, and check the pack against the unpacked weights.
 
 AFM (arXiv 2407.21075, section 5.1): 4-bit tables shared by 16 rows, the least sensitive projections at 2 bits, the
-embedding in int8. Columns are weighted by their activations' second moments, measured on training text.
+embedding in int8. Block after block, each column's error is made up for by those after it, on training text that has
+gone through the compressed blocks before.
 """
 
+from collections.abc import Mapping
 from math import log
 from pathlib import Path
 
@@ -12,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.compression.allocation import allocate, average_bits
-from openafm.compression.calibration import Windows, compare, read_windows, replaced, second_moments
+from openafm.compression.calibration import Windows, compare, grams_by_block, read_windows, replaced
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import sizes, verify_package, write_package
-from openafm.compression.palettize import palettize
+from openafm.compression.feedback import output_error, palettize_with_feedback
 from openafm.engine.package import EMBEDDING, FOLDER, Package
 from openafm.engine.packed import Palettized
 from openafm.model import Transformer
@@ -35,7 +37,7 @@ class CompressConfig(Config):
     length: int = 256
     """Window of all measurements, in tokens."""
     calibration_tokens: int = 16_384
-    """Training tokens whose activations weigh the columns."""
+    """Training tokens whose activations say what an error in each column costs."""
     sensitivity_tokens: int = 2048
     """Training tokens on which each projection's loss at 2 bits is measured; their logits are kept in memory."""
     heldout_tokens: int = 16_384
@@ -45,19 +47,16 @@ class CompressConfig(Config):
 def compress(config: CompressConfig, context: Context, *, model: Path, shards: Path) -> Metrics:
     """Turn the model folder into a package, `model.afm/`, and measure what that costs on held-out text."""
     torch.set_num_threads(context.hardware.threads)
-    base = load_model(model).requires_grad_(False)
-    moments = second_moments(base, read_windows(shards, "train", config.length, config.calibration_tokens))
-    bits, costs = _choose_bits(config, context, base, moments, shards)
-    projections = {
-        name: palettize(linear.weight.numpy(), bits[name], config.group, moments[name].numpy())
-        for name, linear in context.track(sorted(base.linears().items()), "palettize")
-    }
+    base, quantized = (load_model(model).requires_grad_(False) for _ in range(2))
+    windows = read_windows(shards, "train", config.length, config.calibration_tokens)
+    bits, costs = _choose_bits(config, context, base, windows, shards)
+    projections, errors = palettize_model(quantized, windows, bits, config.group, context)
     package = _pack(context.out / FOLDER, base, projections, model)
     layers = {
         name: {
             "bits": bits[name],
             **({"kl_at_2_bits": round(costs[name], 6)} if costs else {}),
-            "error": round(_relative_error(base.linears()[name].weight, projections[name], moments[name]), 6),
+            "error": round(errors[name], 6),
         }
         for name in sorted(bits)
     }
@@ -69,7 +68,7 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
 
 
 def _choose_bits(
-    config: CompressConfig, context: Context, base: Transformer, moments: dict[str, Tensor], shards: Path
+    config: CompressConfig, context: Context, base: Transformer, calibration: Windows, shards: Path
 ) -> tuple[dict[str, int], dict[str, float]]:
     """Return the bits of each projection, and what each costs at 2 bits; nothing is measured where all may have 4."""
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
@@ -77,15 +76,15 @@ def _choose_bits(
     if average_bits(shapes, whole, config.group) <= config.target_bits:
         return whole, {}
     windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
-    costs = sensitivities(base, moments, windows, config.group, context)
+    costs = sensitivities(base, calibration, windows, config.group, context)
     return allocate(shapes, costs, config.target_bits, config.group), costs
 
 
 @torch.no_grad()
 def sensitivities(
-    model: Transformer, moments: dict[str, Tensor], windows: Windows, group: int, context: Context
+    model: Transformer, calibration: Windows, windows: Windows, group: int, context: Context
 ) -> dict[str, float]:
-    """Return KL to the whole model, nats a token, when each projection alone goes to 2 bits.
+    """Return KL to the whole model, nats a token of `windows`, when each projection alone goes to 2 bits.
 
     In the run's precision: they are only compared with each other, and a model has hundreds of projections.
     """
@@ -97,15 +96,30 @@ def sensitivities(
 
     reference = [log_probabilities(rows) for rows in batches]
     costs = {}
-    for name, linear in context.track(sorted(model.linears().items()), "sensitivity"):
-        coarse = palettize(linear.weight.numpy(), 2, group, moments[name].numpy()).dequantize()
-        with replaced(model, name, torch.from_numpy(coarse)):
-            total = sum(
-                float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
-                for rows, log_p in zip(batches, reference, strict=True)
-            )
-        costs[name] = total / windows.predicted
+    for grams in context.track(grams_by_block(model, calibration), "sensitivity", len(model.blocks)):
+        for name, gram in grams.items():
+            coarse = palettize_with_feedback(model.get_submodule(name).weight, gram, 2, group).dequantize()
+            with replaced(model, name, torch.from_numpy(coarse)):
+                total = sum(
+                    float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
+                    for rows, log_p in zip(batches, reference, strict=True)
+                )
+            costs[name] = total / windows.predicted
     return costs
+
+
+def palettize_model(
+    model: Transformer, windows: Windows, bits: Mapping[str, int], group: int, context: Context
+) -> tuple[dict[str, Palettized], dict[str, float]]:
+    """Palettize the projections of `model` in place, block by block; returns them and their relative output errors."""
+    made, errors = {}, {}
+    for grams in context.track(grams_by_block(model, windows), "palettize", len(model.blocks)):
+        for name, gram in grams.items():
+            weight = model.get_submodule(name).weight
+            made[name] = palettize_with_feedback(weight, gram, bits[name], group)
+            errors[name] = output_error(weight, made[name], gram)
+            weight.data = torch.from_numpy(made[name].dequantize())
+    return made, errors
 
 
 def _pack(folder: Path, base: Transformer, projections: dict[str, Palettized], tokenizer: Path) -> Package:
@@ -117,12 +131,6 @@ def _pack(folder: Path, base: Transformer, projections: dict[str, Palettized], t
     package = Package(folder)
     verify_package(package, projections, embedding, rest)
     return package
-
-
-def _relative_error(weight: Tensor, projection: Palettized, moments: Tensor) -> float:
-    """Return the output's squared error over its square, with inputs taken as uncorrelated."""
-    lost = (weight.double() - torch.from_numpy(projection.dequantize())).square() @ moments
-    return float(lost.sum() / (weight.double().square() @ moments).sum())
 
 
 def _judge(base: Transformer, quantized: Transformer, windows: Windows) -> Metrics:

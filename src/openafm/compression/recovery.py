@@ -19,7 +19,8 @@ from torch import Tensor
 from openafm import jsonl
 from openafm.adapters.lora import adapter_state, attach, load_adapter, truncated, use_rank
 from openafm.adapters.store import Adapter, AdapterStore
-from openafm.compression.calibration import compare, nats, read_windows, second_moments
+from openafm.compression.calibration import compare, grams_by_block, nats, read_windows
+from openafm.compression.feedback import damped
 from openafm.compression.package import add_adapter, sizes
 from openafm.engine.package import open_package
 from openafm.model import Transformer
@@ -138,28 +139,29 @@ def _start(config: RecoveryConfig, context: Context, base: Transformer, quantize
         attach(quantized, config.rank, config.alpha, seed=context.seed)
         return
     windows = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
-    moments = second_moments(base, windows)
-    load_adapter(quantized, residual_adapter(base, quantized, moments, config.rank, config.alpha), config.alpha)
+    load_adapter(quantized, residual_adapter(base, quantized, windows, config.rank, config.alpha), config.alpha)
 
 
+@torch.no_grad()
 def residual_adapter(
-    base: Transformer, quantized: Transformer, moments: Mapping[str, Tensor], rank: int, alpha: float
+    base: Transformer, quantized: Transformer, windows: Windows, rank: int, alpha: float
 ) -> dict[str, Tensor]:
-    """Return the adapter that minimises sum of moments * (W - W_q - scale B A)^2 over each projection's weights.
+    """Return the adapter that minimises the outputs' mean squared error, projection by projection, on the base's inputs.
 
-    The truncated SVD of the residual with columns scaled by the root of the moments (Eckart and Young, 1936); its
-    components come in the order of what they restore.
+    With R = W - W_q and the inputs' Gram matrix G = L L^T that error is |(R - scale B A) L|^2, so A and B come from the
+    truncated SVD of R L (Eckart and Young, 1936); its components stand in the order of what they restore.
     """
     state = {}
-    for name, linear in sorted(quantized.linears().items()):
-        residual = base.linears()[name].weight.double() - linear.weight.double()
-        weight = (moments[name] / moments[name].mean() + 1e-6).sqrt()
-        u, s, v = torch.linalg.svd((residual * weight).float(), full_matrices=False)
-        root = (s[:rank] * rank / alpha).sqrt()
-        a, b = root[:, None] * v[:rank] / weight, u[:, :rank] * root
-        missing = rank - len(root)  # a layer narrower than the rank
-        state[f"{name}.lora_a"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).float()
-        state[f"{name}.lora_b"] = torch.nn.functional.pad(b, (0, missing)).float()
+    for grams in grams_by_block(base, windows):
+        for name, gram in grams.items():
+            root = torch.linalg.cholesky(damped(gram))
+            residual = base.get_submodule(name).weight.double() - quantized.get_submodule(name).weight.double()
+            u, s, v = torch.linalg.svd(residual @ root, full_matrices=False)
+            share = (s[:rank] * rank / alpha).sqrt()
+            b, a = u[:, :rank] * share, torch.linalg.solve_triangular(root.T, (share[:, None] * v[:rank]).T, upper=True).T
+            missing = rank - len(share)  # a layer narrower than the rank
+            state[f"{name}.lora_a"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).float()
+            state[f"{name}.lora_b"] = torch.nn.functional.pad(b, (0, missing)).float()
     return state
 
 

@@ -1,0 +1,121 @@
+"""Error feedback: a projection's columns are palettized one after another, and those still to come make up for each.
+
+Used by the step `compress`. GPTQ (Frantar et al., arXiv 2210.17323, section 3) with look-up tables for its grid: what
+counts is the output's error, tr((W - Q) G (W - Q)^T) with G the Gram matrix of the inputs, so a column's error can be
+cancelled by others whose inputs go with its own. At 2 bits the tables are then fitted to the indices that were found,
+and the indices found again.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openafm.compression.palettize import palettize
+from openafm.engine.packed import Palettized
+
+DAMPING = 0.01  # of the mean diagonal, added to it: GPTQ's own
+BLOCK = 128  # columns whose errors reach the rest of the matrix together
+REFITS = {1: 2, 2: 2}  # by bits; at 4 bits a refit wins less than 1% of the error, and costs more than all the rest
+ONE_HOT = 1 << 25  # numbers held at once while tables are fitted
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The order in which columns are palettized, loudest input first, and what each error asks of the later ones."""
+
+    order: Tensor
+    """`(columns,)`."""
+    factor: Tensor
+    """`(columns, columns)`, upper: the Cholesky factor of the inverse of G in that order."""
+
+    @property
+    def importance(self) -> Tensor:
+        """What a squared error in each column costs once the later ones have made up for it, `(columns,)`."""
+        weights = torch.empty(len(self.order))
+        weights[self.order] = self.factor.diagonal() ** -2
+        return weights
+
+
+def damped(gram: Tensor) -> Tensor:
+    """Return the Gram matrix with a little of its mean diagonal added, in float64: inputs may be silent or dependent."""
+    diagonal = gram.diagonal().double()
+    return gram.double() + torch.diag(torch.full_like(diagonal, DAMPING * float(diagonal.mean()) + 1e-30))
+
+
+def eliminate(gram: Tensor) -> Elimination:
+    """Prepare the feedback for projections whose inputs have the Gram matrix `gram` `(columns, columns)`."""
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)[order][:, order]))
+    return Elimination(order, torch.linalg.cholesky(inverse, upper=True).float())
+
+
+@torch.no_grad()
+def palettize_with_feedback(weight: Tensor, gram: Tensor, bits: int, group: int = 16) -> Palettized:
+    """Return `weight` `(rows, columns)` with one table of 2**bits values for every `group` rows.
+
+    `gram` `(columns, columns)` is the mean of x x^T over the projection's inputs x. The result's error is never above
+    that of `palettize` with the same tables' budget, each column weighted by its input's second moment.
+    """
+    weight, gram = weight.float(), gram.float()
+    elimination = eliminate(gram)
+    plain = palettize(weight.numpy(), bits, group, gram.diagonal().numpy())
+    tried = [(output_error(weight, plain, gram), plain)]
+    tables = torch.from_numpy(palettize(weight.numpy(), bits, group, elimination.importance.numpy()).tables).float()
+    for refit in range(1 + REFITS.get(bits, 0)):
+        if refit:
+            tables = fit_tables(weight, gram, indices, bits, group)
+        indices = _feed_back(weight, elimination, tables, group)
+        made = Palettized(indices.numpy().astype(np.uint8), tables.numpy().astype(np.float16), bits, group)
+        tried.append((output_error(weight, made, gram), made))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def output_error(weight: Tensor, made: Palettized, gram: Tensor) -> float:
+    """Return the mean squared error of the outputs over their mean square: 0 is perfect, 1 is silence."""
+    lost = weight - torch.from_numpy(made.dequantize())
+    return float(((lost @ gram) * lost).sum() / ((weight @ gram) * weight).sum().clamp_min(1e-30))
+
+
+def _feed_back(weight: Tensor, elimination: Elimination, tables: Tensor, group: int) -> Tensor:
+    """Return the indices `(rows, columns)` into ascending `tables` `(groups, k)`."""
+    order, factor = elimination.order, elimination.factor
+    left, indices = weight[:, order], torch.empty(weight.shape, dtype=torch.long)
+    tables = tables.repeat_interleave(group, 0)[: len(weight)]
+    middles = ((tables[:, 1:] + tables[:, :-1]) / 2).contiguous()
+    for first in range(0, weight.shape[1], BLOCK):
+        last = min(first + BLOCK, weight.shape[1])
+        block, errors = left[:, first:last].T.contiguous(), torch.empty(last - first, len(weight))
+        for i in range(last - first):
+            index = (block[i, :, None] > middles).sum(1)
+            row = factor[first + i, first:last]
+            errors[i] = (block[i] - tables.gather(1, index[:, None])[:, 0]) / row[i]
+            block[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+            indices[:, order[first + i]] = index
+        left[:, last:] -= errors.T @ factor[first:last, last:]
+    return indices
+
+
+def fit_tables(weight: Tensor, gram: Tensor, indices: Tensor, bits: int, group: int) -> Tensor:
+    """Return the ascending tables `(groups, 2**bits)`, in float16's values, of least output error for these indices.
+
+    The error of group g is a quadratic form in its table t: t^T M t - 2 b^T t with M the sum of A^T G A and b of
+    A^T G w over its rows w, A the one-hot indices `(columns, k)` of a row. Values that no weight uses go to the group's
+    best constant.
+    """
+    k, (rows, columns) = 2**bits, weight.shape
+    groups = -(-rows // group)
+    matrix, right = torch.zeros(groups, k, k, dtype=torch.double), torch.zeros(groups, k, dtype=torch.double)
+    pulled = weight @ gram
+    step = max(1, ONE_HOT // (columns * k))
+    for first in range(0, rows, step):
+        of = torch.arange(first, min(first + step, rows)) // group
+        hot = torch.nn.functional.one_hot(indices[first : first + step], k).float()  # (rows, columns, k)
+        met = torch.einsum("cd,rdk->rck", gram, hot)
+        matrix.index_add_(0, of, torch.einsum("rck,rcl->rkl", hot, met).double())
+        right.index_add_(0, of, torch.einsum("rck,rc->rk", hot, pulled[first : first + step]).double())
+    middle = (right.sum(1) / matrix.sum((1, 2)).clamp_min(1e-30))[:, None]
+    slight = 1e-6 * matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None] + 1e-30
+    tables = torch.linalg.solve(matrix + torch.diag_embed(slight.expand(-1, k)), right + slight * middle)
+    return tables.half().float().sort(1).values
