@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.compression.feedback import damped, eliminate, fit_tables, output_error, palettize_with_feedback
 from openafm.compression.feedback import _feed_back as feed_back
+from openafm.compression.feedback import damped, eliminate, fit_tables, output_error, palettize_with_feedback
 from openafm.compression.palettize import palettize
 from openafm.engine.packed import Palettized
 

@@ -160,7 +160,9 @@ def test_where_all_may_have_4_bits_nothing_is_measured(world, make_context):
 
 
 def test_the_residual_adapter_is_the_best_low_rank_fit(compressed, world):
-    base, quantized = (m.requires_grad_(False) for m in (load_model(world / "model"), open_package(compressed[0]).model()))
+    base, quantized = (
+        m.requires_grad_(False) for m in (load_model(world / "model"), open_package(compressed[0]).model())
+    )
     windows = read_windows(world / "shards", "train", 32, 2048)
     name = "model.layers.0.mlp.gate_proj"
     inputs = []

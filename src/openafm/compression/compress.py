@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from openafm.compression.allocation import allocate, average_bits
 from openafm.compression.calibration import Windows, compare, grams_by_block, read_windows, replaced
 from openafm.compression.embedding import quantize_embedding
-from openafm.compression.package import sizes, verify_package, write_package
 from openafm.compression.feedback import output_error, palettize_with_feedback
+from openafm.compression.package import sizes, verify_package, write_package
 from openafm.engine.package import EMBEDDING, FOLDER, Package
 from openafm.engine.packed import Palettized
 from openafm.model import Transformer
@@ -95,10 +95,10 @@ def sensitivities(
             return F.log_softmax(model(rows[:, :-1]).float(), -1)
 
     reference = [log_probabilities(rows) for rows in batches]
-    costs = {}
+    costs, linears = {}, model.linears()
     for grams in context.track(grams_by_block(model, calibration), "sensitivity", len(model.blocks)):
         for name, gram in grams.items():
-            coarse = palettize_with_feedback(model.get_submodule(name).weight, gram, 2, group).dequantize()
+            coarse = palettize_with_feedback(linears[name].weight, gram, 2, group).dequantize()
             with replaced(model, name, torch.from_numpy(coarse)):
                 total = sum(
                     float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
@@ -112,10 +112,10 @@ def palettize_model(
     model: Transformer, windows: Windows, bits: Mapping[str, int], group: int, context: Context
 ) -> tuple[dict[str, Palettized], dict[str, float]]:
     """Palettize the projections of `model` in place, block by block; returns them and their relative output errors."""
-    made, errors = {}, {}
+    made, errors, linears = {}, {}, model.linears()
     for grams in context.track(grams_by_block(model, windows), "palettize", len(model.blocks)):
         for name, gram in grams.items():
-            weight = model.get_submodule(name).weight
+            weight = linears[name].weight
             made[name] = palettize_with_feedback(weight, gram, bits[name], group)
             errors[name] = output_error(weight, made[name], gram)
             weight.data = torch.from_numpy(made[name].dequantize())

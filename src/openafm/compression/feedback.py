@@ -39,7 +39,7 @@ class Elimination:
 
 
 def damped(gram: Tensor) -> Tensor:
-    """Return the Gram matrix with a little of its mean diagonal added, in float64: inputs may be silent or dependent."""
+    """Return the Gram matrix with a little of its mean diagonal added, in float64: inputs may be silent, or depend."""
     diagonal = gram.diagonal().double()
     return gram.double() + torch.diag(torch.full_like(diagonal, DAMPING * float(diagonal.mean()) + 1e-30))
 
@@ -60,15 +60,18 @@ def palettize_with_feedback(weight: Tensor, gram: Tensor, bits: int, group: int 
     """
     weight, gram = weight.float(), gram.float()
     elimination = eliminate(gram)
-    plain = palettize(weight.numpy(), bits, group, gram.diagonal().numpy())
-    tried = [(output_error(weight, plain, gram), plain)]
+
+    def measured(made: Palettized) -> tuple[float, Palettized]:
+        return output_error(weight, made, gram), made
+
+    tried = [measured(palettize(weight.numpy(), bits, group, gram.diagonal().numpy()))]
     tables = torch.from_numpy(palettize(weight.numpy(), bits, group, elimination.importance.numpy()).tables).float()
-    for refit in range(1 + REFITS.get(bits, 0)):
-        if refit:
-            tables = fit_tables(weight, gram, indices, bits, group)
+    for refits_left in reversed(range(1 + REFITS.get(bits, 0))):
         indices = _feed_back(weight, elimination, tables, group)
-        made = Palettized(indices.numpy().astype(np.uint8), tables.numpy().astype(np.float16), bits, group)
-        tried.append((output_error(weight, made, gram), made))
+        packed = indices.numpy().astype(np.uint8)
+        tried.append(measured(Palettized(packed, tables.numpy().astype(np.float16), bits, group)))
+        if refits_left:
+            tables = fit_tables(weight, gram, indices, bits, group)
     return min(tried, key=lambda pair: pair[0])[1]
 
 
@@ -118,4 +121,4 @@ def fit_tables(weight: Tensor, gram: Tensor, indices: Tensor, bits: int, group: 
     middle = (right.sum(1) / matrix.sum((1, 2)).clamp_min(1e-30))[:, None]
     slight = 1e-6 * matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None] + 1e-30
     tables = torch.linalg.solve(matrix + torch.diag_embed(slight.expand(-1, k)), right + slight * middle)
-    return tables.half().float().sort(1).values
+    return tables.half().float().sort(1).values.contiguous()

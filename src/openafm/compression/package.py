@@ -37,7 +37,7 @@ def write_package(
     for name, projection in projections.items():
         tensors[f"{name}.indices"] = pack(projection.indices, projection.bits)
         tensors[f"{name}.tables"] = projection.tables
-    save_file({name: tensors[name] for name in sorted(tensors)}, folder / WEIGHTS)
+    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, folder / WEIGHTS)
     for file in TOKENIZER_FILES:
         if (tokenizer / file).exists():
             shutil.copyfile(tokenizer / file, folder / file)

@@ -19,7 +19,7 @@ from torch import Tensor
 from openafm import jsonl
 from openafm.adapters.lora import adapter_state, attach, load_adapter, truncated, use_rank
 from openafm.adapters.store import Adapter, AdapterStore
-from openafm.compression.calibration import compare, grams_by_block, nats, read_windows
+from openafm.compression.calibration import Windows, compare, grams_by_block, nats, read_windows
 from openafm.compression.feedback import damped
 from openafm.compression.package import add_adapter, sizes
 from openafm.engine.package import open_package
@@ -146,19 +146,22 @@ def _start(config: RecoveryConfig, context: Context, base: Transformer, quantize
 def residual_adapter(
     base: Transformer, quantized: Transformer, windows: Windows, rank: int, alpha: float
 ) -> dict[str, Tensor]:
-    """Return the adapter that minimises the outputs' mean squared error, projection by projection, on the base's inputs.
+    """Return the adapter that minimises each projection's mean squared output error, on the base's inputs.
 
     With R = W - W_q and the inputs' Gram matrix G = L L^T that error is |(R - scale B A) L|^2, so A and B come from the
     truncated SVD of R L (Eckart and Young, 1936); its components stand in the order of what they restore.
     """
-    state = {}
+    state, before, after = {}, base.linears(), quantized.linears()
     for grams in grams_by_block(base, windows):
         for name, gram in grams.items():
             root = torch.linalg.cholesky(damped(gram))
-            residual = base.get_submodule(name).weight.double() - quantized.get_submodule(name).weight.double()
+            residual = before[name].weight.double() - after[name].weight.double()
             u, s, v = torch.linalg.svd(residual @ root, full_matrices=False)
             share = (s[:rank] * rank / alpha).sqrt()
-            b, a = u[:, :rank] * share, torch.linalg.solve_triangular(root.T, (share[:, None] * v[:rank]).T, upper=True).T
+            b, a = (
+                u[:, :rank] * share,
+                torch.linalg.solve_triangular(root.T, (share[:, None] * v[:rank]).T, upper=True).T,
+            )
             missing = rank - len(share)  # a layer narrower than the rank
             state[f"{name}.lora_a"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).float()
             state[f"{name}.lora_b"] = torch.nn.functional.pad(b, (0, missing)).float()
