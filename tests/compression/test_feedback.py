@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.compression.feedback import _feed_back as feed_back
-from openafm.compression.feedback import damped, eliminate, fit_tables, output_error, palettize_with_feedback
+from openafm.compression.feedback import damped, eliminate, feed_back, fit_tables, output_error, palettize_with_feedback
 from openafm.compression.palettize import palettize
 from openafm.engine.packed import Palettized
 
@@ -34,7 +33,7 @@ def test_each_column_is_made_up_for_by_the_best_change_of_the_later_ones():
     """Greedily: fix a column at its nearest value, then re-solve for all columns left by least squares."""
     weight, _, gram = problem(1, rows=16, columns=12)
     elimination, tables = eliminate(gram), torch.tensor([[-1.5, -0.5, 0.5, 1.5]])
-    found = feed_back(weight, elimination, tables, 16)
+    found, _ = feed_back(weight, elimination, tables, 16)
     g, order = damped(gram), elimination.order.tolist()
     assert sorted(gram.diagonal()[order].tolist(), reverse=True) == gram.diagonal()[order].tolist()
     expected = torch.empty_like(found)

@@ -70,11 +70,13 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
 def _choose_bits(
     config: CompressConfig, context: Context, base: Transformer, calibration: Windows, shards: Path
 ) -> tuple[dict[str, int], dict[str, float]]:
-    """Return the bits of each projection, and what each costs at 2 bits; nothing is measured where all may have 4."""
+    """Return the bits of each projection, and what each costs at 2 bits; nothing is measured where there is no choice."""
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
-    whole = dict.fromkeys(shapes, 4)
+    whole, least = dict.fromkeys(shapes, 4), dict.fromkeys(shapes, 2)
     if average_bits(shapes, whole, config.group) <= config.target_bits:
         return whole, {}
+    if min(average_bits(shapes, least | {name: 4}, config.group) for name in shapes) > config.target_bits:
+        return allocate(shapes, dict.fromkeys(shapes, 0.0), config.target_bits, config.group), {}
     windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
     costs = sensitivities(base, calibration, windows, config.group, context)
     return allocate(shapes, costs, config.target_bits, config.group), costs

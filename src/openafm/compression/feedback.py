@@ -67,7 +67,7 @@ def palettize_with_feedback(weight: Tensor, gram: Tensor, bits: int, group: int 
     tried = [measured(palettize(weight.numpy(), bits, group, gram.diagonal().numpy()))]
     tables = torch.from_numpy(palettize(weight.numpy(), bits, group, elimination.importance.numpy()).tables).float()
     for refits_left in reversed(range(1 + REFITS.get(bits, 0))):
-        indices = _feed_back(weight, elimination, tables, group)
+        indices, _ = feed_back(weight, elimination, tables, group)
         packed = indices.numpy().astype(np.uint8)
         tried.append(measured(Palettized(packed, tables.numpy().astype(np.float16), bits, group)))
         if refits_left:
@@ -81,10 +81,10 @@ def output_error(weight: Tensor, made: Palettized, gram: Tensor) -> float:
     return float(((lost @ gram) * lost).sum() / ((weight @ gram) * weight).sum().clamp_min(1e-30))
 
 
-def _feed_back(weight: Tensor, elimination: Elimination, tables: Tensor, group: int) -> Tensor:
-    """Return the indices `(rows, columns)` into ascending `tables` `(groups, k)`."""
+def feed_back(weight: Tensor, elimination: Elimination, tables: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Return the indices `(rows, columns)` into ascending `tables` `(groups, k)`, and the values that were rounded."""
     order, factor = elimination.order, elimination.factor
-    left, indices = weight[:, order], torch.empty(weight.shape, dtype=torch.long)
+    left, indices, values = weight[:, order], torch.empty(weight.shape, dtype=torch.long), torch.empty_like(weight)
     tables = tables.repeat_interleave(group, 0)[: len(weight)]
     middles = ((tables[:, 1:] + tables[:, :-1]) / 2).contiguous()
     for first in range(0, weight.shape[1], BLOCK):
@@ -95,9 +95,9 @@ def _feed_back(weight: Tensor, elimination: Elimination, tables: Tensor, group: 
             row = factor[first + i, first:last]
             errors[i] = (block[i] - tables.gather(1, index[:, None])[:, 0]) / row[i]
             block[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
-            indices[:, order[first + i]] = index
+            indices[:, order[first + i]], values[:, order[first + i]] = index, block[i]
         left[:, last:] -= errors.T @ factor[first:last, last:]
-    return indices
+    return indices, values
 
 
 def fit_tables(weight: Tensor, gram: Tensor, indices: Tensor, bits: int, group: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openafm import jsonl
 from openafm.adapters.lora import adapter_state, attach, load_adapter, truncated, use_rank
@@ -36,9 +36,29 @@ from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
 NAME, CONTROL = "recovery", "control"
+LossKind = Literal["next_token", "kl", "both"]
 
 
-class RecoveryConfig(Config):
+class TextConfig(Config):
+    """The text that trains what stands beside an unquantized base, and how."""
+
+    loss: LossKind = "next_token"
+    """True tokens, the unquantized model's distribution, or the sum of both losses."""
+    mixture: dict[str, float] = {}
+    """Weights over the shards' sources; empty takes all by their size."""
+    tokens: int = 50_000
+    """Pretraining tokens."""
+    sequence_length: int = 256
+    batch_tokens: int = 1024
+    lr: float = 4e-3
+    floor: float = 0.05
+    warmup: float = 0.1
+    calibration_tokens: int = 16_384
+    """Training tokens whose activations say what an error in each column costs."""
+    heldout_tokens: int = 16_384
+
+
+class RecoveryConfig(TextConfig):
     """The adapter, and the text that trains it."""
 
     rank: int = 16
@@ -47,24 +67,10 @@ class RecoveryConfig(Config):
     """Smaller ranks that the adapter's first components serve alone; the package carries each as `recovery-RANK`."""
     start: Literal["residual", "zero"] = "residual"
     """From the best rank-`rank` fit of what quantization lost, or from B = 0."""
-    loss: Literal["next_token", "kl", "both"] = "next_token"
-    """True tokens, the unquantized model's distribution, or the sum of both losses."""
-    mixture: dict[str, float] = {}
-    """Weights over the shards' sources; empty takes all by their size."""
-    tokens: int = 50_000
-    """Pretraining tokens."""
     example_tokens: int = 20_000
     """Tokens of post-training examples after them, where the step has that input."""
     arm: str = ""
     """Mixture arm of the examples (`train_ARM.jsonl`); empty takes `train.jsonl`, or the first arm without it."""
-    sequence_length: int = 256
-    batch_tokens: int = 1024
-    lr: float = 4e-3
-    floor: float = 0.05
-    warmup: float = 0.1
-    calibration_tokens: int = 16_384
-    """Training tokens whose activations weigh the residual's columns."""
-    heldout_tokens: int = 16_384
 
 
 def recovery(
@@ -189,26 +195,40 @@ Data = list[tuple[str, Batches, int]]
 def _batches(
     config: RecoveryConfig, context: Context, shards: Path, examples: Path | None, folder: Path
 ) -> tuple[Data, int]:
-    index = json.loads((shards / "index.json").read_text())["splits"]["train"]
-    mixture = config.mixture or {
-        name: entry["tokens"] for name, entry in index.items() if entry["tokens"] > config.sequence_length
-    }
-    shape: dict[str, Any] = {
-        "sequence_length": config.sequence_length,
-        "batch_tokens": config.batch_tokens,
-        "seed": context.seed,
-    }
-    phases: list[tuple[str, Any]] = [("pretraining", TokenBatches(shards, mixture, tokens=config.tokens, **shape))]
+    phases: list[tuple[str, Any]] = [("pretraining", text_batches(config, context, shards))]
     left_out = 0
     if examples is not None and config.example_tokens:
         tokenizer = load_tokenizer(folder)
         pairs, left_out = tokenize_examples(
             read_examples(_training_file(examples, config.arm)), tokenizer, config.sequence_length + 1
         )
-        batches = ExampleBatches(pairs, tokens=config.example_tokens, pad_id=tokenizer.pad_id, **shape)
+        batches = ExampleBatches(
+            pairs,
+            tokens=config.example_tokens,
+            pad_id=tokenizer.pad_id,
+            sequence_length=config.sequence_length,
+            batch_tokens=config.batch_tokens,
+            seed=context.seed,
+        )
         phases.append(("post-training", batches))
     data = [(label, batches, len(batches) * batches.rows * config.sequence_length) for label, batches in phases]
     return data, left_out
+
+
+def text_batches(config: TextConfig, context: Context, shards: Path) -> TokenBatches:
+    """The pretraining text that the config asks for."""
+    index = json.loads((shards / "index.json").read_text())["splits"]["train"]
+    mixture = config.mixture or {
+        name: entry["tokens"] for name, entry in index.items() if entry["tokens"] > config.sequence_length
+    }
+    return TokenBatches(
+        shards,
+        mixture,
+        tokens=config.tokens,
+        sequence_length=config.sequence_length,
+        batch_tokens=config.batch_tokens,
+        seed=context.seed,
+    )
 
 
 def _training_file(examples: Path, arm: str) -> Path:
@@ -235,7 +255,7 @@ def _fit(
 
     It is left on the model as rounded to the float16 it is stored in: what is measured is what is shipped.
     """
-    loss = _loss(config, base)
+    loss = output_loss(config.loss, base)
     for phase, batches, tokens in data:
         name = f"{label}-{phase}"
         optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
@@ -247,17 +267,17 @@ def _fit(
     return state
 
 
-def _loss(config: RecoveryConfig, base: Transformer) -> Loss:
-    """The loss of both adapters: true tokens, KL to the unquantized model, or their sum."""
+def output_loss(kind: LossKind, base: Transformer) -> Loss:
+    """The loss of what is trained beside a base: true tokens, KL to the base's distribution, or their sum."""
 
-    def loss(network: Transformer, batch: Batch) -> LossOutput:
+    def loss(network: nn.Module, batch: Batch) -> LossOutput:
         logits = network(batch["inputs"])
-        if config.loss == "next_token":
+        if kind == "next_token":
             return next_token(logits, batch["targets"])
         with torch.no_grad():
             reference = base(batch["inputs"])
         kl = divergence(logits, reference, batch["targets"])
-        if config.loss == "kl":
+        if kind == "kl":
             return kl
         true = next_token(logits, batch["targets"])
         return LossOutput(true.loss + kl.loss, true.weight, true.metrics | kl.metrics)

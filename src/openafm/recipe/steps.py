@@ -61,6 +61,7 @@ STAGES: Stages = {
     "committee": ("openafm.posttraining.committee:committee", "members compared beside a control; the best of them"),
     # Fitting the device
     "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
+    "qat": ("openafm.compression.qat:qat", "training on a 2-bit grid with a learned clip"),
     "recovery": ("openafm.compression.recovery:recovery", "the accuracy-recovery adapter and its control"),
     "task_data": ("openafm.compression.task_data:task_data", "a user's examples of a task, checked line by line"),
     "task_adapter": ("openafm.compression.task_adapter:task_adapter", "a task's adapter, from the recovery adapter"),
