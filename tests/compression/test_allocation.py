@@ -1,45 +1,49 @@
-from itertools import product
-from math import prod
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.compression.allocation import allocate, average_bits
+from openafm.compression.allocation import allocate
+from openafm.engine.packed import stored_bits
 
 SHAPES = st.lists(st.tuples(st.sampled_from([16, 32, 48]), st.sampled_from([16, 24, 64])), min_size=1, max_size=7)
 
 
+def sizes(shapes):
+    return tuple({name: stored_bits(shape, bits, 16) for name, shape in shapes.items()} for bits in (4, 2))
+
+
+def total(high, low, chosen):
+    return sum(low[name] if name in chosen else high[name] for name in high)
+
+
 @settings(deadline=None, max_examples=60)
-@given(SHAPES, st.data(), st.floats(2.6, 6.0))
-def test_least_cost_of_all_feasible_choices(shapes, data, target):
+@given(SHAPES, st.data(), st.floats(0.3, 1.1))
+def test_least_cost_of_all_feasible_choices(shapes, data, share):
     names = {f"layer{i}": shape for i, shape in enumerate(shapes)}
+    high, low = sizes(names)
     costs = {name: data.draw(st.integers(0, 1000)) / 100 for name in names}
-    choices = [dict(zip(names, bits, strict=True)) for bits in product((2, 4), repeat=len(names))]
-    feasible = [bits for bits in choices if average_bits(names, bits, 16) <= target]
+    budget = int(share * sum(high.values()))
+    choices = [set(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)]
+    feasible = [chosen for chosen in choices if total(high, low, chosen) <= budget]
     if not feasible:
-        with pytest.raises(ValueError, match="is below"):
-            allocate(names, costs, target, 16)
+        with pytest.raises(ValueError, match="fewer than"):
+            allocate(high, low, costs, budget)
         return
-    best = min(sum(costs[n] for n in bits if bits[n] == 2) for bits in feasible)
-    found = allocate(names, costs, target, 16)
-    assert average_bits(names, found, 16) <= target
-    assert sum(costs[n] for n in found if found[n] == 2) == pytest.approx(best)
+    found = allocate(high, low, costs, budget)
+    assert total(high, low, found) <= budget
+    best = min(sum(costs[name] for name in chosen) for chosen in feasible)
+    assert sum(costs[name] for name in found) == pytest.approx(best)
 
 
-def test_big_models_meet_the_target_closely():
+def test_big_models_meet_the_budget_closely():
     shapes = {f"l{i}": ((3072 + 7 * (i % 5), 3072) if i % 2 else (8064, 3072)) for i in range(182)}
-    bits = allocate(shapes, {name: (i * 37 % 101) / 10 for i, name in enumerate(shapes)}, 3.7, 16)
-    assert 3.68 < average_bits(shapes, bits, 16) <= 3.7
-
-
-def test_average_of_afm_counts_tables():
-    shapes = {"q": (3072, 3072)}
-    groups = 3072 // 16
-    assert average_bits(shapes, {"q": 4}, 16) == pytest.approx(4 + groups * 16 * 16 / prod(shapes["q"]))
+    (high, low), weights = sizes(shapes), sum(rows * columns for rows, columns in shapes.values())
+    found = allocate(high, low, {name: (i * 37 % 101) / 10 for i, name in enumerate(shapes)}, int(3.7 * weights))
+    assert 3.68 < total(high, low, found) / weights <= 3.7
 
 
 def test_harmless_layers_go_first():
-    shapes = dict.fromkeys("abcd", (64, 64))
-    bits = allocate(shapes, {"a": 5.0, "b": -0.1, "c": 0.2, "d": 9.0}, 3.3, 16)
-    assert [name for name in bits if bits[name] == 2] == ["b", "c"]
+    high, low = sizes(dict.fromkeys("abcd", (64, 64)))
+    assert allocate(high, low, {"a": 5.0, "b": -0.1, "c": 0.2, "d": 9.0}, int(3.3 * 4 * 64 * 64)) == {"b", "c"}

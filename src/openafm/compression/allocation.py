@@ -5,43 +5,25 @@ What a projection costs is measured (`openafm.compression.compress`); which to t
 """
 
 from collections.abc import Mapping
-from math import gcd, prod
+from math import gcd
 
 import numpy as np
-
-from openafm.engine.packed import stored_bits
 
 CAPACITY = 50_000  # cells of the knapsack; savings are rounded down to a unit only where their divisor is finer
 
 
-def allocate(
-    shapes: Mapping[str, tuple[int, int]],
-    costs: Mapping[str, float],
-    target_bits: float,
-    group: int,
-    high: int = 4,
-    low: int = 2,
-) -> dict[str, int]:
-    """Return the bits of each projection: `high`, or `low` for the set of least total cost that meets the target.
+def allocate(high: Mapping[str, int], low: Mapping[str, int], costs: Mapping[str, float], budget: int) -> set[str]:
+    """Return the projections to store low: the set of least total cost with which all fit into `budget` bits.
 
-    `costs` is the loss that each projection adds at `low` bits; `target_bits` is the average over projection weights,
-    tables included. The returned average never exceeds the target; ValueError where all at `low` bits still would.
+    `high` and `low` are the bits that each projection takes one way and the other, tables included; `costs` is the loss
+    that each adds when stored low. Raises ValueError where all of them stored low still exceed the budget.
     """
-    names = sorted(shapes)
-    full = {name: stored_bits(shapes[name], high, group) for name in names}
-    saved = [full[name] - stored_bits(shapes[name], low, group) for name in names]
-    needed = sum(full.values()) - int(target_bits * sum(prod(shapes[name]) for name in names))
+    names = sorted(high)
+    needed, saved = sum(high.values()) - budget, [high[name] - low[name] for name in names]
     if needed > sum(saved):
-        floor = average_bits(shapes, dict.fromkeys(names, low), group)
-        raise ValueError(f"target_bits {target_bits} is below {floor:.3f}, which all projections at {low} bits take")
+        raise ValueError(f"{budget} bits are fewer than the {sum(low.values())} that the lowest precision takes")
     chosen = _least_cost(saved, [max(0.0, costs[name]) for name in names], needed)
-    return {name: low if taken else high for name, taken in zip(names, chosen, strict=True)}
-
-
-def average_bits(shapes: Mapping[str, tuple[int, int]], bits: Mapping[str, int], group: int) -> float:
-    """Return bits a weight over projections, indices and tables together."""
-    total = sum(stored_bits(shape, bits[name], group) for name, shape in shapes.items())
-    return total / sum(prod(shape) for shape in shapes.values())
+    return {name for name, taken in zip(names, chosen, strict=True) if taken}
 
 
 def _least_cost(saved: list[int], costs: list[float], needed: int) -> list[bool]:

@@ -6,20 +6,20 @@ gone through the compressed blocks before.
 """
 
 from collections.abc import Mapping
-from math import log
+from math import log, prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from openafm.compression.allocation import allocate, average_bits
+from openafm.compression.allocation import allocate
 from openafm.compression.calibration import Windows, compare, grams_by_block, read_windows, replaced
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.feedback import output_error, palettize_with_feedback
 from openafm.compression.package import sizes, verify_package, write_package
 from openafm.engine.package import EMBEDDING, FOLDER, Package
-from openafm.engine.packed import Palettized
+from openafm.engine.packed import Palettized, stored_bits
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.scoring import intervals
@@ -31,9 +31,11 @@ class CompressConfig(Config):
     """How far to compress, and how much text to measure it on."""
 
     target_bits: float = 3.6
-    """Average bits a projection weight, tables included; the rest of the package is printed beside it."""
+    """Average bits a projection weight, tables included; the rest of the package is printed beside it. Never above."""
     group: int = 16
     """Rows that share one table."""
+    block: int | None = None
+    """Weights that share one table, in whole rows, in place of `group`; AFM's blocks go up to 100,000."""
     length: int = 256
     """Window of all measurements, in tokens."""
     calibration_tokens: int = 16_384
@@ -49,8 +51,17 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     torch.set_num_threads(context.hardware.threads)
     base, quantized = (load_model(model).requires_grad_(False) for _ in range(2))
     windows = read_windows(shards, "train", config.length, config.calibration_tokens)
-    bits, costs = _choose_bits(config, context, base, windows, shards)
-    projections, errors = palettize_model(quantized, windows, bits, config.group, context)
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
+    groups = {name: table_rows(columns, config.group, config.block) for name, (_, columns) in shapes.items()}
+    high, low = ({name: stored_bits(shapes[name], bits, groups[name]) for name in shapes} for bits in (4, 2))
+    budget = int(config.target_bits * sum(map(prod, shapes.values())))
+    if budget < sum(low.values()):
+        floor = sum(low.values()) / sum(map(prod, shapes.values()))
+        raise ValueError(f"target_bits {config.target_bits} is below {floor:.3f}, which all projections at 2 bits take")
+    costs = _costs(config, context, base, windows, groups, shards) if _undecided(high, low, budget) else {}
+    coarse = allocate(high, low, costs or dict.fromkeys(shapes, 0.0), budget)
+    bits = {name: 2 if name in coarse else 4 for name in shapes}
+    projections, errors = palettize_model(quantized, windows, bits, groups, context)
     package = _pack(context.out / FOLDER, base, projections, model)
     layers = {
         name: {
@@ -67,24 +78,35 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     return {"headline": f"{spent}; {lost}", **size, **judged, "layers": layers}
 
 
-def _choose_bits(
-    config: CompressConfig, context: Context, base: Transformer, calibration: Windows, shards: Path
-) -> tuple[dict[str, int], dict[str, float]]:
-    """Return the bits of each projection, and what each costs at 2 bits; nothing is measured where there is no choice."""
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
-    whole, least = dict.fromkeys(shapes, 4), dict.fromkeys(shapes, 2)
-    if average_bits(shapes, whole, config.group) <= config.target_bits:
-        return whole, {}
-    if min(average_bits(shapes, least | {name: 4}, config.group) for name in shapes) > config.target_bits:
-        return allocate(shapes, dict.fromkeys(shapes, 0.0), config.target_bits, config.group), {}
+def table_rows(columns: int, group: int, block: int | None) -> int:
+    """Rows of one table: `group`, or those that make about `block` weights, in sixteens where they are as many."""
+    if block is None:
+        return group
+    rows = max(1, round(block / columns))
+    return rows if rows < 16 else round(rows / 16) * 16
+
+
+def _undecided(high: Mapping[str, int], low: Mapping[str, int], budget: int) -> bool:
+    """Whether some projections, but not all, must go low: only then does it matter which."""
+    least = sum(low.values())
+    return sum(high.values()) > budget >= least + min(high[name] - low[name] for name in high)
+
+
+def _costs(
+    config: CompressConfig,
+    context: Context,
+    base: Transformer,
+    calibration: Windows,
+    groups: Mapping[str, int],
+    shards: Path,
+) -> dict[str, float]:
     windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
-    costs = sensitivities(base, calibration, windows, config.group, context)
-    return allocate(shapes, costs, config.target_bits, config.group), costs
+    return sensitivities(base, calibration, windows, groups, context)
 
 
 @torch.no_grad()
 def sensitivities(
-    model: Transformer, calibration: Windows, windows: Windows, group: int, context: Context
+    model: Transformer, calibration: Windows, windows: Windows, groups: Mapping[str, int], context: Context
 ) -> dict[str, float]:
     """Return KL to the whole model, nats a token of `windows`, when each projection alone goes to 2 bits.
 
@@ -100,7 +122,7 @@ def sensitivities(
     costs, linears = {}, model.linears()
     for grams in context.track(grams_by_block(model, calibration), "sensitivity", len(model.blocks)):
         for name, gram in grams.items():
-            coarse = palettize_with_feedback(linears[name].weight, gram, 2, group).dequantize()
+            coarse = palettize_with_feedback(linears[name].weight, gram, 2, groups[name]).dequantize()
             with replaced(model, name, torch.from_numpy(coarse)):
                 total = sum(
                     float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
@@ -111,14 +133,14 @@ def sensitivities(
 
 
 def palettize_model(
-    model: Transformer, windows: Windows, bits: Mapping[str, int], group: int, context: Context
+    model: Transformer, windows: Windows, bits: Mapping[str, int], groups: Mapping[str, int], context: Context
 ) -> tuple[dict[str, Palettized], dict[str, float]]:
     """Palettize the projections of `model` in place, block by block; returns them and their relative output errors."""
     made, errors, linears = {}, {}, model.linears()
     for grams in context.track(grams_by_block(model, windows), "palettize", len(model.blocks)):
         for name, gram in grams.items():
             weight = linears[name].weight
-            made[name] = palettize_with_feedback(weight, gram, bits[name], group)
+            made[name] = palettize_with_feedback(weight, gram, bits[name], groups[name])
             errors[name] = output_error(weight, made[name], gram)
             weight.data = torch.from_numpy(made[name].dequantize())
     return made, errors
