@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from openafm.compression.calibration import Windows, compare, grams_by_block, nats, read_windows, replaced
 from openafm.model.checkpoint import load_model
+from openafm.stage import Hardware
 
 
 def inputs_of(model, name, tokens):
@@ -20,7 +21,7 @@ def inputs_of(model, name, tokens):
 def test_gram_matrices_equal_a_direct_look(world):
     model = load_model(world / "model").requires_grad_(False)
     windows = read_windows(world / "shards", "train", 16, 200)
-    found = {name: gram for grams in grams_by_block(model, windows) for name, gram in grams.items()}
+    found = {name: gram for grams in grams_by_block(model, windows, Hardware()) for name, gram in grams.items()}
     assert set(found) == set(model.linears())
     for name, gram in found.items():
         x = inputs_of(model, name, windows.tokens)
@@ -32,7 +33,7 @@ def test_a_block_reads_what_the_changed_blocks_before_it_give(world):
     model = load_model(world / "model").requires_grad_(False)
     windows = read_windows(world / "shards", "train", 16, 200)
     name = "model.layers.1.mlp.gate_proj"
-    for number, grams in enumerate(grams_by_block(model, windows)):
+    for number, grams in enumerate(grams_by_block(model, windows, Hardware())):
         if number == 0:
             model.model.layers[0].mlp.down_proj.weight.data *= 0.3
         else:

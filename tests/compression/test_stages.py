@@ -18,7 +18,7 @@ from openafm.compression.recovery import RecoveryConfig, recovery, regained, res
 from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, mean_loss, split, task_adapter
 from openafm.engine import TorchEngine, open_package
 from openafm.model.checkpoint import load_model
-from openafm.stage import Context
+from openafm.stage import Context, Hardware
 from openafm.tokenizer import load
 from openafm.training.batches import ExampleBatches
 from openafm.training.losses import next_token
@@ -171,14 +171,14 @@ def test_the_residual_adapter_is_the_best_low_rank_fit(compressed, world):
     handle.remove()
     x = torch.cat(inputs).double()
     residual = (base.linears()[name].weight - quantized.linears()[name].weight).double()
-    state = residual_adapter(base, quantized, windows, 4, 8.0)
+    state = residual_adapter(base, quantized, windows, 4, 8.0, Hardware())
     fit = 8.0 / 4 * state[f"{name}.lora_b"].double() @ state[f"{name}.lora_a"].double()
     outputs = x @ residual.T
     # no matrix of rank 4 comes closer to the lost outputs than their own first four components
     left = torch.linalg.svdvals(outputs)[4:].square().sum()
     assert left * (1 - 1e-6) <= (outputs - x @ fit.T).square().sum() <= left * 1.05
     # a rank as large as the layer restores the unquantized model
-    load_adapter(quantized, residual_adapter(base, quantized, windows, 64, 64.0), 64.0)
+    load_adapter(quantized, residual_adapter(base, quantized, windows, 64, 64.0, Hardware()), 64.0)
     quantized.model.embed_tokens.weight.data = base.model.embed_tokens.weight.data
     tokens = torch.arange(20)[None]
     torch.testing.assert_close(quantized(tokens), base(tokens), atol=1e-3, rtol=1e-3)

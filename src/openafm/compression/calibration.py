@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from openafm.model import Transformer
 from openafm.model.transformer import rope_angles
+from openafm.stage import Hardware
+from openafm.training.hardware import autocast
 
 LOGITS = 16_000_000
 """Most logits held at once (64 MB in float32)."""
@@ -60,12 +62,12 @@ def read_windows(shards: Path, split: str, length: int, tokens: int) -> Windows:
 
 
 @torch.no_grad()
-def grams_by_block(model: Transformer, windows: Windows) -> Iterator[dict[str, Tensor]]:
+def grams_by_block(model: Transformer, windows: Windows, hardware: Hardware) -> Iterator[dict[str, Tensor]]:
     """Yield, block by block, the Gram matrix `(in, in)` of each projection's inputs: the mean of x x^T, float32.
 
-    By the projection's name in the model. What the caller makes of a block's weights before it asks for the next is
-    what the next block's inputs come from, so each can make up for those before it. One block's matrices and the
-    windows' hidden states are in memory, however deep the model is.
+    The inputs are of the run's precision. By the projection's name in the model. What the caller makes of a block's
+    weights before it asks for the next is what the next block's inputs come from, so each can make up for those before
+    it. One block's matrices and the windows' hidden states are in memory, however deep the model is.
     """
     tokens = windows.tokens[:, :-1]
     rope = rope_angles(torch.arange(tokens.shape[1]), model.config.head_dim, model.config.rope_base)
@@ -75,8 +77,9 @@ def grams_by_block(model: Transformer, windows: Windows) -> Iterator[dict[str, T
         handles = [
             block.get_submodule(name).register_forward_pre_hook(partial(_add_gram, grams, name)) for name in READERS
         ]
-        for x in hidden:
-            block(x, rope, None, None)
+        with autocast(hardware):
+            for x in hidden:
+                block(x, rope, None, None)
         for handle in handles:
             handle.remove()
         yield {
@@ -84,7 +87,8 @@ def grams_by_block(model: Transformer, windows: Windows) -> Iterator[dict[str, T
             for first, names in READERS.items()
             for name in names
         }
-        hidden = [block(x, rope, None, None) for x in hidden]
+        with autocast(hardware):
+            hidden = [block(x, rope, None, None) for x in hidden]
 
 
 READERS = {
@@ -101,7 +105,8 @@ TOGETHER = 4096
 
 def _add_gram(grams: dict[str, Tensor], name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
     x = inputs[0].flatten(0, -2).float()
-    gram = x.T @ x
+    with torch.autocast(x.device.type, enabled=False):
+        gram = x.T @ x
     grams[name] = grams[name] + gram if name in grams else gram
 
 

@@ -120,7 +120,7 @@ def sensitivities(
 
     reference = [log_probabilities(rows) for rows in batches]
     costs, linears = {}, model.linears()
-    for grams in context.track(grams_by_block(model, calibration), "sensitivity", len(model.blocks)):
+    for grams in context.track(grams_by_block(model, calibration, context.hardware), "sensitivity", len(model.blocks)):
         for name, gram in grams.items():
             coarse = palettize_with_feedback(linears[name].weight, gram, 2, groups[name]).dequantize()
             with replaced(model, name, torch.from_numpy(coarse)):
@@ -137,7 +137,7 @@ def palettize_model(
 ) -> tuple[dict[str, Palettized], dict[str, float]]:
     """Palettize the projections of `model` in place, block by block; returns them and their relative output errors."""
     made, errors, linears = {}, {}, model.linears()
-    for grams in context.track(grams_by_block(model, windows), "palettize", len(model.blocks)):
+    for grams in context.track(grams_by_block(model, windows, context.hardware), "palettize", len(model.blocks)):
         for name, gram in grams.items():
             weight = linears[name].weight
             made[name] = palettize_with_feedback(weight, gram, bits[name], groups[name])

@@ -9,6 +9,7 @@ values are one table of the package. It starts where error feedback ends: W are 
 from. What it writes lies on the tables exactly, so the step `compress` packs it without loss.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -21,7 +22,7 @@ from openafm.compression.feedback import eliminate, feed_back
 from openafm.compression.recovery import LossKind, TextConfig, output_loss, text_batches
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
-from openafm.stage import Context, Metrics
+from openafm.stage import Context, Hardware, Metrics
 from openafm.training.loop import train
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
@@ -80,7 +81,7 @@ def qat(config: QATConfig, context: Context, *, model: Path, shards: Path) -> Me
     base, student = (load_model(model).requires_grad_(False) for _ in range(2))
     heldout = read_windows(shards, "heldout", config.sequence_length, config.heldout_tokens)
     calibration = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
-    layers = put_on_grid(student, calibration, config.group)
+    layers = put_on_grid(student, calibration, dict.fromkeys(student.linears(), config.group), context.hardware)
     before = compare(student, base, heldout)
     tokens = fit_grid(student, layers, base, config, context, shards)
     settle(student, layers)
@@ -99,12 +100,15 @@ def qat(config: QATConfig, context: Context, *, model: Path, shards: Path) -> Me
 
 
 @torch.no_grad()
-def put_on_grid(model: Transformer, calibration: Windows, group: int) -> dict[str, ClippedLinear]:
+def put_on_grid(
+    model: Transformer, calibration: Windows, groups: Mapping[str, int], hardware: Hardware
+) -> dict[str, ClippedLinear]:
     """Put a `ClippedLinear` in each projection's place, block by block; returns them by name."""
     layers, linears = {}, model.linears()
-    for grams in grams_by_block(model, calibration):
+    for grams in grams_by_block(model, calibration, hardware):
         for name, gram in grams.items():
             weight, elimination = linears[name].weight, eliminate(gram)
+            group = groups[name]
             step = best_step(weight, elimination.importance, group)
             tables = step[:, None] * (torch.arange(Q_MIN, Q_MAX + 1) - ZERO)
             _, values = feed_back(weight, elimination, tables, group)

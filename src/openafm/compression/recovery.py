@@ -27,7 +27,7 @@ from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.muparam import trainable_groups
 from openafm.scoring import intervals
-from openafm.stage import Config, Context, Metrics
+from openafm.stage import Config, Context, Hardware, Metrics
 from openafm.tokenizer import load as load_tokenizer
 from openafm.training.batches import Batch, Batches, ExampleBatches, TokenBatches, tokenize_examples
 from openafm.training.loop import Loss, train
@@ -87,16 +87,16 @@ def recovery(
     data, too_long = _batches(config, context, shards, examples, source.folder)
     windows = read_windows(shards, "heldout", config.sequence_length, config.heldout_tokens)
     before = compare(quantized, base, windows)
-    _start(config, context, base, quantized, shards)
+    start_adapter(config, context, base, quantized, shards)
     started = nats(quantized, windows)
-    state = _fit(quantized, base, data, config, context, "recovery")
+    state = fit_adapter(quantized, base, data, config, context, "recovery")
     after = compare(quantized, base, windows)
     described = ", ".join(f"{size} {label} tokens" for label, _, size in data)
     control = before.base
     if config.loss != "kl":  # with KL alone the untouched model is already the optimum
         adapted = load_model(model)
         attach(adapted, config.rank, config.alpha, seed=context.seed)
-        store, fitted = AdapterStore(context.out / CONTROL), _fit(adapted, base, data, config, context, CONTROL)
+        store, fitted = AdapterStore(context.out / CONTROL), fit_adapter(adapted, base, data, config, context, CONTROL)
         store.save(CONTROL, Adapter(fitted, config.rank, config.alpha, None, described))
         _save_nested(store, CONTROL, fitted, config)
         control = nats(adapted, windows)
@@ -139,18 +139,22 @@ def _save_nested(store: AdapterStore, name: str, state: Mapping[str, Tensor], co
         store.save(f"{name}-{rank}", Adapter(cut, rank, alpha, None, f"the first {rank} components of {name}"))
 
 
-def _start(config: RecoveryConfig, context: Context, base: Transformer, quantized: Transformer, shards: Path) -> None:
+def start_adapter(
+    config: RecoveryConfig, context: Context, base: Transformer, quantized: Transformer, shards: Path
+) -> None:
     """Put the adapter's first values on the quantized model."""
     if config.start == "zero":
         attach(quantized, config.rank, config.alpha, seed=context.seed)
         return
     windows = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
-    load_adapter(quantized, residual_adapter(base, quantized, windows, config.rank, config.alpha), config.alpha)
+    load_adapter(
+        quantized, residual_adapter(base, quantized, windows, config.rank, config.alpha, context.hardware), config.alpha
+    )
 
 
 @torch.no_grad()
 def residual_adapter(
-    base: Transformer, quantized: Transformer, windows: Windows, rank: int, alpha: float
+    base: Transformer, quantized: Transformer, windows: Windows, rank: int, alpha: float, hardware: Hardware
 ) -> dict[str, Tensor]:
     """Return the adapter that minimises each projection's mean squared output error, on the base's inputs.
 
@@ -158,7 +162,7 @@ def residual_adapter(
     truncated SVD of R L (Eckart and Young, 1936); its components stand in the order of what they restore.
     """
     state, before, after = {}, base.linears(), quantized.linears()
-    for grams in grams_by_block(base, windows):
+    for grams in grams_by_block(base, windows, hardware):
         for name, gram in grams.items():
             root = torch.linalg.cholesky(damped(gram))
             residual = before[name].weight.double() - after[name].weight.double()
@@ -195,8 +199,7 @@ Data = list[tuple[str, Batches, int]]
 def _batches(
     config: RecoveryConfig, context: Context, shards: Path, examples: Path | None, folder: Path
 ) -> tuple[Data, int]:
-    phases: list[tuple[str, Any]] = [("pretraining", text_batches(config, context, shards))]
-    left_out = 0
+    phases, left_out = text_phase(config, context, shards), 0
     if examples is not None and config.example_tokens:
         tokenizer = load_tokenizer(folder)
         pairs, left_out = tokenize_examples(
@@ -210,9 +213,17 @@ def _batches(
             batch_tokens=config.batch_tokens,
             seed=context.seed,
         )
-        phases.append(("post-training", batches))
-    data = [(label, batches, len(batches) * batches.rows * config.sequence_length) for label, batches in phases]
-    return data, left_out
+        phases.append(_phase("post-training", batches, config))
+    return phases, left_out
+
+
+def text_phase(config: RecoveryConfig, context: Context, shards: Path) -> Data:
+    """The phase of pretraining text alone."""
+    return [_phase("pretraining", text_batches(config, context, shards), config)]
+
+
+def _phase(label: str, batches: TokenBatches | ExampleBatches, config: RecoveryConfig) -> tuple[str, Batches, int]:
+    return label, batches, len(batches) * batches.rows * config.sequence_length
 
 
 def text_batches(config: TextConfig, context: Context, shards: Path) -> TokenBatches:
@@ -248,7 +259,7 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _fit(
+def fit_adapter(
     model: Transformer, base: Transformer, data: Data, config: RecoveryConfig, context: Context, label: str
 ) -> dict[str, Tensor]:
     """Train the adapter on `model` phase by phase, each with a cosine over its own tokens; returns it.
