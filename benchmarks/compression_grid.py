@@ -55,7 +55,7 @@ POINTS = [
 ]  # fmt: skip
 CALIBRATION: dict[str, int] = {"length": 256, "tokens": 16_384}
 SENSITIVITY: dict[str, int] = {"length": 256, "tokens": 512}
-RECOVERY = RecoveryConfig(rank=16, alpha=16.0, loss="kl", tokens=40_960, batch_tokens=1024, lr=1e-3)
+RECOVERY = RecoveryConfig(rank=16, alpha=16.0, loss="kl", tokens=40_960, batch_tokens=512, lr=1e-3)
 ADAPTERS = [
     ("rank 16", RECOVERY),
     ("rank 8", RECOVERY.model_copy(update={"rank": 8, "alpha": 8.0})),
@@ -63,7 +63,7 @@ ADAPTERS = [
     ("rank 16, zero start", RECOVERY.model_copy(update={"start": "zero"})),
     ("rank 16, not trained", RECOVERY.model_copy(update={"tokens": 0})),
 ]
-QAT = QATConfig(tokens=40_960, batch_tokens=1024, lr=2e-4, clip_lr=2e-3)
+QAT = QATConfig(tokens=40_960, batch_tokens=512, lr=2e-4, clip_lr=2e-3)
 
 
 @dataclass(frozen=True)

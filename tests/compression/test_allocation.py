@@ -1,10 +1,10 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.compression.allocation import allocate
+from openafm.compression.allocation import allocate, curve
 from openafm.engine.packed import stored_bits
 
 SHAPES = st.lists(st.tuples(st.sampled_from([16, 32, 48]), st.sampled_from([16, 24, 64])), min_size=1, max_size=7)
@@ -47,3 +47,11 @@ def test_big_models_meet_the_budget_closely():
 def test_harmless_layers_go_first():
     high, low = sizes(dict.fromkeys("abcd", (64, 64)))
     assert allocate(high, low, {"a": 5.0, "b": -0.1, "c": 0.2, "d": 9.0}, int(3.3 * 4 * 64 * 64)) == {"b", "c"}
+
+
+def test_the_curve_falls_from_all_low_to_none():
+    high, low = sizes({f"l{i}": (64, 16 * (i + 1)) for i in range(6)})
+    costs = {name: 0.1 * i - 0.05 for i, name in enumerate(high)}
+    found = curve(high, low, costs)
+    assert found[0] == (sum(low.values()), pytest.approx(0.05 + 0.15 + 0.25 + 0.35 + 0.45)) and found[-1][1] == 0
+    assert found[-1][0] == sum(high.values()) and all(a[1] >= b[1] for a, b in pairwise(found))

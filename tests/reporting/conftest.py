@@ -170,7 +170,8 @@ def _fitting(run):
     )
     rouge = {f"rouge_{name}": 0.2 for name in ("adapter", "parent", "lead_1")}
     return {
-        "compress": {"projection_bits_per_weight": 3.62, "kl": 0.08, "kl_interval": [0.07, 0.09], "layers": layers},
+        "compress": {"projection_bits_per_weight": 3.62, "kl": 0.08, "kl_interval": [0.07, 0.09], "layers": layers}
+        | {"kl_by_bits": [[2.1, 0.4], [3.0, 0.1], [4.1, 0.0]]},
         "recovery_8": {"rank": 8, "bits_per_byte": losses, "kl_adapted": 0.1, "regained": 0.5},
         "recovery": {"rank": 16, "heldout_tokens": 16_384, "bits_per_byte": losses}
         | {"kl_quantized": 0.2, "kl_adapted": 0.06, "regained": 0.77, "regained_interval": [0.7, 0.84]},

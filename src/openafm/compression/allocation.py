@@ -9,6 +9,7 @@ from math import gcd
 
 import numpy as np
 
+POINTS = 20  # steps of the curve of cost against bits
 CAPACITY = 50_000  # cells of the knapsack; savings are rounded down to a unit only where their divisor is finer
 
 
@@ -24,6 +25,16 @@ def allocate(high: Mapping[str, int], low: Mapping[str, int], costs: Mapping[str
         raise ValueError(f"{budget} bits are fewer than the {sum(low.values())} that the lowest precision takes")
     chosen = _least_cost(saved, [max(0.0, costs[name]) for name in names], needed)
     return {name for name, taken in zip(names, chosen, strict=True) if taken}
+
+
+def curve(high: Mapping[str, int], low: Mapping[str, int], costs: Mapping[str, float]) -> list[tuple[int, float]]:
+    """Return budgets in bits, from all low to all high, and the least total cost within each."""
+    least, most = sum(low.values()), sum(high.values())
+    found = []
+    for step in range(POINTS + 1):
+        budget = least + (most - least) * step // POINTS
+        found.append((budget, sum(max(0.0, costs[name]) for name in allocate(high, low, costs, budget))))
+    return found
 
 
 def _least_cost(saved: list[int], costs: list[float], needed: int) -> list[bool]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from openafm.compression.allocation import allocate
+from openafm.compression.allocation import allocate, curve
 from openafm.compression.calibration import Windows, compare, grams_by_block, read_windows, replaced
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.feedback import output_error, palettize_with_feedback
@@ -54,9 +54,10 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
     groups = {name: table_rows(columns, config.group, config.block) for name, (_, columns) in shapes.items()}
     high, low = ({name: stored_bits(shapes[name], bits, groups[name]) for name in shapes} for bits in (4, 2))
-    budget = int(config.target_bits * sum(map(prod, shapes.values())))
+    weights = sum(map(prod, shapes.values()))
+    budget = int(config.target_bits * weights)
     if budget < sum(low.values()):
-        floor = sum(low.values()) / sum(map(prod, shapes.values()))
+        floor = sum(low.values()) / weights
         raise ValueError(f"target_bits {config.target_bits} is below {floor:.3f}, which all projections at 2 bits take")
     costs = _costs(config, context, base, windows, groups, shards) if _undecided(high, low, budget) else {}
     coarse = allocate(high, low, costs or dict.fromkeys(shapes, 0.0), budget)
@@ -75,7 +76,8 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     size, judged = sizes(package), _judge(base, package.model(), heldout)
     spent = "{projection_bits_per_weight:.2f} bits a projection, {package_bits_per_weight:.2f} in all".format(**size)
     lost = "bits per byte {bits_per_byte_base:.3f} -> {bits_per_byte:.3f}, KL {kl:.4f}".format(**judged)
-    return {"headline": f"{spent}; {lost}", **size, **judged, "layers": layers}
+    expected = [[round(b / weights, 4), round(kl, 6)] for b, kl in curve(high, low, costs)] if costs else []
+    return {"headline": f"{spent}; {lost}", **size, **judged, "layers": layers, "kl_by_bits": expected}
 
 
 def table_rows(columns: int, group: int, block: int | None) -> int:
