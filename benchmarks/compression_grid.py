@@ -15,6 +15,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,10 +28,10 @@ from harness import options
 from heldout import Base, enter, read_base
 from openafm.adapters.lora import detach
 from openafm.compression.allocation import allocate
-from openafm.compression.calibration import Windows, grams_by_block, read_windows
+from openafm.compression.calibration import Windows, read_windows, readings
 from openafm.compression.compress import palettize_model, sensitivities, table_rows
 from openafm.compression.embedding import quantize_embedding
-from openafm.compression.feedback import damped
+from openafm.compression.feedback import corrected, damped
 from openafm.compression.qat import QATConfig, fit_grid, put_on_grid, settle
 from openafm.compression.recovery import RecoveryConfig, fit_adapter, start_adapter, text_phase
 from openafm.engine.packed import stored_bits
@@ -137,7 +138,9 @@ def compressed(bench: Bench, block: str, bits: str) -> tuple[Transformer, dict[s
         if block == BLOCKS:
             in_blocks(model, calibration, chosen, bench.context)
         else:
-            palettize_model(model, calibration, chosen, rows_of(block, shapes), bench.context)
+            made, _ = palettize_model(model, calibration, chosen, rows_of(block, shapes), bench.context)
+            for name, linear in model.linears().items():
+                linear.weight.data = torch.from_numpy(made[name].dequantize())
     embedding = model.model.embed_tokens.weight
     embedding.data = torch.from_numpy(quantize_embedding(embedding.numpy()).dequantize())
     size = sum(stored[kind][name] for name, kind in chosen.items())
@@ -187,7 +190,9 @@ def costs(bench: Bench, block: str) -> dict[str, float]:
 def train_on_grid(bench: Bench, model: Transformer, groups: Mapping[str, int]) -> None:
     shutil.rmtree(bench.context.scratch, ignore_errors=True)
     base = load_model(bench.base.folder).requires_grad_(False)
-    layers = put_on_grid(model, read_windows(bench.shards, "train", **CALIBRATION), groups, bench.context.hardware)
+    layers = put_on_grid(
+        base, model, read_windows(bench.shards, "train", **CALIBRATION), groups, bench.context.hardware
+    )
     fit_grid(model, layers, base, QAT, bench.context, bench.shards)
     settle(model, layers)
     model.eval()
@@ -196,10 +201,11 @@ def train_on_grid(bench: Bench, model: Transformer, groups: Mapping[str, int]) -
 @torch.no_grad()
 def in_blocks(model: Transformer, calibration: Windows, bits: Mapping[str, int], context: Context) -> None:
     """Every 32 weights of a row on a uniform grid of their own scale, with error feedback as the tables have it."""
-    linears = model.linears()
-    for grams in grams_by_block(model, calibration, context.hardware):
-        for name, gram in grams.items():
-            linears[name].weight.data = block_feedback(linears[name].weight, gram, bits[name])
+    base, linears = deepcopy(model), model.linears()
+    for reading in readings(base, model, calibration, context.hardware):
+        for name in reading.names:
+            weight = corrected(linears[name].weight, reading)
+            linears[name].weight.data = block_feedback(weight, reading.gram, bits[name])
 
 
 def block_feedback(weight: Tensor, gram: Tensor, bits: int) -> Tensor:

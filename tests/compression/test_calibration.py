@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from openafm.compression.calibration import Windows, compare, grams_by_block, nats, read_windows, replaced
+from openafm.compression.calibration import Windows, compare, nats, read_windows, readings, replaced
 from openafm.model.checkpoint import load_model
 from openafm.stage import Hardware
 
@@ -18,27 +18,46 @@ def inputs_of(model, name, tokens):
     return torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double()
 
 
-def test_gram_matrices_equal_a_direct_look(world):
-    model = load_model(world / "model").requires_grad_(False)
+def test_readings_equal_a_direct_look(world):
+    base, model = (load_model(world / "model").requires_grad_(False) for _ in range(2))
     windows = read_windows(world / "shards", "train", 16, 200)
-    found = {name: gram for grams in grams_by_block(model, windows, Hardware()) for name, gram in grams.items()}
-    assert set(found) == set(model.linears())
-    for name, gram in found.items():
-        x = inputs_of(model, name, windows.tokens)
-        torch.testing.assert_close(gram.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-6)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    for layer in model.linears().values():
+        layer.weight.data *= 0.9
+    names = []
+    for reading in readings(base, model, windows, Hardware()):
+        names += reading.names
+        for name in reading.names:
+            x, changed = (inputs_of(m, name, windows.tokens) for m in (base, model))
+            torch.testing.assert_close(reading.gram.double(), changed.T @ changed / len(x), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                reading.change.double(), (x - changed).T @ changed / len(x), rtol=1e-3, atol=1e-5
+            )
+    assert set(names) == set(model.linears()) and len(names) == len(set(names))
+    assert not any(module._forward_pre_hooks for m in (base, model) for module in m.modules())
 
 
-def test_a_block_reads_what_the_changed_blocks_before_it_give(world):
-    model = load_model(world / "model").requires_grad_(False)
+def test_what_the_residual_stream_lacks(world):
+    base, model = (load_model(world / "model").requires_grad_(False) for _ in range(2))
+    model.model.layers[0].mlp.up_proj.weight.data *= 0.5
     windows = read_windows(world / "shards", "train", 16, 200)
-    name = "model.layers.1.mlp.gate_proj"
-    for number, grams in enumerate(grams_by_block(model, windows, Hardware())):
-        if number == 0:
-            model.model.layers[0].mlp.down_proj.weight.data *= 0.3
-        else:
-            x = inputs_of(model, name, windows.tokens)  # of the changed model
-            torch.testing.assert_close(grams[name].double(), x.T @ x / len(x), rtol=1e-3, atol=1e-6)
+    found = {reading.names[0]: reading.lack for reading in readings(base, model, windows, Hardware())}
+    norm, name = "model.layers.1.post_attention_layernorm", "model.layers.1.mlp.down_proj"
+    lack = inputs_of(base, norm, windows.tokens) - inputs_of(model, norm, windows.tokens)
+    x = inputs_of(model, name, windows.tokens)
+    torch.testing.assert_close(found[name].double(), lack.T @ x / len(x), rtol=1e-3, atol=1e-5)
+    assert {name for name, lack in found.items() if lack is None} == {
+        f"model.layers.{i}.{part}" for i in range(len(model.blocks)) for part in ("self_attn.q_proj", "mlp.gate_proj")
+    }
+
+
+def test_a_projection_reads_what_the_changed_ones_before_it_give(world):
+    base, model = (load_model(world / "model").requires_grad_(False) for _ in range(2))
+    windows = read_windows(world / "shards", "train", 16, 200)
+    for reading in readings(base, model, windows, Hardware()):
+        for name in reading.names:
+            x = inputs_of(model, name, windows.tokens)
+            torch.testing.assert_close(reading.gram.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-5)
+            model.get_submodule(name).weight.data *= 0.7
 
 
 def test_losses_and_divergence_by_definition(world):

@@ -6,7 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.compression.feedback import damped, eliminate, feed_back, fit_tables, output_error, palettize_with_feedback
+from openafm.compression.calibration import Reading
+from openafm.compression.feedback import (
+    CORRECTION,
+    corrected,
+    damped,
+    eliminate,
+    feed_back,
+    fit_tables,
+    output_error,
+    palettize_with_feedback,
+)
 from openafm.compression.palettize import palettize
 from openafm.engine.packed import Palettized
 
@@ -91,6 +101,22 @@ def test_what_lies_on_a_table_already_stays():
     _, _, gram = problem(5, columns=20)
     made = palettize_with_feedback(torch.from_numpy(exact.dequantize()), gram, 2)
     np.testing.assert_array_equal(made.dequantize(), exact.dequantize())
+
+
+def test_a_corrected_weight_is_ridge_regression_on_the_targets():
+    weight, x, _ = problem(7, tokens=400)
+    changed = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    lack = torch.randn(len(x), len(weight), generator=torch.Generator().manual_seed(1))
+    gram = changed.T @ changed / len(x)
+    reading = Reading(("p",), gram, (x - changed).T @ changed / len(x), lack.T @ changed / len(x))
+    # rows of sqrt(n lambda) I pull each weight towards where it was
+    strength = (len(x) * CORRECTION * gram.diagonal().mean()).sqrt()
+    design = torch.cat([changed, strength * torch.eye(x.shape[1])]).double()
+    targets = torch.cat([lack + x @ weight.T, strength * weight.T]).double()
+    expected = torch.linalg.lstsq(design, targets).solution.T
+    torch.testing.assert_close(corrected(weight, reading).double(), expected, rtol=1e-3, atol=1e-4)
+    same = Reading(("p",), gram, torch.zeros_like(gram), None)
+    assert torch.equal(corrected(weight, same), weight)
 
 
 def test_silent_inputs_do_no_harm():

@@ -54,7 +54,7 @@ def test_qat_starts_from_error_feedback(world):
     """Before any training the grid's model is nearer to the base than rounding each weight by itself."""
     base, fed, rounded = (load_model(world / "model").requires_grad_(False) for _ in range(3))
     windows = read_windows(world / "shards", "train", 32, 2048)
-    settle(fed, put_on_grid(fed, windows, dict.fromkeys(fed.linears(), 16), Hardware()))
+    settle(fed, put_on_grid(base, fed, windows, dict.fromkeys(fed.linears(), 16), Hardware()))
     for layer in rounded.linears().values():
         step = best_step(layer.weight, torch.ones(layer.in_features), 16)
         layer.weight.data = on_grid(layer.weight, step.repeat_interleave(16)[: layer.out_features, None])

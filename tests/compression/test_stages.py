@@ -163,8 +163,9 @@ def test_the_residual_adapter_is_the_best_low_rank_fit(compressed, world):
     base, quantized = (
         m.requires_grad_(False) for m in (load_model(world / "model"), open_package(compressed[0]).model())
     )
+    quantized.model.embed_tokens.weight.data = base.model.embed_tokens.weight.data
     windows = read_windows(world / "shards", "train", 32, 2048)
-    name = "model.layers.0.mlp.gate_proj"
+    name = "model.layers.0.self_attn.q_proj"  # whose inputs are the base's: nothing before it is to be made up for
     inputs = []
     handle = base.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
     base(windows.tokens[:, :-1])
@@ -179,7 +180,6 @@ def test_the_residual_adapter_is_the_best_low_rank_fit(compressed, world):
     assert left * (1 - 1e-6) <= (outputs - x @ fit.T).square().sum() <= left * 1.05
     # a rank as large as the layer restores the unquantized model
     load_adapter(quantized, residual_adapter(base, quantized, windows, 64, 64.0, Hardware()), 64.0)
-    quantized.model.embed_tokens.weight.data = base.model.embed_tokens.weight.data
     tokens = torch.arange(20)[None]
     torch.testing.assert_close(quantized(tokens), base(tokens), atol=1e-3, rtol=1e-3)
 

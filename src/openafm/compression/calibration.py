@@ -1,7 +1,7 @@
 """What the steps `compress` and `recovery` measure on text: Gram matrices of activations, losses, divergences."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.model import Transformer
-from openafm.model.transformer import rope_angles
+from openafm.model.transformer import Block, rope_angles
 from openafm.stage import Hardware
 from openafm.training.hardware import autocast
 
@@ -61,34 +61,22 @@ def read_windows(shards: Path, split: str, length: int, tokens: int) -> Windows:
     return Windows(torch.from_numpy(np.stack(rows)), size)
 
 
-@torch.no_grad()
-def grams_by_block(model: Transformer, windows: Windows, hardware: Hardware) -> Iterator[dict[str, Tensor]]:
-    """Yield, block by block, the Gram matrix `(in, in)` of each projection's inputs: the mean of x x^T, float32.
+@dataclass(frozen=True)
+class Reading:
+    """Projections that read the same input, and what calibration text says of it.
 
-    The inputs are of the run's precision. By the projection's name in the model. What the caller makes of a block's
-    weights before it asks for the next is what the next block's inputs come from, so each can make up for those before
-    it. One block's matrices and the windows' hidden states are in memory, however deep the model is.
+    x is that input in the base, x^ in the model that is being compressed; d is what the residual stream lacks there, in
+    the base less in the model. Means over all tokens, in float32.
     """
-    tokens = windows.tokens[:, :-1]
-    rope = rope_angles(torch.arange(tokens.shape[1]), model.config.head_dim, model.config.rope_base)
-    hidden = list(model.model.embed_tokens(tokens).split(max(1, TOGETHER // tokens.shape[1])))
-    for number, block in enumerate(model.blocks):
-        grams: dict[str, Tensor] = {}
-        handles = [
-            block.get_submodule(name).register_forward_pre_hook(partial(_add_gram, grams, name)) for name in READERS
-        ]
-        with autocast(hardware):
-            for x in hidden:
-                block(x, rope, None, None)
-        for handle in handles:
-            handle.remove()
-        yield {
-            f"model.layers.{number}.{name}": grams[first] / windows.predicted
-            for first, names in READERS.items()
-            for name in names
-        }
-        with autocast(hardware):
-            hidden = [block(x, rope, None, None) for x in hidden]
+
+    names: tuple[str, ...]
+    """Of the projections, in the model."""
+    gram: Tensor
+    """E[x^ x^T] `(in, in)`."""
+    change: Tensor
+    """E[(x - x^) x^T] `(in, in)`."""
+    lack: Tensor | None
+    """E[d x^T] `(out, in)` where the projections write to the residual stream."""
 
 
 READERS = {
@@ -97,17 +85,64 @@ READERS = {
     "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj": ("mlp.down_proj",),
 }
-"""Projections of a block that read the same input, by the first of them."""
-
+"""Projections of a block that read the same input, by the first of them, in the order of computing."""
+STREAMS = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
+"""Where the residual stream stands that a projection adds to: that norm's input."""
 TOGETHER = 4096
 """Tokens that go through a block at once."""
 
 
-def _add_gram(grams: dict[str, Tensor], name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
-    x = inputs[0].flatten(0, -2).float()
-    with torch.autocast(x.device.type, enabled=False):
-        gram = x.T @ x
-    grams[name] = grams[name] + gram if name in grams else gram
+@torch.no_grad()
+def readings(base: Transformer, model: Transformer, windows: Windows, hardware: Hardware) -> Iterator[Reading]:
+    """Walk through the blocks of `base` and `model` side by side, and yield what each projection reads.
+
+    What the caller makes of the projections' weights in `model` before it asks for the next is what the next read, so
+    each can make up for those before it. Two blocks' inputs and one's activations are in memory, however deep the model
+    is. Forward passes are of the run's precision.
+    """
+    tokens = windows.tokens[:, :-1]
+    rope = rope_angles(torch.arange(tokens.shape[1]), model.config.head_dim, model.config.rope_base)
+    parts = tokens.split(max(1, TOGETHER // tokens.shape[1]))
+    exact, lossy = ([m.model.embed_tokens(part) for part in parts] for m in (base, model))
+    for number, (block, changed) in enumerate(zip(base.blocks, model.blocks, strict=True)):
+        watched = (*READERS, *STREAMS.values())
+        seen = [_inputs(block, watched, x, rope, hardware) for x in exact]
+        for reader, names in READERS.items():
+            sums = [torch.zeros(())] * 3
+            for theirs, x in zip(seen, lossy, strict=True):
+                ours = _inputs(changed, (reader, *STREAMS.values()), x, rope, hardware)
+                sums = [total + part for total, part in zip(sums, _products(reader, theirs, ours), strict=True)]
+            gram, change, lack = (total / windows.predicted for total in sums)
+            full = tuple(f"model.layers.{number}.{name}" for name in names)
+            yield Reading(full, gram, change, lack if reader in STREAMS else None)
+        with autocast(hardware):
+            exact = [block(x, rope, None, None) for x in exact]
+            lossy = [changed(x, rope, None, None) for x in lossy]
+
+
+def _inputs(block: Block, names: Sequence[str], x: Tensor, rope: Any, hardware: Hardware) -> dict[str, Tensor]:
+    """What the named parts of a block read while it computes, `(tokens, width)` float32."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+        seen[name] = inputs[0].flatten(0, -2).float()
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
+    try:
+        with autocast(hardware):
+            block(x, rope, None, None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _products(reader: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over tokens of the three products of a `Reading`."""
+    x = ours[reader]
+    stream = STREAMS.get(reader)
+    lack = (theirs[stream] - ours[stream]).T @ x if stream else torch.zeros(())
+    return x.T @ x, (theirs[reader] - x).T @ x, lack
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ gone through the compressed blocks before.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from math import log, prod
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.compression.allocation import allocate, curve
-from openafm.compression.calibration import Windows, compare, grams_by_block, read_windows, replaced
+from openafm.compression.calibration import READERS, Windows, compare, read_windows, readings, replaced
 from openafm.compression.embedding import quantize_embedding
-from openafm.compression.feedback import output_error, palettize_with_feedback
+from openafm.compression.feedback import corrected, output_error, palettize_with_feedback
 from openafm.compression.package import sizes, verify_package, write_package
 from openafm.engine.package import EMBEDDING, FOLDER, Package
 from openafm.engine.packed import Palettized, stored_bits
@@ -49,7 +50,7 @@ class CompressConfig(Config):
 def compress(config: CompressConfig, context: Context, *, model: Path, shards: Path) -> Metrics:
     """Turn the model folder into a package, `model.afm/`, and measure what that costs on held-out text."""
     torch.set_num_threads(context.hardware.threads)
-    base, quantized = (load_model(model).requires_grad_(False) for _ in range(2))
+    base = load_model(model).requires_grad_(False)
     windows = read_windows(shards, "train", config.length, config.calibration_tokens)
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in base.linears().items()}
     groups = {name: table_rows(columns, config.group, config.block) for name, (_, columns) in shapes.items()}
@@ -62,7 +63,7 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     costs = _costs(config, context, base, windows, groups, shards) if _undecided(high, low, budget) else {}
     coarse = allocate(high, low, costs or dict.fromkeys(shapes, 0.0), budget)
     bits = {name: 2 if name in coarse else 4 for name in shapes}
-    projections, errors = palettize_model(quantized, windows, bits, groups, context)
+    projections, errors = palettize_model(base, windows, bits, groups, context)
     package = _pack(context.out / FOLDER, base, projections, model)
     layers = {
         name: {
@@ -122,9 +123,9 @@ def sensitivities(
 
     reference = [log_probabilities(rows) for rows in batches]
     costs, linears = {}, model.linears()
-    for grams in context.track(grams_by_block(model, calibration, context.hardware), "sensitivity", len(model.blocks)):
-        for name, gram in grams.items():
-            coarse = palettize_with_feedback(linears[name].weight, gram, 2, groups[name]).dequantize()
+    for reading in context.track(readings(model, model, calibration, context.hardware), "sensitivity", steps(model)):
+        for name in reading.names:
+            coarse = palettize_with_feedback(linears[name].weight, reading.gram, 2, groups[name]).dequantize()
             with replaced(model, name, torch.from_numpy(coarse)):
                 total = sum(
                     float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
@@ -135,17 +136,23 @@ def sensitivities(
 
 
 def palettize_model(
-    model: Transformer, windows: Windows, bits: Mapping[str, int], groups: Mapping[str, int], context: Context
+    base: Transformer, windows: Windows, bits: Mapping[str, int], groups: Mapping[str, int], context: Context
 ) -> tuple[dict[str, Palettized], dict[str, float]]:
-    """Palettize the projections of `model` in place, block by block; returns them and their relative output errors."""
-    made, errors, linears = {}, {}, model.linears()
-    for grams in context.track(grams_by_block(model, windows, context.hardware), "palettize", len(model.blocks)):
-        for name, gram in grams.items():
-            weight = linears[name].weight
-            made[name] = palettize_with_feedback(weight, gram, bits[name], groups[name])
-            errors[name] = output_error(weight, made[name], gram)
-            weight.data = torch.from_numpy(made[name].dequantize())
+    """Palettize the projections of `base`, which stays as it is; returns them and their relative output errors."""
+    model, made, errors = deepcopy(base), {}, {}
+    linears = model.linears()
+    for reading in context.track(readings(base, model, windows, context.hardware), "palettize", steps(model)):
+        for name in reading.names:
+            weight = corrected(linears[name].weight, reading)
+            made[name] = palettize_with_feedback(weight, reading.gram, bits[name], groups[name])
+            errors[name] = output_error(weight, made[name], reading.gram)
+            linears[name].weight.data = torch.from_numpy(made[name].dequantize())
     return made, errors
+
+
+def steps(model: Transformer) -> int:
+    """How many readings there are."""
+    return len(READERS) * len(model.blocks)
 
 
 def _pack(folder: Path, base: Transformer, projections: dict[str, Palettized], tokenizer: Path) -> Package:

@@ -1,9 +1,10 @@
 """Error feedback: a projection's columns are palettized one after another, and those still to come make up for each.
 
-Used by the step `compress`. GPTQ (Frantar et al., arXiv 2210.17323, section 3) with look-up tables for its grid: what
-counts is the output's error, tr((W - Q) G (W - Q)^T) with G the Gram matrix of the inputs, so a column's error can be
-cancelled by others whose inputs go with its own. At 2 bits the tables are then fitted to the indices that were found,
-and the indices found again.
+Used by the steps `compress`, `recovery` and `qat`. GPTQ (Frantar et al., arXiv 2210.17323, section 3) with look-up
+tables for its grid: what counts is the output's error, tr((W - Q) G (W - Q)^T) with G the Gram matrix of the inputs, so
+a column's error can be cancelled by others whose inputs go with its own. At 2 bits the tables are then fitted to the
+indices that were found, and the indices found again. Before, the weight moves to where it makes up for the layers before
+it (`corrected`).
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openafm.compression.calibration import Reading
 from openafm.compression.palettize import palettize
 from openafm.engine.packed import Palettized
 
 DAMPING = 0.01  # of the mean diagonal, added to it: GPTQ's own
 BLOCK = 128  # columns whose errors reach the rest of the matrix together
+CORRECTION = 0.1  # the same, where errors of earlier layers are made up for: noise in them must not be learned
 REFITS = {1: 2, 2: 2}  # by bits; at 4 bits a refit wins less than 1% of the error, and costs more than all the rest
 ONE_HOT = 1 << 25  # numbers held at once while tables are fitted
 
@@ -38,10 +41,10 @@ class Elimination:
         return weights
 
 
-def damped(gram: Tensor) -> Tensor:
+def damped(gram: Tensor, share: float = DAMPING) -> Tensor:
     """Return the Gram matrix with a little of its mean diagonal added, in float64: inputs may be silent, or depend."""
     diagonal = gram.diagonal().double()
-    return gram.double() + torch.diag(torch.full_like(diagonal, DAMPING * float(diagonal.mean()) + 1e-30))
+    return gram.double() + torch.diag(torch.full_like(diagonal, share * float(diagonal.mean()) + 1e-30))
 
 
 def eliminate(gram: Tensor) -> Elimination:
@@ -49,6 +52,20 @@ def eliminate(gram: Tensor) -> Elimination:
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)[order][:, order]))
     return Elimination(order, torch.linalg.cholesky(inverse, upper=True).float())
+
+
+def corrected(weight: Tensor, reading: Reading) -> Tensor:
+    """Return the weight whose outputs on the inputs that are there come closest to the base's on its own.
+
+    With the names of `Reading` it minimises E|d + W x - W' x^|^2, ridge-regularised towards W: W' = W + (W E[(x - x^)
+    x^T] + E[d x^T]) (G + lambda I)^-1. So a projection also makes up for what those before it lost.
+    """
+    pull = weight.double() @ reading.change.double()
+    if reading.lack is not None:
+        pull = pull + reading.lack.double()
+    if not pull.any():  # the first block's inputs are the base's
+        return weight
+    return weight + torch.linalg.solve(damped(reading.gram, CORRECTION), pull.T).T.float()
 
 
 @torch.no_grad()

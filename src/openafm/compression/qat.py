@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openafm.compression.calibration import Windows, compare, grams_by_block, read_windows
-from openafm.compression.feedback import eliminate, feed_back
+from openafm.compression.calibration import Windows, compare, read_windows, readings
+from openafm.compression.feedback import corrected, eliminate, feed_back
 from openafm.compression.recovery import LossKind, TextConfig, output_loss, text_batches
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
@@ -81,7 +81,8 @@ def qat(config: QATConfig, context: Context, *, model: Path, shards: Path) -> Me
     base, student = (load_model(model).requires_grad_(False) for _ in range(2))
     heldout = read_windows(shards, "heldout", config.sequence_length, config.heldout_tokens)
     calibration = read_windows(shards, "train", config.sequence_length, config.calibration_tokens)
-    layers = put_on_grid(student, calibration, dict.fromkeys(student.linears(), config.group), context.hardware)
+    groups = dict.fromkeys(student.linears(), config.group)
+    layers = put_on_grid(base, student, calibration, groups, context.hardware)
     before = compare(student, base, heldout)
     tokens = fit_grid(student, layers, base, config, context, shards)
     settle(student, layers)
@@ -101,14 +102,14 @@ def qat(config: QATConfig, context: Context, *, model: Path, shards: Path) -> Me
 
 @torch.no_grad()
 def put_on_grid(
-    model: Transformer, calibration: Windows, groups: Mapping[str, int], hardware: Hardware
+    base: Transformer, model: Transformer, calibration: Windows, groups: Mapping[str, int], hardware: Hardware
 ) -> dict[str, ClippedLinear]:
-    """Put a `ClippedLinear` in each projection's place, block by block; returns them by name."""
-    layers, linears = {}, model.linears()
-    for grams in grams_by_block(model, calibration, hardware):
-        for name, gram in grams.items():
-            weight, elimination = linears[name].weight, eliminate(gram)
-            group = groups[name]
+    """Put a `ClippedLinear` in each projection's place in `model`, one after another; returns them by name."""
+    layers = {}
+    for reading in readings(base, model, calibration, hardware):
+        elimination = eliminate(reading.gram)
+        for name in reading.names:
+            weight, group = corrected(base.get_parameter(f"{name}.weight"), reading), groups[name]
             step = best_step(weight, elimination.importance, group)
             tables = step[:, None] * (torch.arange(Q_MIN, Q_MAX + 1) - ZERO)
             _, values = feed_back(weight, elimination, tables, group)

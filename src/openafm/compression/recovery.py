@@ -8,6 +8,7 @@ step trains the first so many components, the number drawn anew (nested dropout,
 import json
 import random
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from math import log
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from openafm import jsonl
 from openafm.adapters.lora import adapter_state, attach, load_adapter, truncated, use_rank
 from openafm.adapters.store import Adapter, AdapterStore
-from openafm.compression.calibration import Windows, compare, grams_by_block, nats, read_windows
-from openafm.compression.feedback import damped
+from openafm.compression.calibration import Windows, compare, nats, read_windows, readings
+from openafm.compression.feedback import corrected, damped
 from openafm.compression.package import add_adapter, sizes
 from openafm.engine.package import open_package
 from openafm.model import Transformer
@@ -156,22 +157,26 @@ def start_adapter(
 def residual_adapter(
     base: Transformer, quantized: Transformer, windows: Windows, rank: int, alpha: float, hardware: Hardware
 ) -> dict[str, Tensor]:
-    """Return the adapter that minimises each projection's mean squared output error, on the base's inputs.
+    """Return the adapter that brings each projection's outputs closest to what the base's would be there.
 
-    With R = W - W_q and the inputs' Gram matrix G = L L^T that error is |(R - scale B A) L|^2, so A and B come from the
-    truncated SVD of R L (Eckart and Young, 1936); its components stand in the order of what they restore.
+    With R = W' - W_q, W' the weight that also makes up for the layers before (`corrected`), and the inputs' Gram matrix
+    G = L L^T, the mean squared error is |(R - scale B A) L|^2, so A and B come from the truncated SVD of R L (Eckart
+    and Young, 1936); components stand in the order of what they restore. Each layer's adapter is in place when the
+    next one's inputs are read.
     """
-    state, before, after = {}, base.linears(), quantized.linears()
-    for grams in grams_by_block(base, windows, hardware):
-        for name, gram in grams.items():
-            root = torch.linalg.cholesky(damped(gram))
-            residual = before[name].weight.double() - after[name].weight.double()
+    state, weights = {}, base.linears()
+    model = deepcopy(quantized)
+    linears = model.linears()
+    for reading in readings(base, model, windows, hardware):
+        root = torch.linalg.cholesky(damped(reading.gram))
+        for name in reading.names:
+            layer = linears[name]
+            residual = corrected(weights[name].weight, reading).double() - layer.weight.double()
             u, s, v = torch.linalg.svd(residual @ root, full_matrices=False)
             share = (s[:rank] * rank / alpha).sqrt()
-            b, a = (
-                u[:, :rank] * share,
-                torch.linalg.solve_triangular(root.T, (share[:, None] * v[:rank]).T, upper=True).T,
-            )
+            b = u[:, :rank] * share
+            a = torch.linalg.solve_triangular(root.T, (share[:, None] * v[:rank]).T, upper=True).T
+            layer.weight.data = layer.weight + (alpha / rank * b @ a).float()
             missing = rank - len(share)  # a layer narrower than the rank
             state[f"{name}.lora_a"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).float()
             state[f"{name}.lora_b"] = torch.nn.functional.pad(b, (0, missing)).float()
