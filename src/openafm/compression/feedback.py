@@ -3,8 +3,8 @@
 Used by the steps `compress`, `recovery` and `qat`. GPTQ (Frantar et al., arXiv 2210.17323, section 3) with look-up
 tables for its grid: what counts is the output's error, tr((W - Q) G (W - Q)^T) with G the Gram matrix of the inputs, so
 a column's error can be cancelled by others whose inputs go with its own. At 2 bits the tables are then fitted to the
-indices that were found, and the indices found again. Before, the weight moves to where it makes up for the layers before
-it (`corrected`).
+indices that were found, and the indices found again. Before, the weight moves to where it makes up for the layers
+before it (`corrected`).
 """
 
 from dataclasses import dataclass
