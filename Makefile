@@ -23,7 +23,7 @@ lint: $(VENV)/.dev ## style, types and import layers only (half a minute)
 setup: $(VENV)/.dev ## .venv with everything that run and test need (1 to 4 minutes, 2 GB)
 
 bench: $(VENV)/.bench ## one benchmark (minutes), or all (an hour or so): make bench NAME=palettize ARGS=--json
-	@failed=; for name in $(or $(NAME),$(filter-out harness texts,$(basename $(notdir $(wildcard benchmarks/*.py))))); do \
+	@failed=; for name in $(or $(NAME),$(filter-out harness texts heldout,$(basename $(notdir $(wildcard benchmarks/*.py))))); do \
 		$(BIN)/openafm bench $$name $(ARGS) || failed="$$failed $$name"; done; \
 	if [ -n "$$failed" ]; then echo "bench: failed:$$failed"; exit 1; fi
 
