@@ -82,7 +82,7 @@ def _run_base(model: Transformer, windows: dict[str, Windows], path: Path) -> No
         found = [_loss(model.logits(state), rows) for state, rows in zip(states, part.tokens, strict=True)]
         arrays |= {f"{name}.hidden": torch.stack(states).numpy(), f"{name}.losses": np.array(found)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
+    partial = path.with_suffix(f".{os.getpid()}.npz")
     np.savez(partial, **arrays)
     partial.rename(path)
 
