@@ -25,6 +25,7 @@ X86 = {
 ARM = {"neon.cpp": ["-march=armv8.2-a+dotprod+fp16"]}
 FLAGS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}.get(platform.machine(), {})
 COMMON = ["-Wno-maybe-uninitialized", "-std=c++20", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-g0"]
+EXACT = {"palettize.cpp": ["-ffp-contract=off"]}  # equal to numpy's bytes, which fuses nothing
 WITHOUT = """
 openafm: the native engine was not built ({error}).
 openafm works without it: `chat` and `serve` use torch, which is several times slower.
@@ -53,7 +54,7 @@ class BuildNative(build_ext):
             )[0]
 
         try:
-            return once(FLAGS.get(source.name, []))
+            return once(FLAGS.get(source.name, EXACT.get(source.name, [])))
         except Exception:
             if source.name not in FLAGS:
                 raise

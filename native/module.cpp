@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "model.h"
+#include "palettize.h"
 #include "sampling.h"
 
 namespace nb = nanobind;
@@ -86,12 +87,45 @@ std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& 
   return choices;
 }
 
+template <class T> nb::object owned(T* data, size_t rows, size_t columns) {
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {rows, columns}, owner));
+}
+
+nb::object means_of(Array<float, 2> values, Array<double, 2> weights, size_t k, size_t candidates, size_t rounds) {
+  const size_t groups = values.shape(0), n = values.shape(1);
+  if (n == 0 || n > UINT32_MAX || k < 2) refuse("groups of values and at least 2 means are needed");
+  if (weights.shape(1) != n || (weights.shape(0) != 1 && weights.shape(0) != groups)) refuse("weights do not fit the values");
+  auto* means = new double[groups * k];
+  {
+    nb::gil_scoped_release release;
+    for (size_t g = 0; g < groups; g++) {
+      const double* own = weights.data() + (weights.shape(0) == 1 ? 0 : g * n);
+      best_means(values.data() + g * n, own, n, k, candidates, rounds, means + g * k);
+    }
+  }
+  return owned(means, groups, k);
+}
+
+nb::object nearest_of(Array<float, 2> values, Array<double, 2> edges) {
+  const size_t groups = values.shape(0), n = values.shape(1), count = edges.shape(1);
+  if (edges.shape(0) != groups || count > 255) refuse("edges do not fit the groups");
+  auto* found = new uint8_t[groups * n];
+  {
+    nb::gil_scoped_release release;
+    for (size_t g = 0; g < groups; g++) nearest(values.data() + g * n, n, edges.data() + g * count, count, found + g * n);
+  }
+  return owned(found, groups, n);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.attr("MAX_TOKENS") = kMaxTokens;
   m.attr("MAX_RANK") = kMaxRank;
   m.def("available_kernels", &available_kernels, "Kernels that this processor runs, the best first.");
+  m.def("best_means", &means_of, "Means (groups, k) of the runs that the values (groups, n) are best cut into.");
+  m.def("nearest", &nearest_of, "How many edges of its group are at most each value.");
   nb::class_<Sampler>(m, "Sampler")
       .def("__init__",
            [](Sampler* self, float temperature, int top_k, float top_p, float min_p, float presence, float frequency,

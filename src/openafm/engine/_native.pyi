@@ -9,6 +9,10 @@ MAX_TOKENS: int
 MAX_RANK: int
 
 def available_kernels() -> list[str]: ...
+def best_means(
+    values: NDArray[np.float32], weights: NDArray[np.float64], k: int, candidates: int, rounds: int
+) -> NDArray[np.float64]: ...
+def nearest(values: NDArray[np.float32], edges: NDArray[np.float64]) -> NDArray[np.uint8]: ...
 
 class Sampler:
     def __init__(
