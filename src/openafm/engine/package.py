@@ -8,10 +8,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,10 @@ from safetensors import SafetensorError, safe_open
 from openafm.adapters.store import AdapterStore
 from openafm.engine.packed import Int8Rows, Palettized, unpack
 from openafm.files import digest
-from openafm.model import ModelConfig, Transformer
+from openafm.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from openafm.model import Transformer
 
 VERSION = 1
 HEADER, WEIGHTS, ADAPTERS, FOLDER = "header.json", "weights.safetensors", "adapters", "model.afm"
@@ -76,8 +78,12 @@ class Package:
         tensors = self._tensors
         return Int8Rows(tensors.get_tensor(f"{EMBEDDING}.int8"), tensors.get_tensor(f"{EMBEDDING}.scales"))
 
-    def model(self) -> Transformer:
+    def model(self) -> "Transformer":
         """Dequantize everything into a torch model in float32."""
+        import torch  # the native engine opens packages without it
+
+        from openafm.model import Transformer
+
         with torch.device("meta"):
             model = Transformer(self.config)
         state = {f"{EMBEDDING}.weight": torch.from_numpy(self.embedding().dequantize())}

@@ -1,5 +1,7 @@
 """The shape of a model: every number that decides its tensors."""
 
+from pathlib import Path
+
 from pydantic import model_validator
 
 from openafm.stage import Config
@@ -49,3 +51,11 @@ class ModelConfig(Config):
     def parameters(self) -> int:
         """Number of weights in all."""
         return self.embedding_parameters + self.projection_parameters + self.norm_parameters
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The shape of the model in `folder`. Raises ValueError where the folder holds none."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {folder} is not a model folder; run the step that makes it")
+    return ModelConfig.model_validate_json(path.read_bytes())
