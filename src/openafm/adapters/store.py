@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 if TYPE_CHECKING:
@@ -79,7 +80,16 @@ class AdapterStore:
     def arrays(self, name: str) -> tuple[dict[str, NDArray[np.float16]], float]:
         """Read an adapter's matrices without torch, and its alpha. Raises ValueError as `load` does."""
         card, data = self._verified(name)
-        return load_arrays(data), float(card["alpha"])
+        try:
+            arrays, alpha = load_arrays(data), float(card["alpha"])
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._path(name) / WEIGHTS} is no adapter ({error}): train or copy it again") from error
+        halves = {key.rpartition(".")[0] + end for key in arrays for end in (".lora_a", ".lora_b")}
+        if halves != arrays.keys() or not all(
+            x.ndim == 2 and x.size and x.dtype == np.float16 for x in arrays.values()
+        ):
+            raise ValueError(f"{self._path(name) / WEIGHTS} is no adapter in float16: train or copy it again")
+        return arrays, alpha
 
     def _verified(self, name: str) -> tuple[dict[str, Any], bytes]:
         """The card and the bytes it vouches for."""

@@ -55,13 +55,13 @@ class _Pieces:
         return self._encode(text if isinstance(text, str) else text.decode())
 
 
-def vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """Bytes of every token, arranged for looking up; takes up to a second, so an engine makes it once."""
+def vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
+    """Bytes of each of the model's `size` tokens, for looking up; takes up to a second, so an engine makes it once."""
     stop = sorted({tokenizer.eos_id, tokenizer.end_of_turn_id})
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        return LLTokenizer(tokenizer.json(), n_vocab=tokenizer.vocab_size, eos_token=stop)
+        return LLTokenizer(tokenizer.json(), n_vocab=size, eos_token=stop)
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    return LLTokenizer(TokenizerWrapper(_Pieces(tokenizer)), n_vocab=tokenizer.vocab_size, eos_token=stop)
+    return LLTokenizer(TokenizerWrapper(_Pieces(tokenizer)), n_vocab=size, eos_token=stop)
 
 
 class Guide:

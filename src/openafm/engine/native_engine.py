@@ -83,6 +83,8 @@ class _Running:
 class NativeEngine:
     """Decodes with one model; each request names its adapter, and those of a batch may differ."""
 
+    guided = True
+
     def __init__(
         self,
         config: ModelConfig,
@@ -245,7 +247,8 @@ class NativeEngine:
                     prompt, name = prompts[index], named[index]
                     sampler = self._sampler(prompt, temperature, (seed * 1_000_003 + index) % 2**64, cuts)
                     sequence, done = self.begin(prompt, name, running)
-                    row = _Running(index, sequence, name, sampler, list(prompt), [], self._guide(grammar), answers[index])
+                    guide = self._guide(grammar)
+                    row = _Running(index, sequence, name, sampler, list(prompt), [], guide, answers[index])
                     running.append(row)
                     row.feed = self.prefill(sequence, prompt[done:], name)
                 if not running:
@@ -288,7 +291,7 @@ class NativeEngine:
     def _guide(self, grammar: str | None) -> Guide | None:
         if grammar is None:
             return None
-        self._vocabulary = self._vocabulary or vocabulary(self.tokenizer)
+        self._vocabulary = self._vocabulary or vocabulary(self.tokenizer, self.config.vocab_size)
         return Guide(self._vocabulary, grammar)
 
     def _sampler(self, prompt: list[int], temperature: float, seed: int, cuts: Mapping[str, Any]) -> Any:

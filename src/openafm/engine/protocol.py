@@ -13,6 +13,8 @@ class Engine(Protocol):
     tokenizer: Tokenizer
     max_length: int
     """Longest sequence in tokens, prompt and answer together."""
+    guided: bool
+    """Whether answers can keep to a grammar."""
 
     def generate(
         self,

@@ -20,6 +20,8 @@ from openafm.tokenizer import load as load_tokenizer
 class TorchEngine:
     """Decodes with one model; a request with another adapter than the last one's swaps the low-rank matrices."""
 
+    guided = False
+
     def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_length = model.config.max_length
