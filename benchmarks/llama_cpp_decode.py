@@ -47,21 +47,21 @@ def main() -> None:
             source = random_gguf(shape, Path(folder) / "f16.gguf")
         peers = {kind: quantized(source, kind) for kind in given.kinds.split(",")}
         source.unlink()
+        llamas = {kind: opened(path, threads) for kind, path in peers.items()}
         contestants: dict[str, Callable[[], float]] = {}
         for load in ("idle", "loaded"):
             for name in adapters:
                 label = f"ours{', rank-16 adapter' if name else ''}, {load}"
                 contestants[label] = under(load, lambda name=name: decode.decoding(ours, 1, [name], given.tokens))
-            for kind, path in peers.items():
-                llama = opened(path, threads)
+            for kind, llama in llamas.items():
                 contestants[f"llama.cpp {kind}, {load}"] = under(load, lambda x=llama: decoding(x, given.tokens))
         figures = alternate(contestants, given.repeats)
         detail = {"threads": threads, "kernels": ours.kernels, "weights_mb": round(ours.weight_bytes / 1e6, 1)}
         detail |= {f"{kind}_mb": round(path.stat().st_size / 1e6, 1) for kind, path in peers.items()}
         show("llama_cpp_decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
         prefills: dict[str, Callable[[], float]] = {"ours": lambda: decode.prefilling(ours, given.prefill)}
-        for kind, path in peers.items():
-            prefills[f"llama.cpp {kind}"] = lambda x=opened(path, threads): prefilling(x, given.prefill)
+        for kind, llama in llamas.items():
+            prefills[f"llama.cpp {kind}"] = lambda x=llama: prefilling(x, given.prefill)
         figures = alternate(prefills, given.repeats)
         show("llama_cpp_prefill", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
 

@@ -77,6 +77,24 @@ def test_model_folders_without_compression(tokenizer, tmp_path, dtype, qk_norm):
         assert distance(logits, expected) < 1e-3
 
 
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_model_folders_rounded_to_int8(tokenizer, tmp_path, qk_norm):
+    """Against torch on the rounded weights; and a folder's bytes become a quarter of float32's."""
+    model = random_model(SHAPE.model_copy(update={"qk_norm": qk_norm}))
+    save_model(model, tmp_path, tokenizer)
+    engine, whole = NativeEngine.load(tmp_path, int8=True, threads=2), NativeEngine.load(tmp_path, threads=1)
+    assert engine.model.weight_bytes < 0.35 * whole.model.weight_bytes  # columns are padded to 64
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 2:
+            scales = tensor.abs().amax(1, keepdim=True) / 127
+            tensor.copy_((tensor / scales).round() * scales)
+    save_model(model, tmp_path, tokenizer)
+    expected = reference(tmp_path, TEXT)
+    assert 0 < divergence(expected, engine.logits(TEXT)) < 1e-3
+    exact = NativeEngine.load(tmp_path, int8=True, threads=1, float_activations=True)
+    assert distance(exact.logits(TEXT), expected.numpy()) < 1e-3
+
+
 def test_steps_of_any_size_give_the_same(package):
     engine = NativeEngine.load(package, threads=2, float_activations=True)
     whole = engine.logits(TEXT, "mail")
