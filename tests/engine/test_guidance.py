@@ -17,6 +17,8 @@ from openafm.model.checkpoint import save_model
 from openafm.tokenizer import load
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+IDENTIFIED = {"type": "object", "properties": {"id": {"type": "integer", "minimum": 0, "maximum": 99}},
+              "required": ["id"], "additionalProperties": False}  # fmt: skip
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -24,8 +26,7 @@ SCHEMA = {
         "kind": {"enum": ["bird", "fish", "n\u00e4chtlich"]},
         "sizes": {"type": "array", "items": {"type": "integer", "minimum": -5, "maximum": 500}, "maxItems": 3},
         "alive": {"type": "boolean"},
-        "parent": {"anyOf": [{"type": "null"}, {"type": "object", "properties": {"id": {"type": "integer"}},
-                                                "required": ["id"], "additionalProperties": False}]},
+        "parent": {"anyOf": [{"type": "null"}, IDENTIFIED]},
     },
     "required": ["name", "kind", "sizes", "alive", "parent"],
     "additionalProperties": False,
@@ -77,7 +78,7 @@ def test_json_is_always_valid(folder, temperature):
     engine = NativeEngine.load(folder, threads=2)
     grammar = json_schema(SCHEMA)
     for seed in range(12):
-        made = engine.generate([5, 6, 7], max_tokens=400, temperature=temperature, seed=seed, grammar=grammar)
+        made = engine.generate([5, 6, 7], max_tokens=500, temperature=temperature, seed=seed, grammar=grammar)
         jsonschema.validate(json.loads(text_of(engine, list(made))), SCHEMA)
 
 
@@ -95,7 +96,7 @@ def test_expressions_and_grammars(folder):
 def test_speculation_and_batches_are_guided_as_well(package, tokenizer, tmp_path):
     plain = NativeEngine.load(package, threads=2)
     small = packed(SHAPE.model_copy(update={"n_layers": 1}), tmp_path / "model.afm", tokenizer, (4,))
-    grammar, options = json_schema(SCHEMA), {"max_tokens": 300}
+    grammar, options = json_schema(SCHEMA), {"max_tokens": 500}
     prompts = [TEXT[:9] * 3, [5, 6]]
     expected = [list(plain.generate(p, temperature=0.0, grammar=grammar, **options)) for p in prompts]
     for draft in ("lookup", NativeEngine.load(small, threads=1)):
@@ -117,10 +118,15 @@ def test_what_cannot_guide_is_refused(package):
         next(NativeEngine.load(package, threads=1).generate([5], max_tokens=3, grammar="nonsense"))
 
 
+@pytest.fixture(scope="module")
+def pieces_of(tokenizer):
+    found = load(tokenizer)
+    return found, found.pieces()
+
+
 @given(text=st.text(max_size=40))
 @settings(max_examples=100, deadline=None)
-def test_pieces_are_the_bytes_of_the_text(tokenizer, text):
-    found = load(tokenizer)
-    pieces = found.pieces()
+def test_pieces_are_the_bytes_of_the_text(pieces_of, text):
+    found, pieces = pieces_of
     assert b"".join(pieces[token] for token in found.encode(text)) == text.encode()
     assert [pieces[i] for i in (found.bos_id, found.eos_id, found.end_of_turn_id, found.pad_id)] == [None] * 4

@@ -17,7 +17,7 @@ def test_int8_stays_near_float16(package, name):
         for kernels, kv in ((name, "float32"), (name, "float16"), (name, "int8"), ("portable", "int8"))
     )
     assert divergence(exact, halves) < 1e-6
-    assert 0 < divergence(halves, bytes_) < 1e-4
+    assert 0 < divergence(halves, bytes_) < 1e-3
     assert distance(bytes_, portable) < 1e-4
 
 

@@ -84,7 +84,7 @@ def test_model_folders_rounded_to_int8(tokenizer, tmp_path, qk_norm):
     save_model(model, tmp_path, tokenizer)
     engine, whole = NativeEngine.load(tmp_path, int8=True, threads=2), NativeEngine.load(tmp_path, threads=1)
     assert engine.model.weight_bytes < 0.35 * whole.model.weight_bytes  # columns are padded to 64
-    for name, tensor in model.state_dict().items():
+    for tensor in model.state_dict().values():
         if tensor.ndim == 2:
             scales = tensor.abs().amax(1, keepdim=True) / 127
             tensor.copy_((tensor / scales).round() * scales)

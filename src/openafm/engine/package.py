@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from openafm.adapters.store import AdapterStore
+from openafm.engine.mapped import tensors
 from openafm.engine.packed import Int8Rows, Palettized, unpack
 from openafm.files import digest
 from openafm.model.config import ModelConfig
@@ -50,12 +50,12 @@ class Package:
                 _verify(folder, name, entry["sha256"])
             self.config = ModelConfig.model_validate(self.header["config"])
             self.layers = {name: LayerFormat.model_validate(entry) for name, entry in self.header["layers"].items()}
-            self._tensors = safe_open(folder / WEIGHTS, "np")
-        except (KeyError, TypeError, AttributeError, OSError, ValidationError, SafetensorError) as error:
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise ValueError(f"{folder / HEADER} does not describe a package ({error!r}); {REMEDY}") from error
         if len(self.layers) != PROJECTIONS * self.config.n_layers:
             found = f"{len(self.layers)} projections for {self.config.n_layers} layers"
             raise ValueError(f"{folder / HEADER} has {found}; {REMEDY}")
+        self._tensors = tensors(folder / WEIGHTS)
         self.adapters = AdapterStore(folder / ADAPTERS)
 
     def projection(self, name: str) -> Palettized:
@@ -70,7 +70,7 @@ class Package:
 
     def norms(self) -> dict[str, NDArray[np.float32]]:
         """Read the gains of all norms by name."""
-        names = [name for name in self._tensors.keys() if name.endswith("norm.weight")]  # noqa: SIM118
+        names = [name for name in self._tensors if name.endswith("norm.weight")]
         return {name: self._tensor(name, np.float32, 1) for name in names}
 
     def embedding(self) -> Int8Rows:
@@ -82,13 +82,12 @@ class Package:
     def _tensor(self, name: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
         """Read one tensor. Raises ValueError unless it is there as the format has it."""
         path = self.folder / WEIGHTS
-        try:
-            tensor = self._tensors.get_tensor(name)
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} lacks {name} ({error}); {REMEDY}") from error
-        if tensor.dtype != dtype or tensor.ndim != dimensions:
-            raise ValueError(f"{path}: {name} is {tensor.dtype} of {tensor.ndim} dimensions; {REMEDY}")
-        return np.asarray(tensor)
+        if name not in self._tensors:
+            raise ValueError(f"{path} lacks {name}; {REMEDY}")
+        values = self._tensors[name].values
+        if values.dtype != dtype or values.ndim != dimensions:
+            raise ValueError(f"{path}: {name} is {values.dtype} of {values.ndim} dimensions; {REMEDY}")
+        return values
 
     def model(self) -> "Transformer":
         """Dequantize everything into a torch model in float32."""
@@ -102,7 +101,7 @@ class Package:
         for name in self.layers:
             state[f"{name}.weight"] = torch.from_numpy(self.projection(name).dequantize())
         for name in set(model.state_dict()) - set(state):
-            state[name] = torch.from_numpy(self._tensor(name, np.float32, 1))
+            state[name] = torch.from_numpy(self._tensor(name, np.float32, 1).copy())  # the map cannot be written to
         model.load_state_dict(state, assign=True)
         return model.eval()
 
