@@ -154,11 +154,17 @@ NB_MODULE(_native, m) {
       .def("set_int8", &set_int8)
       .def("set_float",
            [](Model& model, const std::string& name, Array<float, 2> values) {
+             nb::gil_scoped_release release;
              model.set_matrix(name, Matrix::dense(Kind::f32, values.data(), values.shape(0), values.shape(1)));
            })
-      .def("set_half", [](Model& model, const std::string& name, Array<uint16_t, 2> values) { model.set_matrix(name, halves(values)); })
+      .def("set_half",
+           [](Model& model, const std::string& name, Array<uint16_t, 2> values) {
+             nb::gil_scoped_release release;
+             model.set_matrix(name, halves(values));
+           })
       .def("set_bfloat",
            [](Model& model, const std::string& name, Array<uint16_t, 2> values) {
+             nb::gil_scoped_release release;
              model.set_matrix(name, Matrix::dense(Kind::bf16, values.data(), values.shape(0), values.shape(1)));
            })
       .def("set_norm",

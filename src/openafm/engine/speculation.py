@@ -45,9 +45,10 @@ class LookUp:
             for n in range(SHORTEST, min(LONGEST, place) + 1):
                 self._follows[tuple(tokens[place - n : place])] = place
         self._read = len(tokens)
+        most = max(0, min(most, MOST))
         for n in range(LONGEST, SHORTEST - 1, -1):
             if (place := self._follows.get(tuple(tokens[-n:]))) is not None:
-                return proposal(tokens[place : place + min(most, MOST)])
+                return proposal(tokens[place : place + most])
         return proposal([])
 
     def close(self) -> None:
