@@ -1,9 +1,11 @@
-"""Tokens a second of the native engine: decoding one sequence, a batch of 8 with 8 adapters, and prefill of 512 tokens.
+"""Tokens a second of the native engine: decoding one sequence, a batch of 8 with 8 adapters, and prefill of 512 tokens;
+and with a long context, whose keys and values are in float16 or int8.
 
 Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits.
 Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
 """
 
+import argparse
 import time
 
 import numpy as np
@@ -25,10 +27,10 @@ def projections(shape: ModelConfig) -> dict[str, tuple[int, int]]:
         return {name: tuple(linear.weight.shape) for name, linear in Transformer(shape).linears().items()}
 
 
-def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str) -> "_native.Model":
+def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str, cache: str = "") -> "_native.Model":
     """Weights without meaning; the 2-bit layers are those that make `bits` over all."""
     rng = np.random.default_rng(0)
-    model = _native.Model(**shape.model_dump(), threads=threads, kernels=kernels)
+    model = _native.Model(**shape.model_dump(), threads=threads, kernels=kernels, cache=cache)
     small = total = 0
     for name, (rows, columns) in projections(shape).items():
         total += rows * columns
@@ -49,10 +51,10 @@ def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str) ->
     return model
 
 
-def add_adapters(model: "_native.Model", shape: ModelConfig) -> None:
-    """BATCH adapters of rank RANK on every projection."""
+def add_adapters(model: "_native.Model", shape: ModelConfig, count: int) -> None:
+    """So many adapters of rank RANK on every projection."""
     rng = np.random.default_rng(1)
-    for index in range(BATCH):
+    for index in range(count):
         for name, (rows, columns) in projections(shape).items():
             a, b = (rng.normal(0, 0.01, size).astype(np.float16) for size in ((RANK, columns), (rows, RANK)))
             model.set_adapter(f"adapter{index}", name, a.view(np.uint16), b.view(np.uint16), 1.0)
@@ -73,23 +75,44 @@ def decoding(model: "_native.Model", count: int, adapters: list[str | None], tok
     return count * tokens / seconds
 
 
-def prefilling(model: "_native.Model") -> float:
-    """Tokens of a prompt of PREFILL a second."""
+def prefilling(model: "_native.Model", count: int) -> float:
+    """Tokens of a prompt of so many a second."""
     sequence = model.create()
     started = time.perf_counter()
-    model.logits([sequence], [list(range(1, PREFILL + 1))], [None])
+    model.logits([sequence], [list(range(1, count + 1))], [None])
     seconds = time.perf_counter() - started
     model.release(sequence)
-    return PREFILL / seconds
+    return count / seconds
+
+
+def after(model: "_native.Model", context: int) -> int:
+    """A sequence of so many tokens."""
+    sequence = model.create()
+    for start in range(0, context, _native.MAX_TOKENS):
+        model.logits([sequence], [list(range(1, min(context - start, _native.MAX_TOKENS) + 1))], [None])
+    return sequence
+
+
+def going_on(model: "_native.Model", sequence: int, tokens: int) -> float:
+    """Tokens a second of one sequence that is long already."""
+    fork = model.fork(sequence)
+    sampler = _native.Sampler(temperature=0.0)
+    token = model.choose([fork], [[7]], [None], [sampler])[0][0]
+    started = time.perf_counter()
+    for _ in range(tokens):
+        token = model.choose([fork], [[token]], [None], [sampler])[0][0]
+    seconds = time.perf_counter() - started
+    model.release(fork)
+    return tokens / seconds
 
 
 def main() -> None:
-    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="")
+    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="", context=4096)
     shape = PRESETS[given.shape]
     shape = shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
     threads = given.threads or cores()
     model = random_model(shape, given.bits, threads, given.kernels)
-    add_adapters(model, shape)
+    add_adapters(model, shape, BATCH)
     names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]
     none: list[str | None] = [None] * BATCH
     figures = alternate(
@@ -98,7 +121,7 @@ def main() -> None:
             "one sequence, rank-16 adapter": lambda: decoding(model, 1, names[:1], given.tokens),
             "batch of 8": lambda: decoding(model, BATCH, none, given.tokens),
             "batch of 8, 8 adapters": lambda: decoding(model, BATCH, names, given.tokens),
-            "prefill of 512": lambda: prefilling(model),
+            "prefill of 512": lambda: prefilling(model, PREFILL),
         },
         given.repeats,
     )
@@ -110,6 +133,20 @@ def main() -> None:
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in detail.items()))
     show("decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
+    long_contexts(shape, given, threads)
+
+
+def long_contexts(shape: ModelConfig, given: argparse.Namespace, threads: int) -> None:
+    """One sequence of `context` tokens with its keys and values in float16 and in int8."""
+    models = {kv: random_model(shape, given.bits, threads, given.kernels, kv) for kv in ("int8", "float16")}
+    long = {kv: after(model, given.context) for kv, model in models.items()}
+    contestants = {
+        f"{given.context} tokens of context, {kv}": lambda kv=kv: going_on(models[kv], long[kv], given.tokens)
+        for kv in models
+    }
+    detail = {f"cache_mb_{kv}": round(model.cache_bytes / 1e6, 1) for kv, model in models.items()}
+    figures = alternate(contestants, given.repeats)
+    show("decode_long", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
 
 
 if __name__ == "__main__":

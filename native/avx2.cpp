@@ -62,6 +62,10 @@ struct Lanes {
   }
   static __m256 bfloat(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
   static F from_bfloat(const uint16_t* p) { return {bfloat(eight(p)), bfloat(eight(p + 8))}; }
+  static __m256 byte(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F from_byte(const int8_t* p) { return {byte(p), byte(p + 8)}; }
   static B bytes(const uint8_t* p) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};

@@ -48,6 +48,9 @@ struct Lanes {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
   }
+  static F from_byte(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static B bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int Shift> static B shift(B b) {
     if constexpr (Shift == 0) return b;

@@ -11,11 +11,17 @@
 
 namespace openafm {
 
+enum class Stored { floats, halves, bytes };  // floats for the mode that is held against torch
+
 struct CacheShape {
   size_t layers, heads, width;
-  bool exact;  // floats, for the mode that is held against torch; halves otherwise
-  // One layer's head in a page, in words of 16 bits: keys [width][16], then values [16][width].
-  size_t block() const { return 2 * kPagePositions * width * (exact ? 2 : 1); }
+  Stored stored;
+  // One layer's head in a page, in words of 16 bits: keys [width][16], then values [16][width]; of bytes then the
+  // scales of the 16 keys and of the 16 values in f32.
+  size_t block() const {
+    const size_t numbers = 2 * kPagePositions * width;
+    return stored == Stored::floats ? 2 * numbers : stored == Stored::halves ? numbers : numbers / 2 + 4 * kPagePositions;
+  }
   size_t page() const { return layers * heads * block(); }
 };
 
@@ -74,6 +80,8 @@ class Cache {
   uint16_t* block(const Page& page, size_t layer, size_t head) const {
     return page->data() + (layer * shape_.heads + head) * shape_.block();
   }
+
+  const CacheShape& shape() const { return shape_; }
 
   size_t bytes() const {  // a shared page counts once
     std::unordered_map<const void*, int> seen;

@@ -27,6 +27,7 @@ flags_of() {
 for source in *.cpp; do
   name=${source%.cpp}
   [ "$name" = module ] && continue
+  while (($(jobs -rp | wc -l) >= ${JOBS:-$(nproc)})); do wait -n; done
   # shellcheck disable=SC2046  # several words
   "$compiler" "${common[@]}" $(flags_of "$name") -c "$source" -o "$out/$name.o" &
   compiling+=($!)

@@ -123,7 +123,7 @@ inline void decode(const Tiles& weight, size_t tile, size_t c, float* out) {
 template <int N>
 void real_tile(const Tiles& weight, size_t tile, const float* x, size_t x_stride, float scale, bool add, float* out,
                size_t stride) {
-  constexpr int chains = N <= 2 ? 4 : 1;
+  constexpr int chains = 2;  // whatever N is: a token's sums must not depend on what it shares a step with
   const uint8_t* w = weight.data + tile * weight.tile_bytes;
   F total[N][chains];
   for (int i = 0; i < N; i++) {
@@ -157,11 +157,19 @@ void real_tile(const Tiles& weight, size_t tile, const float* x, size_t x_stride
 void real(const Tiles& weight, size_t tile, const float* x, size_t x_stride, int n, float scale, bool add, float* out,
           size_t stride) {
   while (n > 0) {
-    const int step = n >= 4 ? 4 : n;
-    if (step == 4) real_tile<4>(weight, tile, x, x_stride, scale, add, out, stride);
-    if (step == 3) real_tile<3>(weight, tile, x, x_stride, scale, add, out, stride);
-    if (step == 2) real_tile<2>(weight, tile, x, x_stride, scale, add, out, stride);
-    if (step == 1) real_tile<1>(weight, tile, x, x_stride, scale, add, out, stride);
+#ifdef OPENAFM_NARROW
+    const int step = n >= 3 ? 3 : n;
+#else
+    const int step = n >= 8 ? 8 : n;
+#endif
+    switch (step) {
+#define CASE(n) case n: real_tile<n>(weight, tile, x, x_stride, scale, add, out, stride); break;
+      CASE(1) CASE(2) CASE(3)
+#ifndef OPENAFM_NARROW
+      CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
+#undef CASE
+    }
     x += step * x_stride;
     out += step * stride;
     n -= step;
@@ -266,20 +274,53 @@ void to_halves(const float* x, size_t n, uint16_t* out) {
   for (size_t k = 0; k < n; k += 16) Lanes::to_half(Lanes::load(x + k), out + k);
 }
 
-double sum_exp(const float* x, size_t n, float scale, float shift) {
+float to_bytes(const float* x, size_t n, int8_t* out) {
+  F most = Lanes::set1(0.0f);
+  for (size_t k = 0; k < n; k += 16) most = Lanes::max(most, Lanes::absolute(Lanes::load(x + k)));
+  const float largest = Lanes::highest(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  for (size_t k = 0; k < n; k++) {
+    const float shifted = x[k] * inverse + 12582912.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    out[k] = static_cast<int8_t>(bits - 0x4B400000);
+  }
+  return largest / 127.0f;
+}
+
+void from_bytes(const int8_t* key, const int8_t* value, const float* key_scales, const float* value_scales, size_t width,
+                float* out) {
+  const F scales = Lanes::load(key_scales);
+  for (size_t d = 0; d < width; d++) Lanes::store(out + 16 * d, Lanes::mul(Lanes::from_byte(key + 16 * d), scales));
+  out += 16 * width;
+  for (size_t p = 0; p < 16; p++) {
+    const F scale = Lanes::set1(value_scales[p]);
+    for (size_t d = p * width; d < (p + 1) * width; d += 16) {
+      Lanes::store(out + d, Lanes::mul(Lanes::from_byte(value + d), scale));
+    }
+  }
+}
+
+double sum_exp(const float* x, size_t n, float scale, float shift, float* out) {
   double total = 0.0;
   const F s = Lanes::set1(scale), m = Lanes::set1(shift);
   for (size_t start = 0; start < n; start += 1024) {  // partial sums in double: the vocabulary is long
     F sum = Lanes::set1(0.0f);
-    sixteen(n - start < 1024 ? n - start : 1024, x + start, -INFINITY,
-            [&](size_t, F v) { sum = Lanes::add(sum, exponential(Lanes::mul(Lanes::sub(v, m), s))); });
+    const size_t count = n - start < 1024 ? n - start : 1024;
+    sixteen(count, x + start, -INFINITY, [&](size_t k, F v) {
+      const F term = exponential(Lanes::mul(Lanes::sub(v, m), s));
+      sum = Lanes::add(sum, term);
+      if (!out) return;
+      float terms[16];
+      Lanes::store(terms, term);
+      std::memcpy(out + start + k, terms, (count - k < 16 ? count - k : 16) * sizeof(float));
+    });
     total += Lanes::sum(sum);
   }
   return total;
 }
 
 constexpr Kernels kKernels = {Lanes::kName, Lanes::kPanel, integer, real,      quantize, rms_norm,
-                              swiglu,       attend,        from_halves, to_halves, sum_exp};
+                              swiglu,       attend,        from_halves, to_halves, to_bytes, from_bytes, sum_exp};
 
 }  // namespace
 }  // namespace openafm

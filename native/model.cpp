@@ -49,6 +49,13 @@ std::vector<const Kernels*> all_kernels() {  // the best first
   return found;
 }
 
+Stored stored_as(const std::string& name, bool float_activations) {
+  if (name == "float32" || (name.empty() && float_activations)) return Stored::floats;
+  if (name == "float16" || name.empty()) return Stored::halves;
+  if (name == "int8") return Stored::bytes;
+  refuse("the KV cache is kept in float32, float16 or int8, not in '" + name + "'");
+}
+
 }  // namespace
 
 std::vector<std::string> available_kernels() {
@@ -68,11 +75,12 @@ const Kernels* pick_kernels(const std::string& name) {
   refuse("this machine runs no kernels called '" + name + "'; it runs " + known);
 }
 
-Model::Model(const Shape& shape, int threads, const std::string& kernels, bool float_activations)
+Model::Model(const Shape& shape, int threads, const std::string& kernels, bool float_activations,
+             const std::string& cache)
     : shape_(shape),
       kernels_(pick_kernels(kernels)),
       float_activations_(float_activations),
-      cache_({shape.layers, shape.key_heads, shape.head_width, float_activations}),
+      cache_({shape.layers, shape.key_heads, shape.head_width, stored_as(cache, float_activations)}),
       layers_(shape.layers),
       pool_(threads) {
   const size_t parts[] = {shape.vocabulary, shape.width, shape.layers, shape.heads, shape.key_heads, shape.inner};
@@ -176,7 +184,7 @@ void Model::remove_adapter(const std::string& name) {
   adapters_.erase(name);
 }
 
-const float* Model::step(const std::vector<Request>& requests, bool every, size_t& wanted) {
+float* Model::step(const std::vector<Request>& requests, bool every, size_t& wanted) {
   size_t tokens = 0;
   std::set<int> seen;
   for (const Request& request : requests) {

@@ -54,7 +54,9 @@ class Step;
 
 class Model {
  public:
-  Model(const Shape& shape, int threads, const std::string& kernels, bool float_activations);
+  // `cache` is float32, float16 or int8; "" for what fits the activations.
+  Model(const Shape& shape, int threads, const std::string& kernels, bool float_activations,
+        const std::string& cache = "");
   ~Model();
 
   // Names as in docs/format.md. Each throws std::invalid_argument for a name or size that the shape has no place for.
@@ -64,8 +66,9 @@ class Model {
   void set_adapter(const std::string& name, const std::string& projection, Matrix a, Matrix b, float scale);
   void remove_adapter(const std::string& name);
 
-  // Logits [wanted][vocabulary] of the last token of each request, or of every token; they stay until the next step.
-  const float* step(const std::vector<Request>& requests, bool every, size_t& wanted);
+  // Logits [wanted][vocabulary] of the last token of each request, or of every token; they stay until the next step,
+  // and may be changed.
+  float* step(const std::vector<Request>& requests, bool every, size_t& wanted);
 
   Cache& cache() {  // a late thread may still read the sequences that the caller is about to change
     pool_.settle();

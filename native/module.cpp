@@ -11,6 +11,7 @@
 #include "model.h"
 #include "palettize.h"
 #include "sampling.h"
+#include "speculation.h"
 
 namespace nb = nanobind;
 using namespace openafm;
@@ -77,7 +78,7 @@ std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& 
   if (masks && (masks->shape(0) != requests.size() || masks->shape(1) != (vocabulary + 31) / 32)) refuse("masks do not fit");
   nb::gil_scoped_release release;
   size_t wanted = 0;
-  float* logits = const_cast<float*>(model.step(requests, false, wanted));
+  float* logits = model.step(requests, false, wanted);
   std::vector<std::pair<int, float>> choices;
   for (size_t i = 0; i < requests.size(); i++) {
     const uint32_t* mask = masks ? masks->data() + i * masks->shape(1) : nullptr;
@@ -118,6 +119,34 @@ nb::object nearest_of(Array<float, 2> values, Array<double, 2> edges) {
   return owned(found, groups, n);
 }
 
+// A step over `tokens` and the proposal's, and what the sampler takes of it; `masks` is empty, or one for each choice.
+std::vector<std::pair<int, float>> take(Model& model, int sequence, const std::vector<int>& tokens,
+                                        const std::optional<std::string>& adapter, Sampler& sampler,
+                                        const Proposal& proposal, std::optional<Array<uint32_t, 2>> masks) {
+  if (tokens.empty()) refuse("a request without tokens");
+  const size_t words = (model.shape().vocabulary + 31) / 32;
+  if (masks && (masks->shape(0) != proposal.tokens.size() + 1 || masks->shape(1) != words)) refuse("masks do not fit");
+  nb::gil_scoped_release release;
+  std::vector<std::pair<int, float>> taken;
+  for (const Choice& choice : verify(model, {sequence, tokens, adapter.value_or("")}, proposal, sampler,
+                                     masks ? masks->data() : nullptr)) {
+    taken.emplace_back(choice.token, choice.logprob);
+  }
+  return taken;
+}
+
+// The distribution that a sampler draws from after these logits.
+nb::object chances_of(Sampler& sampler, const Model& model, Array<float, 1> logits, std::optional<Array<uint32_t, 1>> mask) {
+  const size_t vocabulary = logits.shape(0);
+  if (mask && mask->shape(0) != (vocabulary + 31) / 32) refuse("the mask does not fit");
+  std::vector<float> copy(logits.data(), logits.data() + vocabulary);
+  float* chances = new float[vocabulary];
+  nb::capsule owner(chances, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  sampler.choose(model.kernels(), copy.data(), vocabulary, mask ? mask->data() : nullptr);
+  sampler.spread(model.kernels(), copy.data(), vocabulary, chances);
+  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(chances, {vocabulary}, owner));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -134,29 +163,42 @@ NB_MODULE(_native, m) {
            },
            nb::kw_only(), nb::arg("temperature"), nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f,
            nb::arg("presence_penalty") = 0.0f, nb::arg("frequency_penalty") = 0.0f, nb::arg("repetition_penalty") = 1.0f,
-           nb::arg("seed") = 0);
+           nb::arg("seed") = 0)
+      .def("read", &Sampler::read)
+      .def("chances", &chances_of, nb::arg("model"), nb::arg("logits"), nb::arg("mask") = nb::none());
+  nb::class_<Proposal>(m, "Proposal")
+      .def("__init__", [](Proposal* self, std::vector<int> tokens) { new (self) Proposal{std::move(tokens), {}}; })
+      .def_prop_ro("tokens", [](const Proposal& proposal) { return proposal.tokens; })
+      .def("cut", &Proposal::cut);
   nb::class_<Model>(m, "Model")
       .def("__init__",
            [](Model* self, size_t vocab_size, size_t d_model, size_t n_layers, size_t n_heads, size_t n_kv_heads,
               size_t head_dim, size_t d_ff, float rope_base, float norm_eps, bool qk_norm, size_t max_length, int threads,
-              const std::string& kernels, bool float_activations) {
+              const std::string& kernels, bool float_activations,
+              const std::string& cache) {
              new (self) Model({vocab_size, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff, rope_base, norm_eps,
                                qk_norm, max_length},
-                              threads, kernels, float_activations);
+                              threads, kernels, float_activations, cache);
            },
            nb::kw_only(), nb::arg("vocab_size"), nb::arg("d_model"), nb::arg("n_layers"), nb::arg("n_heads"),
            nb::arg("n_kv_heads"), nb::arg("head_dim"), nb::arg("d_ff"), nb::arg("rope_base"), nb::arg("norm_eps"),
            nb::arg("qk_norm"), nb::arg("max_length"), nb::arg("threads"), nb::arg("kernels") = "",
-           nb::arg("float_activations") = false)
+           nb::arg("float_activations") = false, nb::arg("cache") = "")
       .def("set_palettized", &set_palettized)
       .def("set_int8", &set_int8)
       .def("set_float",
            [](Model& model, const std::string& name, Array<float, 2> values) {
+             nb::gil_scoped_release release;
              model.set_matrix(name, Matrix::dense(Kind::f32, values.data(), values.shape(0), values.shape(1)));
            })
-      .def("set_half", [](Model& model, const std::string& name, Array<uint16_t, 2> values) { model.set_matrix(name, halves(values)); })
+      .def("set_half",
+           [](Model& model, const std::string& name, Array<uint16_t, 2> values) {
+             nb::gil_scoped_release release;
+             model.set_matrix(name, halves(values));
+           })
       .def("set_bfloat",
            [](Model& model, const std::string& name, Array<uint16_t, 2> values) {
+             nb::gil_scoped_release release;
              model.set_matrix(name, Matrix::dense(Kind::bf16, values.data(), values.shape(0), values.shape(1)));
            })
       .def("set_norm",
@@ -176,6 +218,14 @@ NB_MODULE(_native, m) {
       .def("logits", &logits_of, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("every") = false)
       .def("choose", &choose, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("samplers"),
            nb::arg("masks") = nb::none())
+      .def("draft",
+           [](Model& model, int sequence, const std::vector<int>& tokens, const std::optional<std::string>& adapter,
+              Sampler& sampler, size_t count) {
+             nb::gil_scoped_release release;
+             return draft(model, {sequence, tokens, adapter.value_or("")}, sampler, count);
+           })
+      .def("take", &take, nb::arg("sequence"), nb::arg("tokens"), nb::arg("adapter"), nb::arg("sampler"),
+           nb::arg("proposal"), nb::arg("masks") = nb::none())
       .def_prop_ro("kernels", [](Model& model) { return model.kernels().name; })
       .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
       .def_prop_ro("repeated", [](Model& model) { return model.pool().repeated(); })

@@ -89,6 +89,7 @@ struct Lanes {
       return r;
     });
   }
+  static F from_byte(const int8_t* p) { return each([&](int i) { return static_cast<float>(p[i]); }); }
   static B bytes(const uint8_t* p) {
     B b;
     std::memcpy(b.v, p, 64);

@@ -10,11 +10,185 @@ namespace {
 
 size_t likeliest(const float* logits, size_t n) { return static_cast<size_t>(std::max_element(logits, logits + n) - logits); }
 
+void refuse_unless(bool good, const char* remedy) {
+  if (!good) throw std::invalid_argument(remedy);
+}
+
 }  // namespace
 
-float log_sum_exp(const Kernels& kernels, const float* logits, size_t vocabulary) {
-  const float most = logits[likeliest(logits, vocabulary)];
-  return most + static_cast<float>(std::log(kernels.sum_exp(logits, vocabulary, 1.0f, most)));
+Sampler::Sampler(const Sampling& sampling) : sampling_(sampling), state_(sampling.seed) {
+  refuse_unless(sampling.temperature >= 0.0f && sampling.temperature < INFINITY, "temperature must be 0 or more");
+  refuse_unless(sampling.top_k >= 0, "top_k must be 1 or more, or 0 for all");
+  refuse_unless(sampling.top_p > 0.0f && sampling.top_p <= 1.0f, "top_p must be above 0, at most 1");
+  refuse_unless(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f, "min_p must be 0 to 1");
+  refuse_unless(sampling.repetition_penalty > 0.0f && sampling.repetition_penalty < INFINITY,
+                "repetition_penalty must be above 0; 1 changes nothing");
+  refuse_unless(std::isfinite(sampling.presence_penalty) && std::isfinite(sampling.frequency_penalty),
+                "presence_penalty and frequency_penalty must be finite");
+}
+
+void Sampler::read(const std::vector<int>& prompt) {
+  if (sampling_.repetition_penalty == 1.0f) return;
+  for (const int token : prompt) made_.emplace(token, 0);
+}
+
+Choice Sampler::choose(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed) {
+  prepare(kernels, logits, vocabulary, allowed);
+  return answer(draw(kernels, logits, vocabulary), logits);
+}
+
+Choice Sampler::verify(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed, int proposed,
+                       const float* drafted) {
+  prepare(kernels, logits, vocabulary, allowed);
+  const double odds = drafted ? static_cast<double>(drafted[proposed]) : 1.0;
+  if (uniform() * odds < chance(proposed, logits)) return answer(proposed, logits);
+  if (uncut_) list_all(kernels, logits, vocabulary);
+  const auto less = [&](size_t i) {  // p - q
+    if (!drafted) return order_[i] == proposed ? 0.0 : static_cast<double>(weights_[i]);
+    return std::max(0.0, weights_[i] - static_cast<double>(drafted[order_[i]]) * sum_);
+  };
+  double left = 0.0;
+  for (size_t i = 0; i < order_.size(); i++) left += less(i);
+  if (left > 0.0) {  // else p and q are equal up to rounding, and p itself will do
+    for (size_t i = 0; i < order_.size(); i++) weights_[i] = static_cast<float>(less(i));
+    sum_ = left;
+  }
+  return answer(draw(kernels, logits, vocabulary), logits);
+}
+
+double Sampler::chance(int token, const float* logits) const {
+  if (uncut_) return logits[token] == -INFINITY ? 0.0 : weight(logits[token]) / sum_;
+  const auto found = std::find(order_.begin(), order_.end(), token);
+  return found == order_.end() ? 0.0 : weights_[static_cast<size_t>(found - order_.begin())] / sum_;
+}
+
+void Sampler::spread(const Kernels& kernels, const float* logits, size_t vocabulary, float* out) {
+  if (uncut_) list_all(kernels, logits, vocabulary);
+  std::fill_n(out, vocabulary, 0.0f);
+  for (size_t i = 0; i < order_.size(); i++) out[order_[i]] = static_cast<float>(weights_[i] / sum_);
+}
+
+void Sampler::prepare(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed) {
+  const float highest = logits[likeliest(logits, vocabulary)];
+  total_ = highest + static_cast<float>(std::log(kernels.sum_exp(logits, vocabulary, 1.0f, highest, nullptr)));
+  penalize(logits, vocabulary);
+  if (allowed) {
+    for (size_t i = 0; i < vocabulary; i++) {
+      if (!(allowed[i / 32] >> (i % 32) & 1)) logits[i] = -INFINITY;
+    }
+  }
+  cut(kernels, logits, vocabulary);
+}
+
+void Sampler::penalize(float* logits, size_t vocabulary) {
+  before_.clear();
+  for (const auto& [token, times] : made_) {
+    if (static_cast<size_t>(token) >= vocabulary) continue;
+    float& logit = logits[token];
+    before_.emplace_back(token, logit);
+    logit = logit > 0 ? logit / sampling_.repetition_penalty : logit * sampling_.repetition_penalty;
+    if (times) logit -= sampling_.presence_penalty + sampling_.frequency_penalty * static_cast<float>(times);
+  }
+}
+
+float Sampler::weight(float logit) const { return std::exp((logit - most_) / sampling_.temperature); }
+
+void Sampler::cut(const Kernels& kernels, const float* logits, size_t vocabulary) {
+  const size_t best = likeliest(logits, vocabulary);
+  most_ = logits[best];
+  if (most_ == -INFINITY) throw std::invalid_argument("no token is allowed here");
+  order_.clear(), weights_.clear();
+  uncut_ = false;
+  if (sampling_.temperature == 0.0f) {
+    order_.push_back(static_cast<int>(best)), weights_.push_back(1.0f), sum_ = 1.0;
+    return;
+  }
+  const float inverse = 1.0f / sampling_.temperature;
+  if (sampling_.top_k == 0 && sampling_.top_p == 1.0f && sampling_.min_p == 0.0f) {
+    uncut_ = true;
+    sum_ = kernels.sum_exp(logits, vocabulary, inverse, most_, nullptr);
+    return;
+  }
+  const float floor = sampling_.min_p > 0 ? most_ + std::log(sampling_.min_p) * sampling_.temperature : -INFINITY;
+  for (size_t i = 0; i < vocabulary; i++) {
+    if (logits[i] >= floor && logits[i] != -INFINITY) order_.push_back(static_cast<int>(i));
+  }
+  const auto likelier = [&](int a, int b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
+  const size_t k = sampling_.top_k > 0 ? std::min<size_t>(static_cast<size_t>(sampling_.top_k), order_.size()) : order_.size();
+  if (k < order_.size()) {
+    std::nth_element(order_.begin(), order_.begin() + static_cast<long>(k), order_.end(), likelier);
+    order_.resize(k);
+  }
+  const bool whole = sampling_.top_k == 0 && sampling_.min_p == 0.0f;
+  sum_ = whole ? kernels.sum_exp(logits, vocabulary, inverse, most_, nullptr) : 0.0;
+  if (!whole) {
+    for (const int token : order_) sum_ += weight(logits[token]);
+  }
+  // Sorted only as far as top-p reaches: the fewest tokens whose chances add up to it.
+  const double aim = sampling_.top_p < 1.0f ? sampling_.top_p * sum_ : INFINITY;
+  double reached = 0.0;
+  for (size_t sorted = 0; sorted < k && reached < aim;) {
+    const size_t further = std::min(k, std::max<size_t>(64, 4 * sorted));
+    std::partial_sort(order_.begin() + static_cast<long>(sorted), order_.begin() + static_cast<long>(further), order_.end(), likelier);
+    for (; sorted < further && reached < aim; sorted++) {
+      weights_.push_back(weight(logits[order_[sorted]]));
+      reached += weights_.back();
+    }
+  }
+  order_.resize(weights_.size());
+  sum_ = reached;
+}
+
+void Sampler::list_all(const Kernels& kernels, const float* logits, size_t vocabulary) {
+  order_.resize(vocabulary), weights_.resize(vocabulary);
+  std::iota(order_.begin(), order_.end(), 0);
+  kernels.sum_exp(logits, vocabulary, 1.0f / sampling_.temperature, most_, weights_.data());
+  for (size_t i = 0; i < vocabulary; i++) {
+    if (logits[i] == -INFINITY) weights_[i] = 0.0f;  // the kernel's exponential never is
+  }
+  uncut_ = false;
+}
+
+int Sampler::draw(const Kernels& kernels, const float* logits, size_t vocabulary) {
+  if (uncut_) return draw_uncut(kernels, logits, vocabulary);
+  double left = uniform() * sum_;
+  size_t last = 0;
+  for (size_t i = 0; i < order_.size(); i++) {
+    if (weights_[i] == 0.0f) continue;
+    last = i;
+    left -= weights_[i];
+    if (left < 0) break;
+  }
+  return order_[last];
+}
+
+// The block of 1024, then the token in it: the whole vocabulary's weights are added up in registers only.
+int Sampler::draw_uncut(const Kernels& kernels, const float* logits, size_t vocabulary) {
+  const float inverse = 1.0f / sampling_.temperature;
+  double left = uniform() * sum_;
+  size_t last = likeliest(logits, vocabulary);
+  for (size_t start = 0; start < vocabulary; start += 1024) {
+    const size_t n = std::min<size_t>(1024, vocabulary - start);
+    const double sum = kernels.sum_exp(logits + start, n, inverse, most_, nullptr);
+    if (left >= sum) {
+      left -= sum;
+      continue;
+    }
+    for (size_t i = start; i < start + n; i++) {
+      if (logits[i] == -INFINITY) continue;
+      last = i;
+      left -= std::exp(static_cast<double>((logits[i] - most_) * inverse));
+      if (left < 0) return static_cast<int>(i);
+    }
+  }
+  return static_cast<int>(last);
+}
+
+Choice Sampler::answer(int token, const float* logits) {
+  const auto changed = std::find_if(before_.begin(), before_.end(), [&](const auto& pair) { return pair.first == token; });
+  const float logit = changed == before_.end() ? logits[token] : changed->second;
+  if (sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0 || sampling_.repetition_penalty != 1) made_[token]++;
+  return {token, logit - total_};
 }
 
 double Sampler::uniform() {  // splitmix64
@@ -22,82 +196,6 @@ double Sampler::uniform() {  // splitmix64
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
   z = (z ^ z >> 27) * 0x94D049BB133111EBu;
   return static_cast<double>((z ^ z >> 31) >> 11) * 0x1p-53;
-}
-
-Choice Sampler::choose(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed) {
-  const float total = log_sum_exp(kernels, logits, vocabulary);
-  std::vector<std::pair<int, float>> before;  // logits that penalties change
-  for (const auto& [token, times] : counts_) {
-    float& logit = logits[token];
-    before.emplace_back(token, logit);
-    logit = logit > 0 ? logit / sampling_.repetition_penalty : logit * sampling_.repetition_penalty;
-    logit -= sampling_.presence_penalty + sampling_.frequency_penalty * static_cast<float>(times);
-  }
-  const auto answer = [&](size_t token, float logit) {
-    const auto changed = std::find_if(before.begin(), before.end(), [&](const auto& b) { return b.first == static_cast<int>(token); });
-    const bool counted = sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0 || sampling_.repetition_penalty != 1;
-    if (counted) counts_[static_cast<int>(token)]++;
-    return Choice{static_cast<int>(token), (changed == before.end() ? logit : changed->second) - total};
-  };
-  if (allowed) {
-    for (size_t i = 0; i < vocabulary; i++) {
-      if (!(allowed[i / 32] >> (i % 32) & 1)) logits[i] = -INFINITY;
-    }
-  }
-  const size_t best = likeliest(logits, vocabulary);
-  if (logits[best] == -INFINITY) throw std::invalid_argument("no token is allowed here");
-  if (sampling_.temperature == 0.0f) return answer(best, logits[best]);
-
-  const float inverse = 1.0f / sampling_.temperature, most = logits[best];
-  const bool cut = sampling_.top_k > 0 || sampling_.top_p < 1.0f || sampling_.min_p > 0.0f;
-  if (!cut) {
-    double left = uniform() * kernels.sum_exp(logits, vocabulary, inverse, most);
-    size_t last = best;
-    for (size_t start = 0; start < vocabulary; start += 1024) {  // find the block, then the token in it
-      const size_t n = std::min<size_t>(1024, vocabulary - start);
-      const double sum = kernels.sum_exp(logits + start, n, inverse, most);
-      if (left >= sum) {
-        left -= sum;
-        continue;
-      }
-      for (size_t i = start; i < start + n; i++) {
-        if (logits[i] == -INFINITY) continue;
-        last = i;
-        left -= std::exp(static_cast<double>((logits[i] - most) * inverse));
-        if (left < 0) return answer(i, logits[i]);
-      }
-    }
-    return answer(last, logits[last]);
-  }
-  // The likeliest first; only so many as a cut can leave are sorted.
-  order_.resize(vocabulary);
-  std::iota(order_.begin(), order_.end(), 0);
-  const float floor = sampling_.min_p > 0 ? most + std::log(sampling_.min_p) * sampling_.temperature : -INFINITY;
-  const auto kept = std::partition(order_.begin(), order_.end(), [&](int i) { return logits[i] >= floor && logits[i] != -INFINITY; });
-  order_.erase(kept, order_.end());
-  const auto likelier = [&](int a, int b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
-  size_t n = sampling_.top_k > 0 ? std::min<size_t>(static_cast<size_t>(sampling_.top_k), order_.size()) : order_.size();
-  std::partial_sort(order_.begin(), order_.begin() + static_cast<long>(n), order_.end(), likelier);
-  chances_.resize(n);
-  double sum = 0.0;
-  for (size_t i = 0; i < n; i++) sum += chances_[i] = std::exp((logits[order_[i]] - most) * inverse);
-  if (sampling_.top_p < 1.0f) {  // the fewest tokens whose chances reach top_p
-    double reached = 0.0;
-    for (size_t i = 0; i < n; i++) {
-      reached += chances_[i];
-      if (reached >= sampling_.top_p * sum) {
-        n = i + 1, sum = reached;
-        break;
-      }
-    }
-  }
-  double left = uniform() * sum;
-  size_t i = 0;
-  for (; i + 1 < n; i++) {
-    left -= chances_[i];
-    if (left < 0) break;
-  }
-  return answer(static_cast<size_t>(order_[i]), logits[order_[i]]);
 }
 
 }  // namespace openafm

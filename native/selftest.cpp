@@ -1,10 +1,12 @@
 // A decoder of random weights on every instruction set and number of threads: all must agree with the portable kernels,
-// and a text computed at once with the same text token by token. No Python: for sanitizers and for processors under qemu.
+// a text computed at once with the same text token by token, and speculative decoding with plain decoding. No Python: for
+// sanitizers and for processors under qemu.
 #include <cmath>
 #include <cstdio>
 #include <random>
 
 #include "model.h"
+#include "speculation.h"
 
 using namespace openafm;
 
@@ -79,25 +81,63 @@ double distance(const std::vector<float>& x, const std::vector<float>& y) {
   return std::sqrt(difference / size);
 }
 
+// Forty greedy tokens, `count` at a time proposed by another model (0: plain decoding), the prompt from a shared fork.
+std::vector<int> greedy(Model& model, Model& other, size_t count) {
+  Sampler sampler({.temperature = 0.0f}), guess({.temperature = count % 2 ? 0.0f : 1.0f, .top_k = 40, .seed = 3});
+  const int prompt = model.cache().create();
+  size_t wanted = 0;
+  std::vector<int> made = {5, 9, 200, 17, 5, 9, 31};
+  model.step({{prompt, {made.begin(), made.end() - 1}, ""}}, false, wanted);
+  const int sequence = model.cache().fork(prompt);
+  const int drafted = other.cache().create();
+  while (made.size() < 47) {
+    Proposal proposal;
+    const long known = static_cast<long>(other.cache().at(drafted).length);
+    if (count) proposal = draft(other, {drafted, {made.begin() + known, made.end()}, ""}, guess, count);
+    for (const Choice& choice : verify(model, {sequence, {made.back()}, ""}, proposal, sampler, nullptr)) {
+      made.push_back(choice.token);
+    }
+    // the last token is new to both models, and what the other computed after the first refused one is wrong
+    other.cache().truncate(drafted, std::min(other.cache().at(drafted).length, made.size() - 1));
+  }
+  made.resize(47);
+  for (const int id : {prompt, sequence}) model.cache().release(id);
+  other.cache().release(drafted);
+  return made;
+}
+
+bool agree(const std::string& name, int threads, bool exact, const std::string& cache, const std::vector<float>& expected) {
+  Model model(kShape, threads, name, exact, cache), other(kShape, threads, name, true);
+  fill(model), fill(other);
+  bool good = true;
+  for (const size_t size : {size_t{40}, size_t{1}, size_t{7}}) {
+    const double off = distance(logits(model, size), expected);
+    const bool fine = off < (exact ? 1e-3 : 3e-2);
+    good = good && fine;
+    std::printf("%s %s, cache %s, %d threads, %zu tokens a step: %.1e %s\n", name.c_str(), exact ? "float" : "int8",
+                cache.c_str(), threads, size, off, fine ? "" : "WRONG");
+  }
+  const std::vector<int> plain = greedy(model, other, 0);
+  for (const size_t count : {size_t{1}, size_t{4}, size_t{7}}) {
+    const bool fine = greedy(model, other, count) == plain;
+    good = good && fine;
+    if (!fine) std::printf("  %zu proposed tokens a step change the answer: WRONG\n", count);
+  }
+  return good;
+}
+
 }  // namespace
 
 int main() {
   bool good = true;
   for (const bool exact : {true, false}) {
-    Model reference(kShape, 1, "portable", exact);
-    fill(reference);
-    const std::vector<float> expected = logits(reference, 40);
-    for (const std::string& name : available_kernels()) {
-      for (const int threads : {1, 2, 5}) {
-        Model model(kShape, threads, name, exact);
-        fill(model);
-        for (const size_t size : {size_t{40}, size_t{1}, size_t{7}}) {
-          const double off = distance(logits(model, size), expected);
-          const bool fine = off < (exact ? 1e-3 : 3e-2);
-          good = good && fine;
-          std::printf("%s %s, %d threads, %zu tokens a step: %.1e %s\n", name.c_str(), exact ? "float" : "int8", threads,
-                      size, off, fine ? "" : "WRONG");
-        }
+    for (const char* cache : {"float32", "float16", "int8"}) {
+      if (exact && std::string(cache) == "float16") continue;
+      Model reference(kShape, 1, "portable", exact, cache);
+      fill(reference);
+      const std::vector<float> expected = logits(reference, 40);
+      for (const std::string& name : available_kernels()) {
+        for (const int threads : {1, 2, 5}) good = agree(name, threads, exact, cache, expected) && good;
       }
     }
   }

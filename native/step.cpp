@@ -22,11 +22,6 @@ struct Step::Product {
   size_t stride;
 };
 
-struct Step::Work {
-  Step* step;
-  size_t layer;
-};
-
 Step::Step(Model& model) : model_(model), shape_(model.shape_), kernels_(*model.kernels_) {
   width_ = round_up(shape_.width, kRows);
   query_width_ = shape_.heads * shape_.head_width;
@@ -195,42 +190,6 @@ void Step::elements(size_t first, size_t last) {
   }
 }
 
-void Step::rotate(float* x, size_t token, const std::vector<float>& norm) const {
-  const size_t width = shape_.head_width, half = width / 2;
-  if (shape_.qk_norm) kernels_.rms_norm(x, norm.data(), width, shape_.norm_eps, x);
-  const float* cosine = angles_.data() + token * width;
-  const float* sine = cosine + half;
-  for (size_t d = 0; d < half; d++) {
-    const float a = x[d], b = x[half + d];
-    x[d] = a * cosine[d] - b * sine[d];
-    x[half + d] = b * cosine[d] + a * sine[d];
-  }
-}
-
-void Step::keys_and_values(size_t token) {
-  const Layer& layer = model_.layers_[layer_];
-  const Run& run = runs_[run_of_[token]];
-  const size_t width = shape_.head_width, position = run.position + token - run.first, slot = position % kPagePositions;
-  const Page& page = run.sequence->pages[position / kPagePositions];
-  for (size_t h = 0; h < shape_.heads; h++) rotate(query_.data() + token * query_width_ + h * width, token, layer.query_norm);
-  uint16_t halves[kMaxHeadWidth];
-  for (size_t h = 0; h < shape_.key_heads; h++) {
-    float* key = key_.data() + token * key_width_ + h * width;
-    rotate(key, token, layer.key_norm);
-    const float* value = value_.data() + token * key_width_ + h * width;
-    uint16_t* block = model_.cache_.block(page, layer_, h);
-    if (model_.float_activations_) {
-      float* exact = reinterpret_cast<float*>(block);
-      for (size_t d = 0; d < width; d++) exact[d * kPagePositions + slot] = key[d];
-      std::memcpy(exact + (kPagePositions + slot) * width, value, width * sizeof(float));
-      continue;
-    }
-    kernels_.to_halves(key, width, halves);
-    for (size_t d = 0; d < width; d++) block[d * kPagePositions + slot] = halves[d];
-    kernels_.to_halves(value, width, block + (kPagePositions + slot) * width);
-  }
-}
-
 void Step::elements_task(Task& task) {
   task.compute = compute_elements;
   task.pieces = panels_.size();
@@ -353,64 +312,6 @@ void Step::publish_product(const Task& task, size_t piece, int thread) {
   for (size_t i = 0; i < product.rows; i++) {
     std::memcpy(part.out + i * part.stride + piece * kRows,
                 product.step->scratch(thread) + i * product.chunk * kRows, tiles * kRows * sizeof(float));
-  }
-}
-
-void Step::attention_task(Task& task) {
-  task.compute = compute_attention;
-  task.publish = publish_attention;
-  task.pieces = queries_.size() * shape_.key_heads;
-  task.set(Work{this, layer_});
-}
-
-// One key head for some tokens of a sequence: queries [token][head of the group] in scratch memory, their outputs after.
-void Step::compute_attention(const Task& task, size_t piece, int thread) {
-  const Work work = task.get<Work>();
-  Step& step = *work.step;
-  const Shape& shape = step.shape_;
-  const Query& query = step.queries_[piece / shape.key_heads];
-  const size_t head = piece % shape.key_heads, group = shape.heads / shape.key_heads, width = shape.head_width;
-  const size_t n = query.count * group, position = query.run->position + query.first - query.run->first;
-  float* out = step.scratch(thread);
-  float* queries = out + n * width;
-  float* total = queries + n * width;
-  float* maximum = total + n;
-  float* key = maximum + n + n;
-  int* valid = reinterpret_cast<int*>(maximum + n);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  for (size_t i = 0; i < n; i++) {
-    const float* from = step.query_.data() + (query.first + i / group) * step.query_width_ + (head * group + i % group) * width;
-    for (size_t d = 0; d < width; d++) queries[i * width + d] = from[d] * scale;
-    maximum[i] = -INFINITY, total[i] = 0.0f;
-  }
-  std::memset(out, 0, n * width * sizeof(float));
-  for (size_t first = 0; first < position + query.count; first += kPagePositions) {
-    const Page& page = query.run->sequence->pages[first / kPagePositions];
-    const uint16_t* block = step.model_.cache_.block(page, work.layer, head);
-    if (step.model_.float_activations_) {
-      std::memcpy(key, block, 2 * kPagePositions * width * sizeof(float));
-    } else {
-      step.kernels_.from_halves(block, 2 * kPagePositions * width, key);
-    }
-    for (size_t i = 0; i < n; i++) {
-      const auto seen = static_cast<long>(position + i / group + 1) - static_cast<long>(first);
-      valid[i] = static_cast<int>(std::min<long>(seen, kPagePositions));
-    }
-    step.kernels_.attend(queries, static_cast<int>(n), valid, key, key + kPagePositions * width, width, maximum, total, out);
-  }
-  for (size_t i = 0; i < n; i++) {
-    for (size_t d = 0; d < width; d++) out[i * width + d] /= total[i];
-  }
-}
-
-void Step::publish_attention(const Task& task, size_t piece, int thread) {
-  Step& step = *task.get<Work>().step;
-  const Shape& shape = step.shape_;
-  const Query& query = step.queries_[piece / shape.key_heads];
-  const size_t group = shape.heads / shape.key_heads, size = group * shape.head_width;
-  for (size_t i = 0; i < query.count; i++) {
-    std::memcpy(step.mixed_.data() + (query.first + i) * step.query_width_ + piece % shape.key_heads * size,
-                step.scratch(thread) + i * size, size * sizeof(float));
   }
 }
 

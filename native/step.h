@@ -23,7 +23,7 @@ class Step final : public Chain {
 
   void prepare(const std::vector<Request>& requests, bool every);
   bool next(Task& task, int thread) override;
-  const float* logits() const { return logits_.data(); }
+  float* logits() { return logits_.data(); }
   size_t wanted() const { return wanted_.size(); }
 
  private:
@@ -35,12 +35,17 @@ class Step final : public Chain {
     int projection;
   };
   struct Product;
-  struct Work;
+  struct Work {
+    Step* step;
+    size_t layer;
+  };
 
   void enter();  // begin the current stage: which matrices, on what
   void divide(size_t rows);  // panels over so many rows
   void elements(size_t first, size_t last);  // what the stage does to tokens one by one
   void keys_and_values(size_t token);
+  void keep(uint16_t* block, size_t slot, const float* key, const float* value) const;
+  void recall(const uint16_t* block, float* out) const;
   void rotate(float* x, size_t token, const std::vector<float>& norm) const;
   void elements_task(Task& task);
   void lora_task(Task& task);

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from openafm.model.checkpoint import load_config, load_model
+from openafm.model.checkpoint import load_model
+from openafm.model.config import load_config
 from openafm.model.huggingface import import_folder, model_config
 from openafm.model.importing import ImportConfig, import_any, import_model
 from openafm.stage import Context

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from openafm.model.checkpoint import load_config, load_model
+from openafm.model.checkpoint import load_model
+from openafm.model.config import load_config
 from openafm.pretraining.distillation import cache_teacher
 from openafm.pretraining.mixture import Data
 from openafm.pretraining.stages import PretrainConfig, Shape, pretrain

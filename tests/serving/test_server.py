@@ -115,6 +115,21 @@ def test_what_changes_nothing_is_accepted(server, opened):
     assert chat(model=BASE, messages=history, max_tokens=2).usage.prompt_tokens > first.usage.prompt_tokens
 
 
+def test_answers_in_json(server, opened, gated):
+    parts = {"kind": {"enum": ["bird", "fish"]}, "n": {"type": "integer", "minimum": 0, "maximum": 99}}
+    schema = {"type": "object", "properties": parts, "required": ["kind", "n"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "animal", "strict": True, "schema": schema}}
+    asked = {"messages": WORDS, "max_tokens": 200, "seed": 3, "response_format": form}
+    if not opened.engine.guided:  # no compiler here
+        return
+    (choice,) = client(server).chat.completions.create(model=BASE, **asked).choices
+    made = json.loads(choice.message.content)
+    assert made.keys() == {"kind", "n"} and made["kind"] in ("bird", "fish") and 0 <= made["n"] <= 99
+    assert choice.finish_reason == "stop"
+    refused = post(gated[1], {"model": "toy-sft", **asked})
+    assert refused.status_code == 400 and "build the native engine" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "param", "message"),
     [
@@ -122,7 +137,12 @@ def test_what_changes_nothing_is_accepted(server, opened):
         ({"top_p": 0.9}, "top_p", "unsupported value of top_p"),
         ({"logprobs": True}, "logprobs", "unsupported parameter: logprobs"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported value of tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "goes with type json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "king"}}}},
+            "response_format",
+            "cannot guide",
+        ),
         ({"min_p": 0.1}, "min_p", "unsupported parameter: min_p"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": 1e-9}, "temperature", "use 0"),

@@ -9,11 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
@@ -23,7 +27,7 @@ WEIGHTS, CARD = "adapter.safetensors", "card.json"
 class Adapter:
     """An adapter's matrices and what is known of it."""
 
-    state: Mapping[str, Tensor]
+    state: "Mapping[str, Tensor]"
     """`LAYER.lora_a` `(rank, in)` and `LAYER.lora_b` `(out, rank)`."""
     rank: int
     alpha: float
@@ -51,6 +55,9 @@ class AdapterStore:
 
     def save(self, name: str, adapter: Adapter) -> None:
         """Write the adapter in float16 under `name`, in place of an older one."""
+        import torch  # reading does without, for the native engine
+        from safetensors.torch import save_file
+
         folder = self._path(name)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in adapter.state.items()}
@@ -65,11 +72,33 @@ class AdapterStore:
 
     def load(self, name: str) -> Adapter:
         """Read an adapter. Raises ValueError when it is unknown or its bytes are not those that were written."""
+        from safetensors.torch import load
+
+        card, data = self._verified(name)
+        return Adapter(load(data), card["rank"], card["alpha"], card["parent"], card["data"], card["metrics"])
+
+    def arrays(self, name: str) -> tuple[dict[str, NDArray[np.float16]], float]:
+        """Read an adapter's matrices without torch, and its alpha. Raises ValueError as `load` does."""
+        card, data = self._verified(name)
+        try:
+            arrays, alpha = load_arrays(data), float(card["alpha"])
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._path(name) / WEIGHTS} is no adapter ({error}): train or copy it again") from error
+        halves = {key.rpartition(".")[0] + end for key in arrays for end in (".lora_a", ".lora_b")}
+        if halves != arrays.keys() or not all(
+            x.ndim == 2 and x.size and x.dtype == np.float16 for x in arrays.values()
+        ):
+            raise ValueError(f"{self._path(name) / WEIGHTS} is no adapter in float16: train or copy it again")
+        return arrays, alpha
+
+    def _verified(self, name: str) -> tuple[dict[str, Any], bytes]:
+        """The card and the bytes it vouches for."""
         card = self.card(name)
         path = self._path(name) / WEIGHTS
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != card["sha256"]:
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != card["sha256"]:
             raise ValueError(f"{path} is damaged or missing (its checksum is not the card's): train or copy it again")
-        return Adapter(load_file(path), card["rank"], card["alpha"], card["parent"], card["data"], card["metrics"])
+        return card, data
 
     def card(self, name: str) -> dict[str, Any]:
         """Read what an adapter's card says."""

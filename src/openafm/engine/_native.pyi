@@ -27,6 +27,15 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None: ...
+    def read(self, prompt: Sequence[int]) -> None: ...
+    def chances(
+        self, model: Model, logits: NDArray[np.float32], mask: NDArray[np.uint32] | None = None
+    ) -> NDArray[np.float32]: ...
+
+class Proposal:
+    tokens: list[int]
+    def __init__(self, tokens: Sequence[int]) -> None: ...
+    def cut(self, count: int) -> None: ...
 
 class Model:
     kernels: str
@@ -51,6 +60,7 @@ class Model:
         threads: int,
         kernels: str = "",
         float_activations: bool = False,
+        cache: str = "",
     ) -> None: ...
     def set_palettized(
         self, name: str, packed: NDArray[np.uint8], tables: NDArray[np.uint16], bits: int, group: int, columns: int
@@ -83,5 +93,17 @@ class Model:
         tokens: Sequence[Sequence[int]],
         adapters: Sequence[str | None],
         samplers: Sequence[Sampler],
+        masks: NDArray[np.uint32] | None = None,
+    ) -> list[tuple[int, float]]: ...
+    def draft(
+        self, sequence: int, tokens: Sequence[int], adapter: str | None, sampler: Sampler, count: int
+    ) -> Proposal: ...
+    def take(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        adapter: str | None,
+        sampler: Sampler,
+        proposal: Proposal,
         masks: NDArray[np.uint32] | None = None,
     ) -> list[tuple[int, float]]: ...

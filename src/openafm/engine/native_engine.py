@@ -1,4 +1,4 @@
-"""The native engine: decodes packages and model folders in C++ (native/, docs/engine.md).
+"""The native engine: decodes packages and model folders in C++ (native/, docs/engine.md), without torch.
 
 `openafm chat` and `openafm serve` use it where it is built. Weights stay as small as they are stored; sequences with
 different adapters share a step; a prompt that begins like an earlier one is only computed from where it differs.
@@ -8,21 +8,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from openafm.adapters.store import Adapter
-from openafm.engine.package import EMBEDDING, Package, find_package
+from openafm.engine.guidance import Guide, vocabulary
+from openafm.engine.loading import read_folder, read_package
+from openafm.engine.package import Package, find_package
+from openafm.engine.speculation import Draft, LookUp, Plain, Proposer, common, fits
 from openafm.files import cores
-from openafm.model import ModelConfig
-from openafm.model.checkpoint import load_config
-from openafm.model.generate import Generation
+from openafm.model.config import ModelConfig, load_config
+from openafm.model.generation import Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 try:
     from openafm.engine import _native
@@ -33,6 +36,8 @@ KERNELS = "OPENAFM_KERNELS"
 """Environment variable that forces an instruction set: one of `_native.available_kernels()`."""
 THREADS = "OPENAFM_THREADS"
 """Environment variable with the number of threads; unset, one for each core this process may use."""
+KV = "OPENAFM_KV"
+"""Environment variable: keys and values in `float16` (unset) or `int8`."""
 TOGETHER = 16
 """Most sequences of a batch in one step."""
 KEPT = 4
@@ -66,13 +71,19 @@ class _Running:
 
     index: int
     id: int
+    adapter: str | None
     sampler: Any
+    tokens: list[int]
+    """The prompt, and what was made."""
     feed: list[int]
+    guide: Guide | None
     answer: Generation = field(default_factory=Generation)
 
 
 class NativeEngine:
     """Decodes with one model; each request names its adapter, and those of a batch may differ."""
+
+    guided = True
 
     def __init__(
         self,
@@ -82,9 +93,13 @@ class NativeEngine:
         threads: int | None = None,
         kernels: str | None = None,
         float_activations: bool = False,
+        kv: str | None = None,
+        draft: "NativeEngine | Literal['lookup'] | None" = None,
     ):
-        """An engine without weights yet: `load` fills it. `float_activations` computes with unrounded activations.
+        """An engine without weights yet: `load` fills it.
 
+        `float_activations` computes with unrounded activations; `kv` is the type of keys and values, `float32`,
+        `float16` or `int8`; `draft` proposes the tokens of single answers (openafm.engine.speculation).
         Raises ValueError for a shape or kernels that it cannot run, and where it is not built.
         """
         if reason := missing():
@@ -96,67 +111,47 @@ class NativeEngine:
             threads=threads,
             kernels=os.environ.get(KERNELS, "") if kernels is None else kernels,
             float_activations=float_activations,
+            cache=os.environ.get(KV, "") if kv is None else kv,
         )
         self._adapters: list[str] = []
         self._kept: list[_Kept] = []
         self._stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}
+        self._vocabulary: LLTokenizer | None = None
+        self._draft = draft
+        if isinstance(draft, NativeEngine):
+            fits(self, draft)
 
     @classmethod
-    def load(cls, folder: Path, **options: Any) -> "NativeEngine":
-        """Open a package (or the folder that holds `model.afm`) or a model folder, with the tokenizer in it."""
+    def load(cls, folder: Path, *, int8: bool = False, **options: Any) -> "NativeEngine":
+        """Open a package (or the folder that holds `model.afm`) or a model folder, with the tokenizer in it.
+
+        `int8` rounds a model folder's matrices to int8 with a scale for each row; a package's are small already.
+        """
         found = find_package(folder)
-        if found is None:
-            engine = cls(load_config(folder), load_tokenizer(folder), **options)
-            engine._read_folder(folder / "model.safetensors")
-            return engine
-        return cls.open(Package(found), **options)
+        if found is not None:
+            return cls.open(Package(found), **options)
+        engine = cls(load_config(folder), load_tokenizer(folder), **options)
+        read_folder(engine.model, folder / "model.safetensors", int8)
+        return engine
 
     @classmethod
     def open(cls, package: Package, **options: Any) -> "NativeEngine":
         """Take weights, tokenizer and adapters from a package that is open."""
         engine = cls(package.config, load_tokenizer(package.folder), **options)
-        engine._read_package(package)
+        read_package(engine.model, package)
         for name in package.adapters.names():
-            engine.add_adapter(name, package.adapters.load(name))
+            engine._put(name, *package.adapters.arrays(name))
         return engine
-
-    def _read_package(self, package: Package) -> None:
-        embedding = package.embedding()
-        self.model.set_int8(EMBEDDING, embedding.values, embedding.scales.astype(np.float32))
-        for name, layer in package.layers.items():
-            indices, tables = package.packed(name)
-            self.model.set_palettized(name, indices, tables.view(np.uint16), layer.bits, layer.group, layer.shape[1])
-        for name, gain in package.norms().items():
-            self.model.set_norm(name, gain)
-        self.model.check()
-
-    def _read_folder(self, path: Path) -> None:
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  it is no mapping
-                    self.set_weight(name, file.get_tensor(name))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or missing; make it again ({error})") from error
-        self.model.check()
-
-    def set_weight(self, name: str, weight: torch.Tensor) -> None:
-        """Put a tensor of a checkpoint, in float32, bfloat16 or float16, in its place."""
-        matrix = name.removesuffix(".weight")
-        if weight.ndim == 1:
-            self.model.set_norm(name, weight.float().numpy())
-        elif weight.dtype == torch.float32:
-            self.model.set_float(matrix, weight.numpy())
-        else:
-            put = {torch.bfloat16: self.model.set_bfloat, torch.float16: self.model.set_half}[weight.dtype]
-            put(matrix, weight.view(torch.uint16).numpy())
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """Take an adapter in, in place of an older one of that name. Raises ValueError where it does not fit."""
+        self._put(name, {key: t.detach().half().cpu().numpy() for key, t in adapter.state.items()}, adapter.alpha)
+
+    def _put(self, name: str, state: Mapping[str, NDArray[np.float16]], alpha: float) -> None:
         self.remove_adapter(name)
-        for layer in sorted({key.rpartition(".")[0] for key in adapter.state}):
-            a, b = (adapter.state[f"{layer}.{half}"].half().contiguous() for half in ("lora_a", "lora_b"))
-            scale = adapter.alpha / a.shape[0]
-            self.model.set_adapter(name, layer, a.view(torch.uint16).numpy(), b.view(torch.uint16).numpy(), scale)
+        for layer in sorted({key.rpartition(".")[0] for key in state}):
+            a, b = (np.ascontiguousarray(state[f"{layer}.{half}"], np.float16) for half in ("lora_a", "lora_b"))
+            self.model.set_adapter(name, layer, a.view(np.uint16), b.view(np.uint16), alpha / a.shape[0])
         self._adapters = sorted({*self._adapters, name})
 
     def remove_adapter(self, name: str) -> None:
@@ -189,27 +184,39 @@ class NativeEngine:
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
+        grammar: str | None = None,
         **cuts: Any,
     ) -> Iterator[int]:
         """Yield the answer's tokens, the stop token last where the model ends by itself.
 
-        `cuts` may be `top_k`, `top_p`, `min_p`, `presence_penalty`, `frequency_penalty` and `repetition_penalty`.
+        `grammar` is one of openafm.engine.guidance: the answer keeps to it. `cuts` may be `top_k`, `top_p`, `min_p`,
+        `presence_penalty`, `frequency_penalty` and `repetition_penalty`.
         """
         self._known(adapter)
-        sampler = _native.Sampler(temperature=temperature, seed=seed, **cuts)
-        sequence, done = self._begin(prompt, adapter)
-        tokens = list(prompt)
+        guide = self._guide(grammar)
+        sampler = self._sampler(prompt, temperature, seed, cuts)
+        sequence, done = self.begin(prompt, adapter)
+        proposer, tokens = self._proposer(prompt, temperature, seed, cuts), list(prompt)
         try:
-            feed = self._prefill(sequence, prompt[done:], adapter)
-            for _ in range(max_tokens):
-                token = self.model.choose([sequence], [feed], [adapter], [sampler])[0][0]
-                tokens.append(token)
-                feed = [token]
-                yield token
-                if token in self._stop:
-                    return
+            feed = self.prefill(sequence, prompt[done:], adapter)
+            while (left := len(prompt) + max_tokens - len(tokens)) > 0:
+                proposed = proposer.propose(tokens, min(left - 1, self.max_length - len(tokens)))
+                if guide:
+                    proposed.cut(guide.allowed(proposed.tokens))
+                masks = guide.masks(proposed.tokens) if guide else None
+                chosen = self.model.take(sequence, feed, adapter, sampler, proposed, masks)
+                made = [token for token, _ in chosen]
+                tokens += made
+                feed = made[-1:]
+                for token in made:
+                    yield token
+                    if token in self._stop:
+                        return
+                if guide:
+                    guide.take(made)
         finally:
-            self._keep(_Kept(sequence, tokens[: self.model.length(sequence)], adapter))
+            proposer.close()
+            self.keep(sequence, tokens[: self.model.length(sequence)], adapter)
 
     def batch(
         self,
@@ -220,10 +227,13 @@ class NativeEngine:
         seed: int = 0,
         adapter: str | None = None,
         adapters: Sequence[str | None] | None = None,
+        grammar: str | None = None,
+        **cuts: Any,
     ) -> list[Generation]:
         """Answer many prompts together, with log-probabilities; `adapters` names one for each prompt instead.
 
-        Each answer is drawn with a seed of its own, so it does not depend on what it shares its steps with.
+        Each answer is drawn with a seed of its own, so it does not depend on what it shares its steps with. Prompts
+        that begin alike share the keys and values of their beginning. `grammar` and `cuts` as in `generate`.
         """
         named = [adapter] * len(prompts) if adapters is None else list(adapters)
         for name in named:
@@ -234,28 +244,33 @@ class NativeEngine:
         try:
             while True:
                 while len(running) < TOGETHER and (index := next(waiting, None)) is not None:
-                    sampler = _native.Sampler(temperature=temperature, seed=seed * 1_000_003 + index)
-                    sequence, done = self._begin(prompts[index], named[index])
-                    running.append(_Running(index, sequence, sampler, [], answers[index]))
-                    running[-1].feed = self._prefill(sequence, prompts[index][done:], named[index])
+                    prompt, name = prompts[index], named[index]
+                    sampler = self._sampler(prompt, temperature, (seed * 1_000_003 + index) % 2**64, cuts)
+                    sequence, done = self.begin(prompt, name, running)
+                    guide = self._guide(grammar)
+                    row = _Running(index, sequence, name, sampler, list(prompt), [], guide, answers[index])
+                    running.append(row)
+                    row.feed = self.prefill(sequence, prompt[done:], name)
                 if not running:
                     return answers
-                running = self._advance(running, named, max_tokens)
+                running = self._advance(running, max_tokens)
         finally:
             for row in running:
                 self.model.release(row.id)
 
-    def _advance(self, running: list[_Running], named: list[str | None], max_tokens: int) -> list[_Running]:
-        """One token for each answer; those that go on. Feeds longer than one token go through steps of their own."""
+    def _advance(self, running: list[_Running], max_tokens: int) -> list[_Running]:
+        """One token for each answer; those that go on."""
         chosen = self.model.choose(
             [row.id for row in running],
             [row.feed for row in running],
-            [named[row.index] for row in running],
+            [row.adapter for row in running],
             [row.sampler for row in running],
+            np.concatenate([row.guide.masks([]) for row in running if row.guide]) if running[0].guide else None,
         )
         going = []
         for row, (token, logprob) in zip(running, chosen, strict=True):
             row.feed = [token]
+            row.tokens.append(token)
             row.answer.logprobs.append(logprob)
             if token in self._stop:
                 row.answer.stop = token
@@ -263,44 +278,63 @@ class NativeEngine:
                 row.answer.tokens.append(token)
             if row.answer.finished or len(row.answer.tokens) >= max_tokens:
                 self.model.release(row.id)
-            else:
-                going.append(row)
+                continue
+            if row.guide:
+                row.guide.take([token])
+            going.append(row)
         return going
 
     def _known(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self._adapters:
             raise ValueError(f"no adapter {adapter!r}: there are {', '.join(self._adapters) or 'none'}")
 
-    def _begin(self, prompt: list[int], adapter: str | None) -> tuple[int, int]:
-        """Return a sequence, and how many of the prompt's tokens it has from one kept: never all, one is to be fed."""
+    def _guide(self, grammar: str | None) -> Guide | None:
+        if grammar is None:
+            return None
+        self._vocabulary = self._vocabulary or vocabulary(self.tokenizer, self.config.vocab_size)
+        return Guide(self._vocabulary, grammar)
+
+    def _sampler(self, prompt: list[int], temperature: float, seed: int, cuts: Mapping[str, Any]) -> Any:
+        sampler = _native.Sampler(temperature=temperature, seed=seed, **cuts)
+        sampler.read(prompt)
+        return sampler
+
+    def _proposer(self, prompt: list[int], temperature: float, seed: int, cuts: Mapping[str, Any]) -> Proposer:
+        if self._draft is None:
+            return Plain()
+        if not isinstance(self._draft, NativeEngine):
+            return LookUp()
+        kept = {name: value for name, value in cuts.items() if name in ("top_k", "top_p", "min_p")}
+        # Its draws must not be those that decide whether they are taken.
+        return Draft(self._draft, prompt, {"temperature": temperature, "seed": (seed + 2**63) % 2**64, **kept})
+
+    def begin(self, prompt: list[int], adapter: str | None, running: Sequence[_Running] = ()) -> tuple[int, int]:
+        """Return a sequence, and how many of the prompt's tokens it has from another: never all, one is to be fed."""
         if not prompt:
             raise ValueError("an empty prompt: give at least the token that begins a text")
-        best, common = None, 0
-        for kept in self._kept:
-            if kept.adapter == adapter and (same := _common(kept.tokens, prompt[:-1])) > common:
-                best, common = kept, same
+        best, shared = None, 0
+        for other in (*self._kept, *running):
+            computed = min(common(other.tokens, prompt[:-1]), self.model.length(other.id))
+            if other.adapter == adapter and computed > shared:
+                best, shared = other, computed
         if best is None:
             return self.model.create(), 0
         sequence = self.model.fork(best.id)
-        self.model.truncate(sequence, common)
-        return sequence, common
+        self.model.truncate(sequence, shared)
+        return sequence, shared
 
-    def _prefill(self, sequence: int, tokens: list[int], adapter: str | None) -> list[int]:
+    def prefill(self, sequence: int, tokens: list[int], adapter: str | None) -> list[int]:
         """Compute all tokens but the last, which the first choice is made after; return that."""
         before, most = tokens[:-1], int(_native.MAX_TOKENS)
         for start in range(0, len(before), most):
             self.model.logits([sequence], [before[start : start + most]], [adapter])
         return tokens[-1:]
 
-    def _keep(self, kept: _Kept) -> None:
-        self._kept.append(kept)
+    def keep(self, sequence: int, tokens: list[int], adapter: str | None) -> None:
+        """Hold on to a sequence whose `tokens` are computed, for prompts that begin like it."""
+        self._kept.append(_Kept(sequence, tokens, adapter))
         while len(self._kept) > KEPT:
             self.model.release(self._kept.pop(0).id)
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def unfit(config: ModelConfig, ranks: Mapping[str, int]) -> str | None:

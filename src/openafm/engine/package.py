@@ -6,34 +6,36 @@ A package is the folder `model.afm/` with `header.json`, `weights.safetensors`, 
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, ValidationError
 
 from openafm.adapters.store import AdapterStore
+from openafm.engine.mapped import tensors
 from openafm.engine.packed import Int8Rows, Palettized, unpack
 from openafm.files import digest
-from openafm.model import ModelConfig, Transformer
+from openafm.model.config import ModelConfig
+from openafm.stage import Config
+
+if TYPE_CHECKING:
+    from openafm.model import Transformer
 
 VERSION = 1
 HEADER, WEIGHTS, ADAPTERS, FOLDER = "header.json", "weights.safetensors", "adapters", "model.afm"
 EMBEDDING = "model.embed_tokens"
+PROJECTIONS = 7  # of a layer
 REMEDY = "make it again: openafm run RECIPE --from compress, or copy the package anew"
 
 
-@dataclass(frozen=True)
-class LayerFormat:
+class LayerFormat(Config, strict=True):
     """How one projection is stored."""
 
-    bits: int
-    group: int
-    shape: tuple[int, int]
+    bits: Literal[1, 2, 4, 8]
+    group: int = Field(gt=0)
+    shape: tuple[int, int] = Field(strict=False)
 
 
 class Package:
@@ -43,48 +45,63 @@ class Package:
         """Open and verify the package in `folder`. Raises ValueError naming the file that is missing or damaged."""
         self.folder = folder
         self.header = _read_header(folder / HEADER)
-        for name, entry in sorted(self.header["files"].items()):
-            if not (folder / name).exists() or digest(folder / name) != entry["sha256"]:
-                raise ValueError(f"{folder / name} is missing or damaged (its checksum is not the header's); {REMEDY}")
         try:
+            for name, entry in sorted(self.header["files"].items()):
+                _verify(folder, name, entry["sha256"])
             self.config = ModelConfig.model_validate(self.header["config"])
-            self.layers = {
-                name: LayerFormat(entry["bits"], entry["group"], tuple(entry["shape"]))
-                for name, entry in self.header["layers"].items()
-            }
-            self._tensors = safe_open(folder / WEIGHTS, "np")
-        except (KeyError, TypeError, ValidationError, SafetensorError) as error:
+            self.layers = {name: LayerFormat.model_validate(entry) for name, entry in self.header["layers"].items()}
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise ValueError(f"{folder / HEADER} does not describe a package ({error!r}); {REMEDY}") from error
+        if len(self.layers) != PROJECTIONS * self.config.n_layers:
+            found = f"{len(self.layers)} projections for {self.config.n_layers} layers"
+            raise ValueError(f"{folder / HEADER} has {found}; {REMEDY}")
+        self._tensors = tensors(folder / WEIGHTS)
         self.adapters = AdapterStore(folder / ADAPTERS)
 
     def projection(self, name: str) -> Palettized:
         """Read the projection `name`."""
         layer = self.layers[name]
-        indices = unpack(self._tensors.get_tensor(f"{name}.indices"), layer.bits, layer.shape[1])
-        return Palettized(indices, self._tensors.get_tensor(f"{name}.tables"), layer.bits, layer.group)
+        indices, tables = self.packed(name)
+        return Palettized(unpack(indices, layer.bits, layer.shape[1]), tables, layer.bits, layer.group)
 
     def packed(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         """Return a projection's indices as they are stored, `(rows, bytes)`, and its tables."""
-        return self._tensors.get_tensor(f"{name}.indices"), self._tensors.get_tensor(f"{name}.tables")
+        return self._tensor(f"{name}.indices", np.uint8, 2), self._tensor(f"{name}.tables", np.float16, 2)
 
     def norms(self) -> dict[str, NDArray[np.float32]]:
         """Read the gains of all norms by name."""
-        return {name: self._tensors.get_tensor(name) for name in self._tensors.keys() if name.endswith("norm.weight")}  # noqa: SIM118
+        names = [name for name in self._tensors if name.endswith("norm.weight")]
+        return {name: self._tensor(name, np.float32, 1) for name in names}
 
     def embedding(self) -> Int8Rows:
         """Read the embedding."""
-        tensors = self._tensors
-        return Int8Rows(tensors.get_tensor(f"{EMBEDDING}.int8"), tensors.get_tensor(f"{EMBEDDING}.scales"))
+        return Int8Rows(
+            self._tensor(f"{EMBEDDING}.int8", np.int8, 2), self._tensor(f"{EMBEDDING}.scales", np.float16, 1)
+        )
 
-    def model(self) -> Transformer:
+    def _tensor(self, name: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
+        """Read one tensor. Raises ValueError unless it is there as the format has it."""
+        path = self.folder / WEIGHTS
+        if name not in self._tensors:
+            raise ValueError(f"{path} lacks {name}; {REMEDY}")
+        values = self._tensors[name].values
+        if values.dtype != dtype or values.ndim != dimensions:
+            raise ValueError(f"{path}: {name} is {values.dtype} of {values.ndim} dimensions; {REMEDY}")
+        return values
+
+    def model(self) -> "Transformer":
         """Dequantize everything into a torch model in float32."""
+        import torch  # the native engine opens packages without it
+
+        from openafm.model import Transformer
+
         with torch.device("meta"):
             model = Transformer(self.config)
         state = {f"{EMBEDDING}.weight": torch.from_numpy(self.embedding().dequantize())}
         for name in self.layers:
             state[f"{name}.weight"] = torch.from_numpy(self.projection(name).dequantize())
         for name in set(model.state_dict()) - set(state):
-            state[name] = torch.from_numpy(self._tensors.get_tensor(name))
+            state[name] = torch.from_numpy(self._tensor(name, np.float32, 1).copy())  # the map cannot be written to
         model.load_state_dict(state, assign=True)
         return model.eval()
 
@@ -109,6 +126,14 @@ def header_digest(header: dict[str, Any]) -> str:
     """Return the SHA-256 of the header without its own digest, as JSON with sorted keys and no spaces."""
     rest = {key: value for key, value in header.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _verify(folder: Path, name: str, sha256: str) -> None:
+    """Raise ValueError unless the file of this name, which is no path, is the one that the header means."""
+    if Path(name).name != name:
+        raise ValueError(f"{folder / HEADER} names a file {name!r} outside the package; {REMEDY}")
+    if not (folder / name).is_file() or digest(folder / name) != sha256:
+        raise ValueError(f"{folder / name} is missing or damaged (its checksum is not the header's); {REMEDY}")
 
 
 def _read_header(path: Path) -> dict[str, Any]:

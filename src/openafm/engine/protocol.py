@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from openafm.model.generate import Generation
+from openafm.model.generation import Generation
 from openafm.tokenizer import Tokenizer
 
 
@@ -13,6 +13,8 @@ class Engine(Protocol):
     tokenizer: Tokenizer
     max_length: int
     """Longest sequence in tokens, prompt and answer together."""
+    guided: bool
+    """Whether answers can keep to a grammar."""
 
     def generate(
         self,
@@ -22,8 +24,12 @@ class Engine(Protocol):
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
+        grammar: str | None = None,
     ) -> Iterator[int]:
-        """Yield the answer's tokens one by one; the stop token, where the model ends by itself, comes last."""
+        """Yield the answer's tokens one by one; the stop token, where the model ends by itself, comes last.
+
+        The answer keeps to the `grammar` (openafm.engine.guidance); ValueError where the engine cannot be guided.
+        """
         ...
 
     def batch(

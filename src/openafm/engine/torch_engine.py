@@ -11,13 +11,16 @@ from openafm.adapters.store import Adapter
 from openafm.engine.package import Package, find_package
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.model.generate import Generation, generate, stream
+from openafm.model.generate import generate, stream
+from openafm.model.generation import Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 
 
 class TorchEngine:
     """Decodes with one model; a request with another adapter than the last one's swaps the low-rank matrices."""
+
+    guided = False
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -64,11 +67,14 @@ class TorchEngine:
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
+        grammar: str | None = None,
     ) -> Iterator[int]:
         """Yield the answer's tokens, the stop token last where the model ends by itself.
 
-        One answer at a time: a request with another adapter waits for this one to end.
+        One answer at a time: a request with another adapter waits for this one to end. Raises ValueError for a grammar.
         """
+        if grammar is not None:
+            raise ValueError("torch cannot keep an answer to a grammar: build the native engine (openafm doctor)")
         model = self.use(adapter)
         for token in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), temperature=temperature, seed=seed):
             yield token

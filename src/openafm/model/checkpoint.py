@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from openafm.model.config import ModelConfig
+from openafm.model.config import load_config
 from openafm.model.transformer import Transformer
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
@@ -23,14 +23,6 @@ def save_model(model: Transformer, folder: Path, tokenizer: Path | None = None) 
     for name in TOKENIZER_FILES:
         if tokenizer is not None and (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, folder / name)
-
-
-def load_config(folder: Path) -> ModelConfig:
-    """The shape of the model in `folder`. Raises ValueError where the folder holds none."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: {folder} is not a model folder; run the step that makes it")
-    return ModelConfig.model_validate_json(path.read_bytes())
 
 
 def load_model(folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Transformer:

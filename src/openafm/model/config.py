@@ -1,25 +1,30 @@
 """The shape of a model: every number that decides its tensors."""
 
-from pydantic import model_validator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from openafm.stage import Config
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 class ModelConfig(Config):
     """A dense decoder with AFM's choices (arXiv 2407.21075, section 2)."""
 
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
+    vocab_size: Size
+    d_model: Size
+    n_layers: Size
+    n_heads: Size
+    n_kv_heads: Size
+    head_dim: Size
+    d_ff: Size
     rope_base: float = 500_000.0
     norm_eps: float = 1e-5
     qk_norm: bool = True
     """RMSNorm on each head's query and key, before RoPE: exports load as Qwen3. Off for Llama-family imports."""
-    max_length: int = 4096
+    max_length: Size = 4096
     """Longest sequence trained on, in tokens."""
 
     @model_validator(mode="after")
@@ -49,3 +54,11 @@ class ModelConfig(Config):
     def parameters(self) -> int:
         """Number of weights in all."""
         return self.embedding_parameters + self.projection_parameters + self.norm_parameters
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The shape of the model in `folder`. Raises ValueError where the folder holds none."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {folder} is not a model folder; run the step that makes it")
+    return ModelConfig.model_validate_json(path.read_bytes())

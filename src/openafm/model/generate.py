@@ -1,29 +1,12 @@
 """Batched generation with a KV cache: the reference that the native engine is held against."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from openafm.model.generation import Generation
 from openafm.model.transformer import Cache, Transformer
-
-
-@dataclass
-class Generation:
-    """One answer: its tokens (without the stop token), their log-probabilities, and whether it ended by itself."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    """Natural log of each token's probability under the untempered model; one more than `tokens` when `finished`:
-    the last one is the stop token's."""
-    stop: int | None = None
-    """The stop token that ended the answer, or None where `max_tokens` did."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the model ended the answer itself."""
-        return self.stop is not None
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,8 @@ import re
 import shutil
 from pathlib import Path
 
-from openafm.model.checkpoint import TOKENIZER_FILES, load_config, load_model
+from openafm.model.checkpoint import TOKENIZER_FILES, load_model
+from openafm.model.config import load_config
 from openafm.model.gguf import import_gguf
 from openafm.model.huggingface import import_folder
 from openafm.stage import Config, Context, Metrics

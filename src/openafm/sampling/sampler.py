@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from openafm.engine import Engine
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.model.generate import Generation, generate
+from openafm.model.generate import generate
+from openafm.model.generation import Generation
 from openafm.tokenizer import Message, Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 

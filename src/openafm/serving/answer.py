@@ -91,6 +91,7 @@ class Answer:
         adapter: str | None = None,
         stop: Sequence[str] = (),
         until: float = math.inf,
+        grammar: str | None = None,
     ):
         """Prepare the answer; nothing is computed yet. `until` is the `time.monotonic()` that ends it."""
         self._engine, self._prompt, self._until = engine, prompt, until
@@ -99,6 +100,7 @@ class Answer:
             "temperature": temperature,
             "seed": seed,
             "adapter": adapter,
+            "grammar": grammar,
         }
         self._stop = stop
         self.prompt_tokens = len(prompt)

@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from openafm.engine.guidance import json_schema
 from openafm.sampling.sampler import Prompt
 from openafm.stage import Config
 
 NEUTRAL: dict[str, Any] = {
     "n": 1, "best_of": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False,
-    "suffix": "", "tools": [], "response_format": {"type": "text"}, "modalities": ["text"], "store": False,
+    "suffix": "", "tools": [], "modalities": ["text"], "store": False,
     "service_tier": "auto",
 }  # fmt: skip
 """Parameters that are accepted with the value that changes nothing, and refused with any other."""
@@ -53,6 +54,34 @@ class StreamOptions(_Body):
     """Send the token counts in a last chunk."""
 
 
+class JsonSchema(_Body):
+    """A schema and what clients send with it; answers keep to it whether `strict` or not."""
+
+    name: str = ""
+    description: str = ""
+    strict: bool = True
+    schema_: dict[str, Any] = Field({}, alias="schema")
+
+
+class ResponseFormat(_Body):
+    """What the answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with type json_schema, and only with that")
+        return self
+
+    def grammar(self) -> str | None:
+        """The grammar that guides the answer; None for text. Raises ValueError for what is no schema."""
+        if self.type == "text":
+            return None
+        return json_schema(self.json_schema.schema_ if self.json_schema else {"type": "object"})
+
+
 class Message(_Body):
     """One message of a chat."""
 
@@ -82,6 +111,7 @@ class Completion(_Body):
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    response_format: ResponseFormat = ResponseFormat()
 
     @field_validator("temperature")
     @classmethod

@@ -110,6 +110,12 @@ class Serving:
             prompt = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.text())
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
+        try:
+            grammar = await run_in_threadpool(asked.response_format.grammar)
+            if grammar is not None and not self.engine.guided:
+                raise ValueError("this engine cannot keep to a grammar: leave it out, or build the native engine")
+        except ValueError as error:
+            raise ApiError(400, str(error), "response_format", "unsupported_value") from None
         return Answer(
             self.engine,
             prompt,
@@ -119,6 +125,7 @@ class Serving:
             adapter=self.adapters[asked.model],
             stop=asked.stop,
             until=until,
+            grammar=grammar,
         )
 
     def _submit(self, model: str, answer: Answer) -> Job:

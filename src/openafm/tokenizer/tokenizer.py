@@ -91,6 +91,18 @@ class SentencePieceTokenizer(_Special):
         """The text of `tokens`, special tokens left out."""
         return self._model.decode([int(token) for token in tokens])
 
+    def pieces(self) -> list[bytes | None]:
+        """The bytes that each token stands for; None for those that stand for no text."""
+        model = self._model
+        return [
+            None
+            if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)
+            else bytes([int(model.id_to_piece(i)[1:-1], 16)])
+            if model.is_byte(i)
+            else model.id_to_piece(i).replace(SPACE_MARK, " ").encode()
+            for i in range(self.vocab_size)
+        ]
+
 
 class HuggingFaceTokenizer(_Special):
     """A `tokenizer.json` of the Hugging Face `tokenizers` library (byte-level BPE of an imported model)."""
@@ -112,6 +124,10 @@ class HuggingFaceTokenizer(_Special):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, special tokens left out."""
         return self._model.decode([int(token) for token in tokens], skip_special_tokens=True)
+
+    def json(self) -> str:
+        """The text of `tokenizer.json`."""
+        return str(self._model.to_str())
 
 
 def load(folder: Path) -> Tokenizer:

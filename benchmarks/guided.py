@@ -1,0 +1,78 @@
+"""What guiding costs a token: JSON under a schema against as many tokens without one; every text must be valid.
+
+Example: openafm bench guided --model runs/SmolLM2/import --json
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jsonschema
+
+from harness import alternate, options, show
+from openafm.engine import NativeEngine
+from openafm.engine.guidance import Guide, json_schema, vocabulary
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 60},
+        "year": {"type": "integer", "minimum": 1000, "maximum": 2100},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 16}, "minItems": 2, "maxItems": 4},
+        "people": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string", "maxLength": 30}, "role": {"enum": ["author", "editor"]}},
+                "required": ["name", "role"],
+                "additionalProperties": False,
+            },
+            "minItems": 1,
+            "maxItems": 3,
+        },
+    },
+    "required": ["title", "year", "tags", "people"],
+    "additionalProperties": False,
+}
+
+
+def main() -> None:
+    given = options(__doc__, model="runs/device/recovery", answers=4, threads=0, temperature=0.7)
+    engine = NativeEngine.load(Path(given.model), threads=given.threads or None)
+    asked = "Describe a book as JSON with title, year, tags and people."
+    prompt = engine.tokenizer.render_chat([{"role": "user", "content": asked}])
+    grammar = json_schema(SCHEMA)
+    answers = [made(engine, prompt, 600, given.temperature, seed, grammar) for seed in range(given.answers)]
+    for tokens in answers:
+        jsonschema.validate(json.loads(engine.tokenizer.decode(tokens)), SCHEMA)
+    lengths = [len(tokens) for tokens in answers]
+
+    def milliseconds(guided: bool) -> float:
+        """A token's time; without the grammar stop tokens are passed over, so that both make as many."""
+        count, seconds = 0, 0.0
+        for seed, length in enumerate(lengths):
+            stop, engine._stop = engine._stop, engine._stop if guided else set()
+            stream = engine.generate(
+                prompt, max_tokens=length, temperature=given.temperature, seed=seed, grammar=grammar if guided else None
+            )
+            next(stream)
+            started = time.perf_counter()
+            count += sum(1 for _ in stream)
+            seconds += time.perf_counter() - started
+            engine._stop = stop
+        return 1000 * seconds / count
+
+    words = vocabulary(engine.tokenizer, engine.config.vocab_size)
+    started = time.perf_counter()
+    Guide(words, grammar)
+    detail = {"compile_ms": round(1000 * (time.perf_counter() - started), 2), "valid": len(answers), "tokens": lengths}
+    figures = alternate({"guided": lambda: milliseconds(True), "free": lambda: milliseconds(False)}, given.repeats)
+    show("guided", "ms a token", figures, limit=None, detail=detail, as_json=given.json, better="less")
+
+
+def made(engine: NativeEngine, prompt: list[int], most: int, temperature: float, seed: int, grammar: str) -> list[int]:
+    return list(engine.generate(prompt, max_tokens=most, temperature=temperature, seed=seed, grammar=grammar))
+
+
+if __name__ == "__main__":
+    main()

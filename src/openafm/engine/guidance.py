@@ -1,0 +1,99 @@
+"""Guided generation: an answer that a JSON schema, a regular expression or a grammar allows, and no other.
+
+The library llguidance turns a grammar into the set of tokens that may come next; the native sampler draws among them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from openafm.tokenizer import Tokenizer
+from openafm.tokenizer.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+
+BLANKS = "[ \\n]{0,8}"
+"""Between the parts of a JSON text: a model that likes blanks must come to an end."""
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """Return the grammar of the JSON texts that fit a schema. Raises ValueError for what is no schema."""
+    made: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": BLANKS})
+    return _checked(made, "JSON schema")
+
+
+def regex(pattern: str) -> str:
+    """Return the grammar of the texts that a regular expression matches whole."""
+    return _checked(LLMatcher.grammar_from_regex(pattern), "regular expression")
+
+
+def lark(grammar: str) -> str:
+    """Return a context-free grammar in the notation of Lark (llguidance's dialect)."""
+    return _checked(LLMatcher.grammar_from_lark(grammar), "grammar")
+
+
+def _checked(grammar: str, kind: str) -> str:
+    if error := LLMatcher.validate_grammar(grammar):
+        raise ValueError(f"this {kind} cannot guide an answer: {error}")
+    return grammar
+
+
+class _Pieces:
+    """A SentencePiece vocabulary as llguidance asks for it."""
+
+    def __init__(self, tokenizer: SentencePieceTokenizer):
+        pieces = tokenizer.pieces()
+        self.tokens = [piece or b"" for piece in pieces]
+        self.special_token_ids = [i for i, piece in enumerate(pieces) if piece is None]
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text if isinstance(text, str) else text.decode())
+
+
+def vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
+    """Bytes of each of the model's `size` tokens, for looking up; takes up to a second, so an engine makes it once."""
+    stop = sorted({tokenizer.eos_id, tokenizer.end_of_turn_id})
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return LLTokenizer(tokenizer.json(), n_vocab=size, eos_token=stop)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    return LLTokenizer(TokenizerWrapper(_Pieces(tokenizer)), n_vocab=size, eos_token=stop)
+
+
+class Guide:
+    """One answer's place in its grammar."""
+
+    def __init__(self, vocabulary: LLTokenizer, grammar: str):
+        """Begin; `grammar` is one of `json_schema`, `regex` and `lark`."""
+        self._matcher = LLMatcher(vocabulary, grammar)
+        self._size = vocabulary.vocab_size
+        self._check()
+
+    def allowed(self, proposed: Sequence[int]) -> int:
+        """How many of the proposed tokens the grammar allows, up to the first that it does not."""
+        return int(self._matcher.validate_tokens(list(proposed))) if proposed else 0
+
+    def masks(self, proposed: Sequence[int]) -> NDArray[np.uint32]:
+        """Bits `(proposed + 1, ceil(vocab / 32))` of what may come next, and after each of the tokens, all allowed."""
+        bits = allocate_token_bitmask(len(proposed) + 1, self._size)
+        fill_next_token_bitmask(self._matcher, bits, 0)
+        for i, token in enumerate(proposed, 1):
+            self._matcher.consume_token(token)
+            fill_next_token_bitmask(self._matcher, bits, i)
+        if proposed:
+            self._matcher.rollback(len(proposed))
+        self._check()
+        return bits.view(np.uint32)
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Go on to after these tokens."""
+        self._matcher.consume_tokens(list(tokens))
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ValueError(f"the answer cannot be guided: {self._matcher.get_error()}")
