@@ -117,7 +117,8 @@ def main() -> None:
     gains = report(start, found)
     if asked.json:
         means = {arm: sum(run["all"] for run in runs) / len(runs) for arm, runs in found.items()}
-        detail = {"gain": gains, "interval": intervals.mean(gains), "arms": held, "tokens": asked.tokens, "tasks": found, "problems": asks}
+        detail = {"gain": gains, "interval": intervals.mean(gains), "tokens": asked.tokens, "arms": held}
+        detail |= {"tasks": found, "problems": asks}
         line = {"name": "synthesis_sft", "unit": "held-out verified accuracy", "ours": means["with synthetic"]}
         line |= {"peers": {"start": start["all"], "without": means["without"]}, "limit": 1.0}
         print(json.dumps({**line, "detail": detail, "machine": machine()}))
