@@ -74,6 +74,13 @@ def seed(expression):
 @pytest.mark.parametrize(
     ("name", "prompt", "solutions", "reason"),
     [
+        ("rephrase", "Sam has 8 pens and gets 3. How many pens does he have?", [], None),
+        ("rephrase", "Sam has 8 pens and loses 3. How many pens does he have?", ["11", "11"], "answer_check"),
+        ("rephrase", "Sam has 8 pens, his aunt brings 3. How many?", [], "unread"),
+        ("reverse", "I add 3 to a number and get 11. What was the number?", [], None),
+        ("reverse", "I take 3 from a number and get 11. What was the number?", ["8"], "answer_check"),
+        ("deeper", "Sam has 8 pens, buys 3 and loses 2. How many pens does he have left?", ["4", "4"], None),
+        ("wider", "Ben has 8 coins on his wallet. He takes 2. How many more does he have left?", [], "unread"),
         ("rephrase", "Sam has 8 pens and gets 3. How many?", ["8 + 3 = 11", "10"], None),
         ("rephrase", "Sam has 8 pens and gets 3. How many?", ["10", "10"], "answer_check"),
         ("rephrase", "Sam has 8 pens. How many?", ["11"], "numbers_lost"),

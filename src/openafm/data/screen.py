@@ -102,9 +102,9 @@ def _copies(rows: Sequence[Row], threshold: float) -> Iterator[tuple[int, str, s
 def _contaminated(rows: Sequence[Row], index: NgramIndex, common: int) -> Iterator[tuple[int, str, str]]:
     """(place, reason, evidence) of rows that hold a benchmark item's n-gram that is no common phrase."""
     found = index.find([text_of(row) for row in rows])
-    collisions = Counter(number for numbers in found for number in set(numbers))
-    for place, numbers in enumerate(found):
-        rare = [number for number in numbers if collisions[number] < common]
+    collisions = Counter(number for held in found for number in set(held))
+    for place, held in enumerate(found):
+        rare = [number for number in held if collisions[number] < common]
         if rare:
             sources = sorted({source.benchmark for source in index.sources(rare[0])})
             yield place, f"benchmark.{sources[0]}", index.ngram(rare[0])
