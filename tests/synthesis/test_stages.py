@@ -178,6 +178,46 @@ def test_programs_and_tests_are_read_from_what_models_write():
     assert code.asserts(text) == ["assert f(1) == 2"]
 
 
+def test_tests_of_several_tries_are_put_together_by_votes():
+    tries = ["assert f(1) == 2\nassert f(2) == 3", "assert f(1) == 5\nassert f(3) == 4", "assert f( 1 ) == 2 # Write"]
+    assert code.agreed(tries) == ["assert f(1) == 2", "assert f(2) == 3", "assert f(3) == 4"]
+    assert code.agreed(["assert f(1) == 2", "assert f(1) == 3"]) == []
+
+
+def test_kept_programs_count_in_the_yield(sources, context):
+    metrics = code.code_data(STAGES[2][1], made := context("a"), sources=sources)
+    kept, rejected = rows(made.out, "solutions"), rows(made.out, "rejected")
+    made_of = [row for row in [*kept, *rejected] if row["lineage"].startswith("programmatic-solution/")]
+    assert metrics["yield"]["programmatic-solution"] == {"made": len(made_of), "kept": len(kept)} and len(kept) == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "reason"),
+    [
+        ("A command-line interface for maps of the world.", "world maps cli", None),
+        ("Maps by CLI, for everyone and everywhere.", "command line interface of maps", None),
+        ("A tool that draws maps.", "world weather cli", "not_from_the_text"),
+    ],
+)
+def test_initials_are_of_the_text_where_its_words_are(source, answer, reason):
+    example = {"answer": answer, "check": {"source": source}}
+    assert summaries._reason(summaries.SummariesConfig(), example) == reason
+
+
+def test_answers_of_the_labelling_page_are_imported(tmp_path, context):
+    (tmp_path / "human").mkdir()
+    asked = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is the sea made of?"}]
+    row = {"messages": asked, "answer": "Water and salt.", "labeller": "ann", "id": "7"}
+    (tmp_path / "human" / "labelled.jsonl").write_text(json.dumps(row) + "\n")
+    human.human_data(human.HumanConfig(), made := context("a"), sources=tmp_path)
+    (example,) = rows(made.out)
+    assert example["messages"] == asked and example["answer"] == "Water and salt."
+    assert (example["origin"], example["lineage"]) == ("human", "imported/labelled")
+    (tmp_path / "human" / "labelled.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    with pytest.raises(ValueError, match=r"labelled\.jsonl:1"):
+        human.human_data(human.HumanConfig(), context("b"), sources=tmp_path)
+
+
 def test_usual_chat_forms_are_imported(tmp_path, context):
     (tmp_path / "human").mkdir()
     path = tmp_path / "human" / "mine.jsonl"
