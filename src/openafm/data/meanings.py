@@ -22,7 +22,8 @@ SPELLED = {
     for value, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
 }
 """Numbers that are as often spelled out; "one" is as often no number."""
-_DOCSTRING = re.compile(r'"""(.*?)(?:>>>|Examples?:|For example|"""|$)', re.S)
+_DOCSTRING = re.compile(r'"""(.*?)"""', re.S)
+_EXAMPLES = re.compile(r">>>|\b(?:examples?|for example)\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def numbers(text: str) -> tuple[str, ...]:
 def questions(item: dict[str, Any]) -> list[str]:
     """What a benchmark item asks: its questions or text; of code that is to be completed also its docstring's prose."""
     asked = [str(text) for text in (item.get("questions") or [item["text"]])]
-    prose = [" ".join(match[1].split()) for text in asked for match in _DOCSTRING.finditer(text)]
+    prose = [" ".join(_EXAMPLES.split(doc)[0].split()) for text in asked for doc in _DOCSTRING.findall(text)]
     return [text for text in asked + prose if text.strip()]
 
 

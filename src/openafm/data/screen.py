@@ -39,12 +39,19 @@ class ScreenConfig(Config):
     """An n-gram in so many examples of a part is a common phrase and drops none."""
     person_model: str = ""
     """A model for people's names, as for `clean`."""
-    meaning: float = 0.8
-    """Cosine from which on a question without numbers is a benchmark item's, where there is a sentence encoder."""
-    meaning_with_numbers: float = 0.6
-    """The same for a question that names exactly the item's numbers."""
+    meaning: float = 0.7
+    """Cosine from which on a question with the numbers of a benchmark's item is that item's, where there is a sentence
+    encoder. Both limits were set by eye on 12 paraphrases and 1,300 made questions (docs/synthesis.md)."""
+    meaning_of_numbers: float = 0.6
+    """The same where both name two numbers or more: seldom are they equal by chance."""
     listed: int = 200
     """Pairs of a question and its nearest item in `near_benchmarks.jsonl`, the nearest of all."""
+
+    def same(self, near: Near | None) -> bool:
+        """Whether a question with an item's numbers is that item's question."""
+        if near is None:
+            return False
+        return near.similarity >= (self.meaning_of_numbers if len(numbers(near.text)) > 1 else self.meaning)
 
 
 def text_of(row: Row) -> str:
@@ -123,7 +130,7 @@ class _Near:
         texts = [(place, text) for place, row in enumerate(rows) for text in asked(row)]
         new = sorted({text for _, text in texts} - self.pairs.keys())
         for text, (nearest, same) in zip(new, self.meanings.nearest(new), strict=True) if new else ():
-            hit = same is not None and same.similarity >= self._limit(same)
+            hit = self.config.same(same)
             self.pairs[text] = (same if same and hit else nearest), hit
         said: set[int] = set()
         for place, text in texts:
@@ -131,9 +138,6 @@ class _Near:
             if hit and place not in said:
                 said.add(place)
                 yield place, f"benchmark_meaning.{near.benchmark}", f"{near.similarity:.3f} to {near.item}: {near.text}"
-
-    def _limit(self, near: Near) -> float:
-        return self.config.meaning_with_numbers if numbers(near.text) else self.config.meaning
 
     def write(self, path: Path) -> Metrics:
         """List the nearest pairs; tell how many questions were compared with how many items."""
