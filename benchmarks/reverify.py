@@ -5,7 +5,8 @@
 It shares no code with openafm.synthesis and openafm.scoring: prompts are read by patterns of its own, equations solved
 by sympy, weekdays taken from the calendar, calls validated by the package jsonschema and executed anew, programs run
 again with their tests in a fresh sandbox. Each example is `right`, `wrong`, or `unread` (a problem in a model's own
-words, which no pattern reads: it is counted, not vouched for).
+words, of which this program's own reader of plain words, `wordings.py`, understands less than all: it is counted, not
+vouched for).
 """
 
 import argparse
@@ -24,6 +25,7 @@ import jsonschema
 import sympy
 import yaml
 
+import wordings
 from openafm.sampling import sandbox
 
 Row = dict[str, Any]
@@ -33,9 +35,10 @@ PACKAGE = Path(sandbox.__file__).parents[1] / "synthesis"
 # --- mathematics: what the text asks, by patterns ---------------------------------------------------------------------
 INT = r"(-?\d+)"
 PLUS = (rf"Sum of {INT} and {INT}\?", rf"{INT} plus {INT} is\?", rf"How much is {INT} and {INT}\?",
-        rf"Add {INT} and {INT}\.", rf"\w+ has {INT} \w+, (?:gets|buys|finds) {INT}\. How many now\?")  # fmt: skip
+        rf"Add {INT} and {INT}\.",
+        rf"\w+ has {INT} [\w ]+, (?:gets|buys|finds|picks|earns|bakes) {INT}\. How many now\?")  # fmt: skip
 MINUS = (rf"{INT} minus {INT} is\?", rf"{INT} less {INT}\?", rf"Difference of {INT} and {INT}\?",
-         rf"\w+ has {INT} \w+, (?:loses|sells|gives away) {INT}\. How many now\?")  # fmt: skip
+         rf"\w+ has {INT} [\w ]+, (?:loses|sells|gives away|eats|spends) {INT}\. How many now\?")  # fmt: skip
 ANSWERS = {
     **{pattern: lambda a, b: int(a) + int(b) for pattern in PLUS},
     **{pattern: lambda a, b: int(a) - int(b) for pattern in MINUS},
@@ -89,6 +92,8 @@ def mathematics(row: Row, gym: dict[str, Any]) -> str:
     if row["task"].startswith("gym_"):
         return gym_verdict(row, prompt, gym)
     solved = next((f(*m.groups()) for p, f in ANSWERS.items() if (m := re.fullmatch(p, prompt))), None)
+    if solved is None:
+        solved = wordings.solved(prompt)
     if solved is None:
         return members(prompt, answer)
     given = re.findall(r"-?\d+(?:/\d+)?", answer)
@@ -156,10 +161,21 @@ def short_tool(row: Row) -> str:
     jsonschema.validate(arguments, {"type": "object", "properties": properties, "additionalProperties": False})
     result = function(*arguments.values())
     if needed is None:
-        return UNREAD
+        return own_words(request, name, arguments)
     (wanted, *order), given = needed
     expected = [kind(given[place]) for place, kind in zip(order, SHORT[wanted][1:], strict=True)]
     return RIGHT if name == wanted and result == SHORT[wanted][0](*expected) else WRONG
+
+
+def own_words(request: str, name: str, arguments: Row) -> str:
+    """A request that a writer worded: the tool its words name and the values in their order."""
+    told = wordings.call(request)
+    if told is None or not told[1]:
+        return UNREAD
+    given = [str(value).casefold() for value in arguments.values()]
+    wanted = [value.casefold() for value in told[1]]
+    same = given == wanted or (name in ("add", "multiply", "larger") and sorted(given) == sorted(wanted))
+    return RIGHT if told[0] == name and same else WRONG
 
 
 def library_tool(row: Row, expressions: dict[str, str]) -> str:

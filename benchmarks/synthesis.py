@@ -5,8 +5,9 @@
 
 - Yields: made and kept by source, reasons of rejects.
 - Samples: drawn evenly over the tasks and the reasons of rejects (`--samples 0` for none; `openafm data samples`).
-- Overlap with each registered benchmark, by a program of its own: shared runs of 13 words, and, where the sources hold
-  a sentence encoder, near meanings (cosine of 0.95 or more and the same numbers). The closest pairs are printed.
+- Overlap with each registered benchmark of what the run's step `screen` let pass: shared runs of 13 words, and, where
+  the sources hold a sentence encoder, near meanings, with the closest pairs; and what the screen finds of planted
+  paraphrases.
 - Diversity: distinct 2-grams and 3-grams of kept prompts beside those of the seeds, how near prompts stay to a seed,
   and how kept code is spread over the 71 topics.
 - Every kept answer solved again (benchmarks/reverify.py).
@@ -25,12 +26,13 @@ import yaml
 
 import reverify
 from harness import machine
+from openafm.data.meanings import Meanings
+from openafm.data.screen import ScreenConfig
 from openafm.sampling.embedding import Embedder
 from openafm.synthesis.items import MAKERS
 from openafm.synthesis.samples import samples
 
 Row = dict[str, Any]
-NEAR = 0.95
 
 
 def steps_of(run: Path) -> dict[str, tuple[Path, Row]]:
@@ -80,6 +82,16 @@ def encoder_of(sources: Path) -> Embedder | None:
     return Embedder.load(folder) if (folder / "model.safetensors").exists() else None
 
 
+def kept_of(run: Path, name: str, folder: Path, file: str) -> list[Row]:
+    """What a step kept, and the run's step `screen` after it, where there is one."""
+    for path in sorted(run.glob("*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] == "screen":
+            parts = {key.removeprefix("parts."): made["step"] for key, made in manifest["inputs"].items()}
+            folder = next((path.parent / part for part, step in parts.items() if step == name), folder)
+    return [{**row, "step": name} for row in reverify.read(folder / f"{file}.jsonl")]
+
+
 def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
     """Shared 13-grams of all kept examples with each benchmark, and near meanings of `most` of their prompts."""
     items = [
@@ -97,25 +109,73 @@ def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
     }
     print(f"\n{len(rows):,} kept examples against {found['items']:,} items of {found['benchmarks']} benchmarks")
     print(f"  sharing a run of 13 words: {found['sharing_13_grams']}", *sorted({str(s) for s in shared})[:5])
-    for name, counts in found["by_benchmark"].items():
-        print(f"    {name:<16}{counts['items']:>7,} items, {counts['sharing_13_grams']} examples share a run")
-    embedder = encoder_of(sources)
-    if embedder is None or not items:
+    meanings = Meanings.open(sources)
+    if meanings is None:
         print("  meanings: no sentence encoder in these sources (models/embedder)")
         return found
     prompts = sorted({asked(row) for row in rows})
     prompts = random.Random(0).sample(prompts, min(most, len(prompts)))
-    cosines = embedder.embed(prompts) @ embedder.embed([text for _, _, text in items]).T
-    nearest = cosines.argmax(1)
-    best = cosines[np.arange(len(prompts)), nearest]
-    near = [i for i in np.argsort(-best) if best[i] >= NEAR]
-    same = [i for i in near if re.findall(r"\d+", prompts[i]) == re.findall(r"\d+", items[nearest[i]][2])]
-    found |= {"near_in_meaning": len(near), "near_with_the_same_numbers": len(same)}
-    print(f"  cosine {NEAR} or more to an item: {len(near)} of {len(prompts):,} prompts; with its numbers: {len(same)}")
-    for i in np.argsort(-best)[:5]:
-        name, key, text = items[nearest[i]]
-        print(f"    {best[i]:.3f} {prompts[i][:70]!r} ~ {name} {key}: {text[:70]!r}")
-    return found
+    return found | {"meanings": near(meanings, prompts, found["by_benchmark"]), "planted": planted(meanings)}
+
+
+def near(meanings: Meanings, prompts: list[str], by_benchmark: dict[str, Row]) -> Row:
+    """Print how near prompts come to each benchmark, and the nearest pairs; those above the screen's limits count."""
+    cosines = meanings.embedder.embed(prompts) @ meanings.vectors.T  # (prompts, items' texts)
+    numbers = [sorted(re.findall(r"\d+", text)) for _, _, text in meanings.items]
+    limits, names = ScreenConfig(), np.array([name for name, _, _ in meanings.items])
+    print(f"  {'':<14}{'items':>7}{'13 words':>10}{'nearest':>9}{'99th of 100':>13}{'same question':>15}")
+    same: list[tuple[int, int]] = []
+    for name, counts in by_benchmark.items():
+        of = np.flatnonzero(names == name)
+        best = cosines[:, of].max(1)
+        pairs = [
+            (i, int(j)) for i, prompt in enumerate(prompts) for j in of[cosines[i, of] >= limits.meaning_of_numbers]
+            if sorted(re.findall(r"\d+", prompt)) == numbers[j] and (numbers[j][1:] or cosines[i, j] >= limits.meaning)
+        ]  # fmt: skip
+        same += pairs
+        counts |= {"nearest": round(float(best.max()), 3), "same_question": len({i for i, _ in pairs})}
+        print(
+            f"  {name:<14}{counts['items']:>7,}{counts['sharing_13_grams']:>10}{counts['nearest']:>9.3f}"
+            f"{float(np.percentile(best, 99)):>13.3f}{counts['same_question']:>15}"
+        )
+    print(f"  {len(prompts):,} prompts compared; the nearest, and what they are near to:")
+    closest = np.argsort(-cosines.max(1))[:8]
+    for i, j in same + [(int(i), int(cosines[i].argmax())) for i in closest]:
+        name, key, text = meanings.items[j]
+        print(f"    {cosines[i, j]:.3f} {prompts[i][:90]!r} ~ {key}: {' '.join(text.split())[:90]!r}")
+    return {"prompts": len(prompts), "same_question": len({i for i, _ in same})}
+
+
+PARAPHRASES = {
+    "reasoning/chain_sum/13": "What do you get for 0 + 4 - 2 + 7?",
+    "reasoning/lcm/0": "What is the smallest number that both 56 and 19 divide?",
+    "reasoning/calendar_arithmetic/4": "Was 1990 a leap year?",
+    "reasoning/count_primes/17": "How many primes lie between 7436 and 8731, both ends counted?",
+    "reasoning/calendar_arithmetic/14":
+        "Between May 26, 2022 and August 7, 2022, both days counted, how many Thursdays are there?",
+    "bfcl/simple_python_388": "If I exchange 500 US dollars, how much is that in Canadian dollars?",
+    "bfcl/simple_python_240": "Tell me who was US president in the year 1940.",
+    "bfcl/multiple_99": "What is the slope of 2x^2 at the point x = 1?",
+    "bfcl/multiple_109": "Which proteins can be found in a cell's plasma membrane?",
+    "bfcl/simple_python_295": "Show me the words of the song Bohemian Rhapsody by Queen.",
+    "bfcl/multiple_50": "What will houses in New York cost next month?",
+    "human_eval/34": "Write f(x) that returns the sorted distinct elements of the list x.",
+}  # fmt: skip
+"""Items of the catalogue `synthesis`, asked in other words by hand."""
+
+
+def planted(meanings: Meanings) -> Row:
+    """Print which planted paraphrases the screen's rule finds."""
+    limits, found = ScreenConfig(), 0
+    known = {key for _, key, _ in meanings.items}
+    there = {key: text for key, text in PARAPHRASES.items() if key in known}
+    print(f"  {len(there)} planted paraphrases:")
+    for (key, text), (nearest, same) in zip(there.items(), meanings.nearest(list(there.values())), strict=True):
+        hit = limits.same(same)
+        found += bool(hit)
+        told = "found" if hit else "missed"
+        print(f"    {told:<7}{(same or nearest).similarity:.3f} {text[:80]!r} ~ {(same or nearest).item}, of {key}")
+    return {"paraphrases": len(there), "found": found}
 
 
 def seed_texts(rows: list[Row]) -> list[str]:
@@ -189,14 +249,10 @@ def main() -> None:
     if not steps:
         raise SystemExit(f"{options.run} holds no data steps: openafm run synthesis, then --run RUN")
     made = yields(steps)
-    kept = [
-        {**row, "step": name} for name, (folder, _) in steps.items() for row in reverify.read(folder / "examples.jsonl")
-    ]
-    solutions = [
-        {**row, "step": name}
-        for name, (folder, _) in steps.items()
-        for row in reverify.read(folder / "solutions.jsonl")
-    ]
+    kept, solutions = (
+        [row for name, (folder, _) in steps.items() for row in kept_of(options.run, name, folder, file)]
+        for file in ("examples", "solutions")
+    )
     synthetic = [row for row in kept if row["origin"] == "synthetic"]
     if options.samples:
         print(*(f"\n[{n}] {sample}" for n, sample in enumerate(samples(options.run, options.samples), 1)), sep="\n")

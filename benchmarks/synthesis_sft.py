@@ -2,37 +2,90 @@
 
     openafm bench synthesis_sft --run runs/nano --tokens 400000 --seeds 3
 
-Both start from the same model of the run (`--model`, a step) and answer the same held-out verified problems, which
-`sft_mixture` keeps apart by what they ask. Prints right answers by arm and task: the mean over the seeds, their
-range, and the difference with a 95% interval (t over the pairs).
+Both start from the same model of the run (`--model`, a step), see the same number of tokens in the same packing, and
+answer the same held-out verified problems, which `sft_mixture` keeps apart by what they ask. A seed draws the order of
+the examples and the dropout. Prints what each arm holds and how often its tokens show it, the start model's own
+answers, right answers by arm and task (mean over the seeds and range), the paired difference of each seed, and each
+mean with a 95% interval (t over the seeds). The loss on held-out answers by people says what an arm costs on those.
 """
 
 import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from harness import machine
 from openafm import jsonl
-from openafm.evaluation.evaluate import EvaluateConfig, open_model, task_estimates
-from openafm.posttraining.sft import SftConfig, sft
+from openafm.evaluation.evaluate import EvaluateConfig, held_out_problems, open_model, task_estimates
+from openafm.posttraining.policy import Policy
+from openafm.posttraining.sft import SftConfig, held_out_loss, sft
 from openafm.scoring import intervals
 from openafm.stage import Context, Hardware
+from openafm.training.batches import tokenize_examples
 
 ARMS = {"with synthetic": ("human", "synthetic"), "without": ("human",)}
+Row = dict[str, Any]
 
 
-def accuracy(model: Path, examples: Path, config: SftConfig, problems: int, seed: int) -> dict[str, float]:
-    """Share of held-out problems that the fine-tuned model answers rightly, by task and over all."""
+def answers(model: Path, examples: Path, problems: int, scratch: Path) -> dict[str, float]:
+    """Share of held-out problems that a model answers rightly, by task and over all."""
+    context = Context(out=scratch, scratch=scratch, seed=0, hardware=Hardware(threads=1))
+    estimates = task_estimates(EvaluateConfig(problems_per_task=problems), context, open_model(model), examples)
+    return {name.removeprefix("task/"): estimate.value for name, estimate in estimates.items()}
+
+
+def fine_tuned(model: Path, arm: Path, people: Path, config: SftConfig, problems: int, seed: int) -> dict[str, float]:
+    """Fine-tune on an arm: right answers by task, and `people`, nats a token of people's held-out answers."""
     with tempfile.TemporaryDirectory() as folder:
         out, scratch = Path(folder) / "out", Path(folder) / "scratch"
         out.mkdir()
         scratch.mkdir()
         context = Context(out=out, scratch=scratch, seed=seed, hardware=Hardware(threads=1))
-        sft(config, context, model=model, examples=examples)
-        asked = EvaluateConfig(problems_per_task=problems)
-        estimates = task_estimates(asked, context, open_model(out), examples)
-    return {name.removeprefix("task/"): estimate.value for name, estimate in estimates.items()}
+        sft(config, context, model=model, examples=arm)
+        loss = held_out_loss(Policy.load(out), people, config, context.hardware)
+        return answers(out, arm, problems, scratch) | {"people": loss or float("nan")}
+
+
+def arms(mixture: Path, folder: Path, config: SftConfig, policy: Policy) -> dict[str, Row]:
+    """Write the examples of each arm, and people's held-out ones, below `folder`; print what each holds."""
+    rows, held = jsonl.read(mixture / "train.jsonl"), jsonl.read(mixture / "heldout.jsonl")
+    (folder / "people").mkdir()
+    jsonl.write(folder / "people" / "heldout.jsonl", [row for row in held if row["origin"] == "human"])
+    found: dict[str, Row] = {}
+    print(f"{'arm':<16}{'examples':>10}{'by people':>11}{'too long':>10}{'their tokens':>14}{'times seen':>12}")
+    for arm, origins in ARMS.items():
+        (folder / arm).mkdir()
+        mine = [row for row in rows if row["origin"] in origins]
+        jsonl.write(folder / arm / "train.jsonl", mine)
+        jsonl.write(folder / arm / "heldout.jsonl", held)
+        pairs, long = tokenize_examples(mine, policy.tokenizer, config.sequence_length + 1)
+        tokens, people = sum(len(p) + len(a) for p, a in pairs), sum(row["origin"] == "human" for row in mine)
+        found[arm] = {"examples": len(pairs), "human": people, "too_long": long, "tokens": tokens}
+        print(f"{arm:<16}{len(pairs):>10,}{people:>11,}{long:>10,}{tokens:>14,}{config.tokens / tokens:>12.1f}")
+    return found
+
+
+def interval(values: list[float]) -> str:
+    """A mean with its 95% interval, for reading."""
+    low, high = intervals.mean(values)
+    return f"{sum(values) / len(values):.3f}, 95% interval {low:.3f} to {high:.3f}, {len(values)} seeds"
+
+
+def report(start: dict[str, float], found: dict[str, list[dict[str, float]]]) -> list[float]:
+    """Print tasks by arm, each arm's mean, and the paired differences; return those."""
+    print(f"\n{'task':<20}{'start model':>13}" + "".join(f"{arm:>26}" for arm in ARMS))
+    for task in found["without"][0]:
+        told = [[run[task] for run in found[arm]] for arm in ARMS]
+        shown = (f"{sum(v) / len(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in told)
+        name = "people's loss" if task == "people" else task
+        print(f"{name:<20}{start[task]:>13.3f}" + "".join(f"{text:>26}" for text in shown))
+    for arm in ARMS:
+        print(f"{arm}: {interval([run['all'] for run in found[arm]])}")
+    gains = [one["all"] - other["all"] for one, other in zip(found["with synthetic"], found["without"], strict=True)]
+    print("paired differences: " + ", ".join(f"seed {seed} {gain:.3f}" for seed, gain in enumerate(gains)))
+    print(f"gain {interval(gains)}")
+    return gains
 
 
 def main() -> None:
@@ -48,32 +101,27 @@ def main() -> None:
     asked = parser.parse_args()
     config = SftConfig(tokens=asked.tokens, lr=asked.lr, batch_tokens=512, sequence_length=128, snapshots=0)
     mixture, model = asked.run / asked.mixture, asked.run / asked.model
-    rows, held = jsonl.read(mixture / "train.jsonl"), jsonl.read(mixture / "heldout.jsonl")
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    with tempfile.TemporaryDirectory() as folder:
-        for arm, origins in ARMS.items():
-            part = Path(folder) / arm
-            part.mkdir()
-            jsonl.write(part / "train.jsonl", [row for row in rows if row["origin"] in origins])
-            jsonl.write(part / "heldout.jsonl", held)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, policy = Path(temporary), Policy.load(model)
+        held = arms(mixture, folder, config, policy)
+        start = answers(model, mixture, asked.problems, folder)
+        start["people"] = held_out_loss(policy, folder / "people", config, Hardware(threads=1)) or float("nan")
+        asks = {task: len(rows) for task, rows in held_out_problems(mixture, asked.problems).items()}
+        print(f"{sum(asks.values())} held-out problems of {len(asks)} tasks")
         for seed in range(asked.seeds):
             for arm in ARMS:
-                found[arm].append(accuracy(model, Path(folder) / arm, config, asked.problems, seed))
-                print(f"seed {seed}, {arm}: {found[arm][-1]['all']:.3f}", flush=True)
-    print(f"\n{'task':<20}" + "".join(f"{arm:>26}" for arm in ARMS))
-    for task in found["without"][0]:
-        told = [[run[task] for run in found[arm]] for arm in ARMS]
-        shown = (f"{sum(v) / len(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in told)
-        print(f"{task:<20}" + "".join(f"{text:>26}" for text in shown))
-    gains = [one["all"] - other["all"] for one, other in zip(found["with synthetic"], found["without"], strict=True)]
-    low, high = intervals.mean(gains)
-    print(f"gain {sum(gains) / len(gains):.3f}, 95% interval {low:.3f} to {high:.3f}, {len(gains)} seeds")
+                one = fine_tuned(model, folder / arm, folder / "people", config, asked.problems, seed)
+                found[arm].append(one)
+                print(f"seed {seed}, {arm}: {one['all']:.3f}", flush=True)
+    gains = report(start, found)
     if asked.json:
         means = {arm: sum(run["all"] for run in runs) / len(runs) for arm, runs in found.items()}
-        detail = {"gain": gains, "interval": [low, high], "tokens": asked.tokens, "tasks": found}
+        detail = {"gain": gains, "interval": intervals.mean(gains), "tokens": asked.tokens, "arms": held}
+        detail |= {"tasks": found, "problems": asks}
         line = {"name": "synthesis_sft", "unit": "held-out verified accuracy", "ours": means["with synthetic"]}
-        line |= {"peers": {"without": means["without"]}, "limit": 1.0, "detail": detail, "machine": machine()}
-        print(json.dumps(line))
+        line |= {"peers": {"start": start["all"], "without": means["without"]}, "limit": 1.0}
+        print(json.dumps({**line, "detail": detail, "machine": machine()}))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if isinstance(failing, dict | list):
             return self.reply(200, failing)
+        if isinstance(failing, tuple):
+            return self.reply(failing[0], {"error": {"message": failing[1]}})
         if failing:
             return self.reply(failing, {"error": "not now"})
         if self.path == "/v1/chat/completions":
@@ -143,6 +145,16 @@ def test_no_more_requests_run_together_than_allowed(server):
 def test_servers_without_log_probabilities_are_not_asked_for_any(server):
     sampler(server, logprobs=False).sample(["go", chat("a")], max_tokens=2)
     assert not any("logprobs" in body for _, _, body in server.asked)
+
+
+def test_a_server_that_refuses_log_probabilities_is_asked_without_them(server):
+    server.failures = [(400, "unknown parameter: logprobs")]
+    asking = sampler(server, concurrency=1)
+    assert [c.text for (c,) in asking.sample(["go", "on"], max_tokens=2)] == [" on", " on"]
+    assert ["logprobs" in body for _, _, body in server.asked] == [True, False, False]
+    server.failures = [(400, "unknown parameter: seed")]
+    with pytest.raises(ValueError, match="unknown parameter: seed"):
+        asking.sample(["go"], max_tokens=2)
 
 
 def test_no_server_is_an_error_with_a_remedy():

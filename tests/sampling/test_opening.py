@@ -2,9 +2,11 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import uvicorn
 
 from openafm.engine import NativeEngine
 from openafm.engine.native_engine import missing
@@ -14,6 +16,8 @@ from openafm.model.muparam import initialise
 from openafm.sampling.endpoint import EndpointSampler
 from openafm.sampling.opening import open_sampler
 from openafm.sampling.sampler import EngineSampler, TorchSampler
+from openafm.serving.opening import open_model
+from openafm.serving.server import Limits, create_app
 
 PROMPTS = ["the dog", [{"role": "user", "content": "the cat"}], "the cat sat on"]
 
@@ -82,6 +86,36 @@ def test_the_same_call_gives_the_same_answers(folder, url, tmp_path):
             for made, wanted in zip(row, expected, strict=True):
                 assert made.logprobs == pytest.approx(wanted.logprobs, abs=most)
     assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
+@pytest.fixture
+def served(folder):
+    """`openafm serve` of the same folder, on the loopback."""
+    app = create_app(open_model(folder), None, Limits())
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, ["the mat"] * 9])
+def test_our_own_server_takes_the_same_call(folder, served, tmp_path, prompts):
+    asked = open_sampler(served, model=folder.name, cache=tmp_path / "cache")
+    settings = {"n": 2, "max_tokens": 5, "temperature": 0.0}
+    found, expected = (s.sample(prompts, **settings) for s in (asked, open_sampler(str(folder))))
+    shown = [[[(c.text, c.finished) for c in row] for row in rows] for rows in (found, expected)]
+    assert shown[0] == shown[1]
+    assert not any(c.logprobs for row in found for c in row)  # it tells none, and says so by name
+    assert asked.sample(prompts, **settings) == found  # from the cache
+    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(set(map(str, prompts)))
+    drawn = settings | {"temperature": 1.0, "max_tokens": 12}
+    one, again, other = (asked.sample(prompts, **drawn, seed=seed) for seed in (1, 1, 2))
+    assert one == again != other and all(row[0].text != row[1].text for row in one)
 
 
 def test_what_cannot_be_opened_is_told(tmp_path):

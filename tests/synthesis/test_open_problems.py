@@ -9,7 +9,7 @@ from openafm.sampling.sampler import Completion
 from openafm.scoring import checks
 from openafm.synthesis import mathematics
 from openafm.synthesis.items import Collected
-from openafm.synthesis.open_problems import OpenConfig, Posed, ballot, ending, first, judge_open, open_problems
+from openafm.synthesis.open_problems import OpenConfig, Posed, adds_up, ballot, ending, first, judge_open, open_problems
 from openafm.synthesis.writer import Writer
 
 CONFIG = OpenConfig(problems=3, rounds=1, solutions=4, max_words=30)
@@ -82,6 +82,8 @@ GOOD = "How many legs have 3 dogs and 2 birds?"
         ("Find the sum of 3 and 4.", ["The answer is 7."] * 4, None, "7: 4"),
         ("word " * 40 + "?", ["The answer is 7."] * 4, "too_long", "7: 4"),
         (GOOD, ["So the answer is red. The answer is red. Yes"] * 4, "answer_check", "red: 4"),
+        (GOOD, ["3 * 4 = 14 and 4, so 14 + 4 = 18. The answer is 18."] * 4, "wrong_arithmetic", "18: 4"),
+        (GOOD, ["3 * 4 = 13. The answer is 16.", "3 * 4 + 2 * 2 = 16. The answer is 16."] * 2, None, "16: 4"),
         ("Simplify x + x.", ["The answer is 2x.", "The answer is 2*x", "The answer is (x + x)", "?"], None, "2x: 3"),
     ],
 )
@@ -103,6 +105,18 @@ def test_open_problems_are_judged(text, solutions, reason, told):
 )  # fmt: skip
 def test_a_solution_ends_with_its_answer(solution, answer):
     assert ending(solution) == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "sound"),
+    [
+        ("2 * 12 + 2 * 5 = 24 + 10 = 34.", True), ("27 + 3 = 50, so", False), ("6 apples * 2 = 12", True),
+        ("1,200 / 4 = 300.", True), ("3 × 4 = 12, 12 ÷ 5 = 2.4", True), ("10 - 6 = 6", False), ("1/0 = 3", False),
+        ("24 + 10 = 33 in all", False), ("It is 4.", True), ("1 / 3 = 0.33", False),
+    ],
+)  # fmt: skip
+def test_equations_of_a_solution_must_hold(solution, sound):
+    assert adds_up(solution) == sound
 
 
 def test_a_problem_that_did_not_change_is_no_new_one():

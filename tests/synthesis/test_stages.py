@@ -74,6 +74,13 @@ def seed(expression):
 @pytest.mark.parametrize(
     ("name", "prompt", "solutions", "reason"),
     [
+        ("rephrase", "Sam has 8 pens and gets 3. How many pens does he have?", [], None),
+        ("rephrase", "Sam has 8 pens and loses 3. How many pens does he have?", ["11", "11"], "answer_check"),
+        ("rephrase", "Sam has 8 pens, his aunt brings 3. How many?", [], "unread"),
+        ("reverse", "I add 3 to a number and get 11. What was the number?", [], None),
+        ("reverse", "I take 3 from a number and get 11. What was the number?", ["8"], "answer_check"),
+        ("deeper", "Sam has 8 pens, buys 3 and loses 2. How many pens does he have left?", ["4", "4"], None),
+        ("wider", "Ben has 8 coins on his wallet. He takes 2. How many more does he have left?", [], "unread"),
         ("rephrase", "Sam has 8 pens and gets 3. How many?", ["8 + 3 = 11", "10"], None),
         ("rephrase", "Sam has 8 pens and gets 3. How many?", ["10", "10"], "answer_check"),
         ("rephrase", "Sam has 8 pens. How many?", ["11"], "numbers_lost"),
@@ -169,6 +176,46 @@ def test_programs_and_tests_are_read_from_what_models_write():
     assert code.program("\n    return x + 1\n\n# Write\ndef f(x):\n    return 2") == "def f(x):\n\n    return x + 1"
     text = "ok\nassert f(1) == 2\nassert g(1) == 2\nassert f(1) == 2\n# Write\nassert f(3) == 4"
     assert code.asserts(text) == ["assert f(1) == 2"]
+
+
+def test_tests_of_several_tries_are_put_together_by_votes():
+    tries = ["assert f(1) == 2\nassert f(2) == 3", "assert f(1) == 5\nassert f(3) == 4", "assert f( 1 ) == 2 # Write"]
+    assert code.agreed(tries) == ["assert f(1) == 2", "assert f(2) == 3", "assert f(3) == 4"]
+    assert code.agreed(["assert f(1) == 2", "assert f(1) == 3"]) == []
+
+
+def test_kept_programs_count_in_the_yield(sources, context):
+    metrics = code.code_data(STAGES[2][1], made := context("a"), sources=sources)
+    kept, rejected = rows(made.out, "solutions"), rows(made.out, "rejected")
+    made_of = [row for row in [*kept, *rejected] if row["lineage"].startswith("programmatic-solution/")]
+    assert metrics["yield"]["programmatic-solution"] == {"made": len(made_of), "kept": len(kept)} and len(kept) == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "reason"),
+    [
+        ("A command-line interface for maps of the world.", "world maps cli", None),
+        ("Maps by CLI, for everyone and everywhere.", "command line interface of maps", None),
+        ("A tool that draws maps.", "world weather cli", "not_from_the_text"),
+    ],
+)
+def test_initials_are_of_the_text_where_its_words_are(source, answer, reason):
+    example = {"answer": answer, "check": {"source": source}}
+    assert summaries._reason(summaries.SummariesConfig(), example) == reason
+
+
+def test_answers_of_the_labelling_page_are_imported(tmp_path, context):
+    (tmp_path / "human").mkdir()
+    asked = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is the sea made of?"}]
+    row = {"messages": asked, "answer": "Water and salt.", "labeller": "ann", "id": "7"}
+    (tmp_path / "human" / "labelled.jsonl").write_text(json.dumps(row) + "\n")
+    human.human_data(human.HumanConfig(), made := context("a"), sources=tmp_path)
+    (example,) = rows(made.out)
+    assert example["messages"] == asked and example["answer"] == "Water and salt."
+    assert (example["origin"], example["lineage"]) == ("human", "imported/labelled")
+    (tmp_path / "human" / "labelled.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    with pytest.raises(ValueError, match=r"labelled\.jsonl:1"):
+        human.human_data(human.HumanConfig(), context("b"), sources=tmp_path)
 
 
 def test_usual_chat_forms_are_imported(tmp_path, context):

@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -31,8 +32,8 @@ _LONGEST_WAIT_SECONDS = 120.0
 class EndpointSampler:
     """Samples from `url` (ending in `/v1`), `concurrency` requests at a time, retried with doubled waits.
 
-    The key, if the server wants one, is `key` or the environment's OPENAI_API_KEY. `logprobs=False` asks for no
-    log-probabilities, for servers that refuse such requests.
+    The key, if the server wants one, is `key` or the environment's OPENAI_API_KEY. A server that refuses to tell
+    log-probabilities by name, as `openafm serve` does, is asked without them from then on; `logprobs=False` never asks.
     """
 
     def __init__(
@@ -84,9 +85,16 @@ class EndpointSampler:
         return [flat[start : start + len(options)] for start in range(0, len(flat), len(options))]
 
     def _complete(self, prompt: Prompt, settings: dict[str, Any]) -> Completion:
-        body = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        body: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         path, wanted = ("completions", 1) if isinstance(prompt, str) else ("chat/completions", True)
-        answer = self._ask(path, {**body, **settings, **({"logprobs": wanted} if self.logprobs else {})})
+        body |= settings
+        try:
+            answer = self._ask(path, {**body, **({"logprobs": wanted} if self.logprobs else {})})
+        except ValueError as error:
+            if not re.search(r"HTTP 4\d\d: .*logprobs", str(error), re.S):
+                raise
+            self.logprobs = False
+            answer = self._ask(path, body)
         try:
             (choice,) = answer["choices"]
             return _completion(choice)

@@ -10,6 +10,8 @@ import ast
 import json
 import random
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -183,9 +185,9 @@ def _written(config: CodeConfig, writer: Writer, rng: random.Random) -> list[Exe
     problems = [f"Write f(x) that returns {line(texts[0])}" for texts in begun]
     rows = [{"problem": problem} for problem in problems]
     solved = writer.write("code_solution", rows, n=config.solutions, max_tokens=32)
-    tested = writer.write("code_tests", rows, max_tokens=48)
+    tested = writer.write("code_tests", rows, n=config.solutions, max_tokens=48)
     return [
-        Exercise(topic, problem, asserts(tests[0]), [program(text) for text in solutions], [], "writer")
+        Exercise(topic, problem, agreed(tests), [program(text) for text in solutions], [], "writer")
         for topic, problem, solutions, tests in zip(chosen, problems, solved, tested, strict=True)
     ]
 
@@ -194,6 +196,23 @@ def asserts(text: str) -> list[str]:
     """The assert lines on f with a literal result that a model wrote before its next exercise, each once."""
     lines = dict.fromkeys(re.findall(r"^assert f\(.+\) == .+$", text.partition("#")[0], re.M))
     return [test for test in lines if given_and_wanted(test)][:8]
+
+
+def agreed(texts: Sequence[str]) -> list[str]:
+    """The tests of several tries; where two want another result of the same call, the one written more often stays.
+
+    A tie says nothing, and goes.
+    """
+    wanted: dict[str, Counter[str]] = {}
+    for test in (test for text in texts for test in asserts(text)):
+        call, value = given_and_wanted(test) or ("", None)
+        wanted.setdefault(call, Counter())[repr(value)] += 1
+    found = []
+    for call, votes in wanted.items():
+        (value, most), *others = votes.most_common()
+        if not others or most > others[0][1]:
+            found.append(f"assert f({call}) == {value}")
+    return found[:8]
 
 
 def program(text: str) -> str:
@@ -265,7 +284,7 @@ def code_data(config: CodeConfig, context: Context, *, sources: Path) -> Metrics
         for exercise, verdicts in zip(some, judge(some), strict=True):
             _keep(config, exercise, verdicts, collected, solutions)
     jsonl.write(context.out / "solutions.jsonl", solutions)
-    metrics = finish(context, collected, writer.used)
+    metrics = finish(context, collected, writer.used, solutions)
     kept_topics = {row["topic"] for row in solutions}
     metrics |= {"solutions": len(solutions), "topics": len(kept_topics), "sandbox": backend}
     if backend == "none":

@@ -70,8 +70,10 @@ def conversation(row: dict[str, Any]) -> list[Message]:
     """Read one line in a usual chat form as turns that end with an answer.
 
     OpenAI messages (`messages` of role and content, a content of parts too), ShareGPT (`conversations` of from and
-    value), Alpaca (`instruction`, `input`, `output`), and prompt with response or completion. Turns after the last
-    answer are left out. Raises ValueError when it is none of these, a turn is not a role with text, or nobody answers.
+    value), Alpaca (`instruction`, `input`, `output`), prompt with response or completion, and what the labelling page
+    writes: `messages` that end with the question, and beside them the `answer` that a person wrote. Turns after the
+    last answer are left out. Raises ValueError when it is none of these, a turn is no role with text, or there is no
+    answer.
     """
     turns = _turns(row)
     if not turns or not all(role in ROLES and isinstance(text, str) for role, text in turns):
@@ -90,6 +92,8 @@ def _turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
     if isinstance(listed, list):
         found = [turn for turn in listed if isinstance(turn, dict)]
         turns = [(turn.get("role", turn.get("from")), _text(turn.get("content", turn.get("value")))) for turn in found]
+        if isinstance(row.get("answer"), str):
+            turns.append(("assistant", row["answer"]))
     else:
         name = next((name for name in ASKED if row.get(name)), "")
         told = next((row[name] for name in TOLD if row.get(name)), None)

@@ -1,7 +1,7 @@
 """What every synthesis step does with the items it made: keep or reject with a reason, drop copies, write, count."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,14 +45,23 @@ def conversation_of(example: Example) -> str:
     return "\n".join(message["content"] for message in example["messages"])
 
 
-def finish(context: Context, collected: Collected, writer: dict[str, Any]) -> Metrics:
-    """Drop copies, write `examples.jsonl` and `rejected.jsonl`, return yields a source and reasons."""
+def finish(
+    context: Context, collected: Collected, writer: dict[str, Any], elsewhere: Sequence[Example] = ()
+) -> Metrics:
+    """Drop copies, write `examples.jsonl` and `rejected.jsonl`, return yields a source and reasons.
+
+    Items that were kept `elsewhere`, in a file of their own, count in the yields."""
     result, first = Collected([], list(collected.rejected)), _copies(collected.kept)
     for index, row in enumerate(collected.kept):
         result.judge(row, "copy" if index in first else None, first.get(index, ""))
     jsonl.write(context.out / "examples.jsonl", result.kept)
     jsonl.write(context.out / "rejected.jsonl", result.rejected)
-    return {"examples": len(result.kept), "rejected": len(result.rejected), **_counts(result), "writer": writer}
+    return {
+        "examples": len(result.kept),
+        "rejected": len(result.rejected),
+        **_counts(result, elsewhere),
+        "writer": writer,
+    }
 
 
 def _copies(rows: list[Example]) -> dict[int, str]:
@@ -68,9 +77,9 @@ def _copies(rows: list[Example]) -> dict[int, str]:
     return {copy: rows[first]["id"] for copy, first in copies.items()}
 
 
-def _counts(result: Collected) -> Metrics:
+def _counts(result: Collected, elsewhere: Sequence[Example]) -> Metrics:
     """Yield of each source (the first word of the lineage), reasons, tasks and origins."""
-    kept, rejected = Counter(map(_source, result.kept)), Counter(map(_source, result.rejected))
+    kept, rejected = Counter(map(_source, [*result.kept, *elsewhere])), Counter(map(_source, result.rejected))
     yields = {
         source: {"made": kept[source] + rejected[source], "kept": kept[source]} for source in sorted(kept | rejected)
     }

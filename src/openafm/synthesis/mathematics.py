@@ -2,8 +2,8 @@
 
 AFM (arXiv 2407.21075, section 4.1.2) after MetaMath (arXiv 2309.12284) and WizardLM (arXiv 2304.12244). The
 programmatic half rewrites by rule and verifies through a second program; the writer model, where the sources hold one,
-rewrites the same seeds in its own words and solves them several times: an answer stays by the known answer where the
-rewrite keeps it, else by majority.
+rewrites the same seeds in its own words. A written problem stays where a program reads and solves it (`stories`); what
+none reads is solved several times by a writer whose majority is believed (`majority`), else rejected as `unread`.
 """
 
 import random
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from openafm.scoring import answers
 from openafm.stage import Config, Context, Metrics
-from openafm.synthesis import tasks
+from openafm.synthesis import stories, tasks
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.open_problems import OpenConfig, open_problems
 from openafm.synthesis.tasks import Example, Problem
@@ -35,8 +35,11 @@ class MathConfig(Config):
     """Seed problems that are rephrased, reversed and evolved by rule, four examples each."""
     written: int = 4
     """Seed problems that the writer model rewrites, each in four ways; 0 leaves the model out."""
+    majority: bool = False
+    """Keep problems that no program reads too, by the known answer or by more than half of the writer's solutions. For
+    strong writers: of those that one of 135M parameters had a majority for, most were wrong."""
     solutions: int = 3
-    """Solutions the writer samples for each problem it wrote."""
+    """Solutions the writer samples for each such problem."""
     max_words: int = 20
     """Longest problem kept of the writer's, in words."""
     reasoning_gym: tuple[str, ...] = ()
@@ -77,7 +80,17 @@ class Seed:
         return self.a + self.b if self.sign == "+" else self.a - self.b
 
 
-TOPICS = ("apples", "coins", "books", "cars", "birds", "cakes", "pens", "steps")
+TOPICS = {
+    "apples": (("picks", "buys", "gets"), ("eats", "sells", "gives away")),
+    "coins": (("finds", "gets", "earns"), ("spends", "loses", "gives away")),
+    "books": (("buys", "gets", "finds"), ("sells", "loses", "gives away")),
+    "toy cars": (("buys", "gets", "finds"), ("sells", "loses", "gives away")),
+    "stamps": (("buys", "gets", "finds"), ("sells", "loses", "gives away")),
+    "cakes": (("bakes", "buys", "gets"), ("eats", "sells", "gives away")),
+    "pens": (("buys", "gets", "finds"), ("sells", "loses", "gives away")),
+    "shells": (("finds", "gets", "picks"), ("loses", "sells", "gives away")),
+}
+"""What stories are about, with what makes more of it and what makes less."""
 
 
 def _seeds(n: int, rng: random.Random) -> list[Seed]:
@@ -118,9 +131,10 @@ def deepen(seed: Seed, rng: random.Random) -> tuple[str, str]:
 
 def widen(seed: Seed, rng: random.Random) -> tuple[str, str]:
     """The same sum in another setting."""
-    topic, who = rng.choice(TOPICS), rng.choice(["Tom", "Ann", "Max", "Eva"])
-    verb = rng.choice(["gets", "buys", "finds"] if seed.sign == "+" else ["loses", "sells", "gives away"])
-    return f"{who} has {seed.a} {topic}, {verb} {seed.b}. How many now?", seed.expression
+    topic, who = rng.choice(list(TOPICS)), rng.choice(["Tom", "Ann", "Max", "Eva"])
+    verb = rng.choice(TOPICS[topic][seed.sign == "-"])
+    thing = topic if seed.a > 1 else topic.removesuffix("s")
+    return f"{who} has {seed.a} {thing}, {verb} {seed.b}. How many now?", seed.expression
 
 
 RULES = {"rephrase": rephrase, "reverse": reverse, "deeper": deepen, "wider": widen}
@@ -144,14 +158,15 @@ def _by_writer(config: MathConfig, seeds: list[Seed], collected: Collected, writ
     """Let the model rewrite seeds and solve what it wrote."""
     for name in RULES:
         rows = [
-            {"question": f"What is {s.expression}?", "answer": s.answer, "topic": rng.choice(TOPICS)} for s in seeds
+            {"question": f"What is {s.expression}?", "answer": s.answer, "topic": rng.choice(list(TOPICS))}
+            for s in seeds
         ]
         found = writer.write(name, rows, max_tokens=32, temperature=0.7)
         problems = [line(texts[0]) if texts else "" for texts in found]
-        solved = writer.write(
-            "solve", [{"question": p} for p in problems], n=config.solutions, max_tokens=12, temperature=0.5
-        )
-        for seed, prompt, solutions in zip(seeds, problems, solved, strict=True):
+        unread = [{"question": p} for p in problems if config.majority and stories.read(p) is None]
+        solved = iter(writer.write("solve", unread, n=config.solutions, max_tokens=12, temperature=0.5))
+        for seed, prompt in zip(seeds, problems, strict=True):
+            solutions = next(solved) if config.majority and stories.read(prompt) is None else []
             row, reason = judge_written(name, seed, prompt, solutions, config.max_words)
             collected.judge(row, reason, " | ".join(line(s) for s in solutions))
 
@@ -161,14 +176,16 @@ def judge_written(
 ) -> tuple[Example, str | None]:
     """Make an example of a written problem, and say why it is rejected (None when kept).
 
-    Rephrased and reversed problems have a known answer, and one right solution shows that they still ask for it;
-    of evolved ones more than half of the solutions must agree, on a value that the problem's numbers can give.
+    A problem that a program reads has that answer; rephrased and reversed ones must have the known one. Of the others,
+    where there are solutions: of rephrased and reversed problems one right solution shows that they still ask for the
+    known answer; of evolved ones more than half must agree, on a value that the problem's numbers can give.
     """
     shown = answers.numbers(prompt)
     known = {"rephrase": seed.answer, "reverse": hidden(seed, shown)}.get(name)
     values = [found[-1] for text in solutions if (found := answers.numbers(line(text)))]
     common, votes = Counter(values).most_common(1)[0] if values else (None, 0)
-    answer = known if known is not None else common
+    read = stories.read(prompt)
+    answer = known if known is not None else common if read is None else read
     problem = Problem(prompt, str(answer), seed.key, {"kind": "number", "answer": str(answer)})
     row = tasks.example(f"math_{name}", problem, lineage=f"writer-{name}")
     if not prompt.endswith("?"):
@@ -181,6 +198,10 @@ def judge_written(
         return row, "not_reversed"
     if name == "rephrase" and len(shown) > 2:
         return row, "numbers_added"
+    if read is not None:
+        return row, None if known in (None, read) else "answer_check"
+    if not solutions:
+        return row, "unread"
     if known is not None:
         return row, None if known in values else "answer_check"
     if common is None or votes * 2 <= len(solutions):

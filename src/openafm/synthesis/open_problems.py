@@ -23,6 +23,8 @@ _NEXT = re.compile(r"\n\s*\n|\n(?=(?:Topic|Problem|Harder|New|Solution)\b)")
 """Where what a model wrote ends and its next example begins."""
 _ASKING = re.compile(r"\?\s*$|^(?:Find|Compute|Calculate|Determine|Evaluate|Simplify|Solve)\b", re.M)
 _ENDING = re.compile(r"[Tt]he answer is\b:?\s*")
+_VALUE = r"\d(?:[\d,]*\d)?(?:\.\d+)?"
+_EQUATION = re.compile(rf"({_VALUE}(?:\s*[-+*/×÷]\s*{_VALUE})+)\s*=\s*(-?{_VALUE})(?!\d|\.\d|\s*[-+*/×÷%])")
 _WITH_UNIT = re.compile(r"(\$?-?\d[\d,./]*%?) [A-Za-z ]+")
 
 
@@ -108,11 +110,12 @@ def judge_open(config: OpenConfig, posed: Posed, solutions: list[str]) -> tuple[
     answer, supporters = votes[0] if votes else ("", [])
     problem = tasks.answered(posed.text, answer, posed.root)
     read = [text for text in supporters if checks.passes({"check": problem.check}, text)]  # as training will read it
-    worked = min(read or supporters, key=lambda text: (len(text), text), default="")
+    right = [text for text in read if adds_up(text)]
+    worked = min(right or read or supporters, key=lambda text: (len(text), text), default="")
     row = tasks.example("math_open", replace(problem, answer=worked), lineage=posed.lineage)
     told = " | ".join(f"{said}: {len(texts)}" for said, texts in votes) or "no solution says what its answer is"
     reason = _reason(config, posed, len(supporters), len(solutions))
-    return row, reason or (None if read else "answer_check"), told
+    return row, reason or ("answer_check" if not read else None if right else "wrong_arithmetic"), told
 
 
 def _reason(config: OpenConfig, posed: Posed, agreeing: int, solutions: int) -> str | None:
@@ -125,6 +128,19 @@ def _reason(config: OpenConfig, posed: Posed, agreeing: int, solutions: int) -> 
     if not agreeing:
         return "no_answer"
     return None if agreeing > config.agreement * solutions else "no_majority"
+
+
+def adds_up(solution: str) -> bool:
+    """Whether every equation between numbers that a solution writes (`2 * 12 + 2 * 5 = 34`) holds.
+
+    What is only a part of one is not judged (`apples * 2 = 12`, `2 * 12 + 2 * 5 = 24 + 10`).
+    """
+    for found in _EQUATION.finditer(solution):
+        if not re.search(r"[-+*/×÷=(%]\s*$", solution[: found.start()]):
+            left, right = (part.replace("×", "*").replace("÷", "/") for part in found.groups())
+            if not answers.equal(left, right):
+                return False
+    return True
 
 
 def ballot(solutions: list[str]) -> list[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ the server model, may add its own, kept when short and made of the text's words.
 """
 
 import random
+import re
 from pathlib import Path
 
 from openafm import jsonl
@@ -46,7 +47,25 @@ def _reason(config: SummariesConfig, example: Example) -> str | None:
         return "too_long"
     if answer.casefold().rstrip(".") == source.casefold().rstrip("."):
         return "copy_of_text"
-    return None if checks.faithful(source, answer) >= 0.5 else "not_from_the_text"
+    return None if checks.faithful(with_initials(source, answer), answer) >= 0.5 else "not_from_the_text"
+
+
+def with_initials(source: str, answer: str) -> str:
+    """A text and those words of the answer that say the same: initials of its words (cli), or words of its initials.
+
+    Runs of three to five words count, hyphens parting words: shorter initials are met by chance.
+    """
+    told, said = (re.findall(r"[^\W_]+", text.casefold()) for text in (source, answer))
+    same: list[str] = []
+    for size in (3, 4, 5):
+        runs = {"".join(word[0] for word in part) for part in _runs(told, size)}
+        same += [word for word in said if word in runs]
+        same += [word for part in _runs(said, size) if "".join(w[0] for w in part) in told for word in part]
+    return " ".join([source, *same])
+
+
+def _runs(words: list[str], size: int) -> list[list[str]]:
+    return [words[start : start + size] for start in range(len(words) - size + 1)]
 
 
 def _written(config: SummariesConfig, writer: Writer, examples: list[Example]) -> list[Example]:

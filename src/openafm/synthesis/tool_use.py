@@ -15,23 +15,10 @@ from openafm.sampling import sandbox
 from openafm.scoring import checks, toolcalls
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks, tool_library
+from openafm.synthesis.intents import asks_for
 from openafm.synthesis.items import Collected, finish
 from openafm.synthesis.tasks import Example
 from openafm.synthesis.writer import Writer, WriterConfig, line
-
-CUES = {
-    "add": "add plus sum together total",
-    "subtract": "subtract take minus less difference",
-    "multiply": "multiply times product",
-    "larger": "larger bigger greater more",
-    "upper": "capital capitals upper uppercase",
-    "reverse": "reverse reversed backward backwards",
-    "length": "letters length characters",
-    "day_after": "day weekday after",
-    "to_minutes": "minutes",
-    "to_meters": "meters",
-}
-"""Words of which a request for the tool must have one: a request that merely names the arguments asks for anything."""
 
 
 class ToolConfig(Config):
@@ -107,7 +94,7 @@ def _worded(
         return row, "argument_missing"
     if any(word.isdigit() and word not in given for word in said):
         return row, "number_added"
-    return row, reject(row) if said & set(CUES[wanted["name"]].split()) else "intent_missing"
+    return row, reject(row) if asks_for(request, wanted["name"], wanted["arguments"]) else "intent_missing"
 
 
 def tool_data(config: ToolConfig, context: Context, *, sources: Path) -> Metrics:
