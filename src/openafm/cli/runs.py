@@ -107,6 +107,9 @@ def compress(
     runs_dir: RunsDir = RUNS,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override of the recipe fit.")] = [],  # noqa: B006
     until: Annotated[str, typer.Option(metavar="STEP", help="Stop after this step.")] = "recovery",
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="4 bits, tensor by tensor; no text, no adapter: models of any size.")
+    ] = False,
 ) -> None:
     """Compress a model to a package and train its recovery adapter (the recipe fit, under the model's name).
 
@@ -114,6 +117,14 @@ def compress(
     """
     with plain_errors():
         from openafm.recipe.fitting import compress as fit
+        from openafm.recipe.fitting import compress_uncalibrated
+
+        if uncalibrated:
+            if set_ or until != "recovery":
+                raise ValueError("--uncalibrated runs no recipe: leave out --set and --until")
+            folder, what = compress_uncalibrated(model, runs_dir, terminal())
+            typer.echo(f"{what}\nopenafm chat {folder}")
+            return
 
         typer.echo(f"openafm chat {fit(model, runs_dir, set_, until, terminal())}")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from openafm.adapters.store import Adapter
-from openafm.engine.package import EMBEDDING, FOLDER, HEADER, VERSION, WEIGHTS, Package, header_digest
+from openafm.engine.package import EMBEDDING, FOLDER, HEADER, VERSION, WEIGHTS, LayerFormat, Package, header_digest
 from openafm.engine.packed import Int8Rows, Palettized, pack
 from openafm.files import digest
 from openafm.model import ModelConfig
@@ -41,13 +41,19 @@ def write_package(
     for file in TOKENIZER_FILES:
         if (tokenizer / file).exists():
             shutil.copyfile(tokenizer / file, folder / file)
+    layers = {name: LayerFormat(p.bits, p.group, p.indices.shape) for name, p in projections.items()}
+    write_header(folder, config, layers)
+
+
+def write_header(folder: Path, config: ModelConfig, layers: Mapping[str, LayerFormat]) -> None:
+    """Write the header of a package whose other files are in `folder`, with their checksums."""
     header = {
         "format": "afm",
         "version": VERSION,
         "config": config.model_dump(),
         "layers": {
-            name: {"bits": p.bits, "group": p.group, "shape": list(p.indices.shape)}
-            for name, p in sorted(projections.items())
+            name: {"bits": layer.bits, "group": layer.group, "shape": list(layer.shape)}
+            for name, layer in sorted(layers.items())
         },
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(folder.iterdir())

@@ -12,7 +12,6 @@ The native module (native/palettize.cpp) computes the same in the same order, to
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ CANDIDATES = 2048
 ROUNDS = 10
 """Most of Lloyd's steps."""
 BATCH = 1 << 20
-"""Values that a thread works on at once: bounds the memory."""
+"""Values that are worked on at once: bounds the memory."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -40,14 +39,12 @@ def palettize(
     bits: int,
     group: int = 16,
     weights: NDArray[np.floating] | None = None,
-    threads: int = 1,
 ) -> Palettized:
     """Return `weight` `(rows, columns)` with one table of 2**bits values for every `group` rows.
 
     `weights` `(columns,)` or `(rows, columns)` weighs squared errors, e.g. by the second moment of a column's input
     activation or by Fisher information: a few input channels that are a thousand times louder than the mean would
-    otherwise ruin the layer. Tables shared by columns are those of `weight.T`; packages hold tables of rows. Neither
-    `threads` nor the native module changes the result.
+    otherwise ruin the layer. Tables shared by columns are those of `weight.T`; packages hold tables of rows.
     Raises ValueError for weights that no table of float16 can hold, or a number of bits other than 1, 2, 4 and 8.
     """
     if bits not in (1, 2, 4, 8):
@@ -62,18 +59,13 @@ def palettize(
     indices = np.empty((rows, columns), np.uint8)
     tables = np.empty((-(-rows // group), 2**bits), np.float16)
 
-    def solve(part: tuple[int, int]) -> None:
-        first, last = part
+    for first, last in _batches(rows, columns, group):
         height = min(group, last - first)
         values = np.ascontiguousarray(weight[first:last], np.float32).reshape(-1, height * columns)
-        shared = importance if importance.shape[0] == 1 else importance[first:last]
-        own = np.tile(shared, (height, 1)) if len(shared) == 1 else shared
+        own = np.tile(importance, (height, 1)) if len(importance) == 1 else importance[first:last]
         table, index = palettize_groups(values, own.reshape(-1, height * columns), 2**bits)
         tables[first // group : -(-last // group)] = table
         indices[first:last] = index.reshape(-1, columns)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(solve, _batches(rows, columns, group)))
     return Palettized(indices, tables, bits, group)
 
 

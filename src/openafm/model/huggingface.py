@@ -35,17 +35,33 @@ def import_folder(source: Path, folder: Path) -> None:
 
     Rows of the embedding beyond the tokenizer's last token (padding to a round size) are left out.
     """
+    config, files = open_folder(source, folder)
+    weights = {name: read_tensor(path, name) for name, path in files.items()}
+    weights[EMBEDDING] = weights[EMBEDDING][: config.vocab_size].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")
+
+
+def open_folder(source: Path, folder: Path) -> tuple[ModelConfig, dict[str, Path]]:
+    """What `import_folder` makes, with the weights left where they are: the shape, and the file of every tensor.
+
+    The tokenizer is written to `folder`. The embedding may have more rows than the shape's vocabulary. Raises
+    ValueError as `import_folder` does.
+    """
     settings = _json(source / "config.json")
     config = model_config(settings, str(source / "config.json"))
     rows = write_tokenizer(source, folder)
     if rows > config.vocab_size:
         raise ValueError(f"{source / 'tokenizer.json'} has {rows} tokens, config.json {config.vocab_size}: do not mix")
-    weights = _tied(read_weights(source), bool(settings.get("tie_word_embeddings", False)), source)
-    weights[EMBEDDING] = weights[EMBEDDING][:rows].clone()
+    files = tensor_files(source)
+    shared = {name: read_tensor(files[name], name) for name in (EMBEDDING, HEAD) if name in files}
+    _check_tied(shared, bool(settings.get("tie_word_embeddings", False)), source)
+    files.pop(HEAD, None)
     config = config.model_copy(update={"vocab_size": rows})
-    _check_fit(weights, config, source)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")
+    shapes = {name: _shape(path, name) for name, path in files.items()}
+    shapes[EMBEDDING] = [min(shapes[EMBEDDING][0], rows), *shapes[EMBEDDING][1:]]
+    _check_fit(shapes, config, source)
+    return config, files
 
 
 def model_config(settings: Mapping[str, Any], name: str) -> ModelConfig:
@@ -84,11 +100,11 @@ def model_config(settings: Mapping[str, Any], name: str) -> ModelConfig:
         raise ValueError(f"{name} lacks {error}: give the config.json of the checkpoint itself") from None
 
 
-def read_weights(source: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
+def tensor_files(source: Path) -> dict[str, Path]:
+    """The file of each tensor: `model.safetensors`, or the shards that `model.safetensors.index.json` names."""
     index = source / "model.safetensors.index.json"
     names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    weights: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
     for name in names:
         path = source / name
         if Path(name).name != name:
@@ -97,34 +113,45 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is missing: only safetensors are read; save the model with save_pretrained anew")
         try:
             with safe_open(path, "pt") as file:
-                weights |= {key: file.get_tensor(key) for key in file.keys() if not key.endswith(IGNORED)}  # noqa: SIM118
+                files |= {key: path for key in file.keys() if not key.endswith(IGNORED)}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); download it again") from error
-    return weights
+    return files
 
 
-def _tied(weights: dict[str, Tensor], declared: bool, source: Path) -> dict[str, Tensor]:
-    """Take the output matrix away where it is the embedding; ValueError where it is one of its own."""
-    head = weights.pop(HEAD, None)
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Map one tensor; nothing else of the file stays in memory."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
+def _shape(path: Path, name: str) -> list[int]:
+    with safe_open(path, "pt") as file:
+        return list(file.get_slice(name).get_shape())
+
+
+def _check_tied(weights: Mapping[str, Tensor], declared: bool, source: Path) -> None:
+    """Raise ValueError where there is no embedding, or where the output matrix is one of its own."""
+    head = weights.get(HEAD)
     if EMBEDDING not in weights:
         raise ValueError(f"{source}: no {EMBEDDING} in the weights: give a causal language model's checkpoint")
     if head is None and not declared:
         raise ValueError(f"{source}: no {HEAD}, though config.json says that it is not tied to the embedding")
     if head is not None and not declared and not torch.equal(head, weights[EMBEDDING]):
         raise ValueError(f"{source}: an output matrix of its own; only models with tied embeddings can be imported")
-    return weights
 
 
-def _check_fit(weights: Mapping[str, Tensor], config: ModelConfig, source: Path) -> None:
+def _check_fit(shapes: Mapping[str, list[int]], config: ModelConfig, source: Path) -> None:
     """Raise ValueError for the first tensor that the shape has no place for, lacks or holds in another size."""
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
-    for name in sorted(expected.keys() | weights.keys()):
+        expected = {name: list(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+    for name in sorted(expected.keys() | shapes.keys()):
         if name not in expected:
             raise ValueError(f"{source}: the tensor {name} has no place in a plain {config.n_layers}-layer decoder")
-        if name not in weights or weights[name].shape != expected[name]:
-            found = list(weights[name].shape) if name in weights else "missing"
-            raise ValueError(f"{source}: the tensor {name} is {found}, config.json asks for {list(expected[name])}")
+        if shapes.get(name) != expected[name]:
+            raise ValueError(
+                f"{source}: the tensor {name} is {shapes.get(name, 'missing')}, config.json asks for {expected[name]}"
+            )
 
 
 def write_tokenizer(source: Path, folder: Path) -> int:

@@ -51,6 +51,36 @@ def compress(model: str, runs_dir: Path, overrides: Sequence[str], until: str, c
     return runs_dir / wanted.name
 
 
+def compress_uncalibrated(model: str, runs_dir: Path, console: Console) -> tuple[Path, str]:
+    """Write the package of the folder `model` to RUNS_DIR/NAME-uncalibrated, whole or not at all; a line on it."""
+    from rich.progress import track
+
+    from openafm.compression.package import sizes
+    from openafm.compression.streaming import palettize_checkpoint
+    from openafm.files import cores
+
+    source = Path(model)
+    if not (source / "config.json").is_file():
+        raise ValueError(
+            f"--uncalibrated reads a folder with config.json and safetensors; first: openafm import {model}"
+        )
+    folder = runs_dir / f"{run_name(model)}-uncalibrated"
+    if folder.exists():
+        raise ValueError(f"{folder} exists: delete it, or choose another folder with --runs-dir")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        package, lost = palettize_checkpoint(
+            source, partial / "model.afm", lambda names, what: track(names, what, console=console), threads=cores()
+        )
+        size = sizes(package)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    spent = "{projection_bits_per_weight:.2f} bits a projection, {package_bits_per_weight:.2f} in all".format(**size)
+    return folder, f"{size['megabytes']:.1f} MB, {spent}; squared error of the weights {lost:.3%}, all unpack as packed"
+
+
 def adapt(model: str, task: str, data: Path, runs_dir: Path, overrides: Sequence[str], console: Console) -> Path:
     """Train the adapter `task` on the examples in `data`, after what its run lacks; the folder of its package.
 
