@@ -41,7 +41,10 @@ def write_package(
     for file in TOKENIZER_FILES:
         if (tokenizer / file).exists():
             shutil.copyfile(tokenizer / file, folder / file)
-    layers = {name: LayerFormat(p.bits, p.group, p.indices.shape) for name, p in projections.items()}
+    layers = {
+        name: LayerFormat.model_validate({"bits": p.bits, "group": p.group, "shape": p.indices.shape})
+        for name, p in projections.items()
+    }
     write_header(folder, config, layers)
 
 

@@ -54,7 +54,9 @@ def palettize_checkpoint(
     with torch.device("meta"):
         model = Transformer(config)
     layers = {
-        name: LayerFormat(bits, group, (linear.out_features, linear.in_features))
+        name: LayerFormat.model_validate(
+            {"bits": bits, "group": group, "shape": (linear.out_features, linear.in_features)}
+        )
         for name, linear in model.linears().items()
     }
     norms = {name: tuple(part.shape) for name, part in model.state_dict().items() if name.endswith("norm.weight")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def read_folder(model: "Model", path: Path, int8: bool) -> None:
             (model.set_bfloat if tensor.dtype == "BF16" else model.set_half)(matrix, values.view(np.uint16))
 
     found = tensors(path)
-    _together(model, [lambda name=name: put(name, found[name]) for name in found])
+    _together(model, [partial(put, name, tensor) for name, tensor in found.items()])
     model.check()
 
 

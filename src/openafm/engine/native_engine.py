@@ -312,8 +312,10 @@ class NativeEngine:
         """Return a sequence, and how many of the prompt's tokens it has from another: never all, one is to be fed."""
         if not prompt:
             raise ValueError("an empty prompt: give at least the token that begins a text")
-        best, shared = None, 0
-        for other in (*self._kept, *running):
+        best: _Running | _Kept | None = None
+        shared = 0
+        others: list[_Running | _Kept] = [*self._kept, *running]
+        for other in others:
             computed = min(common(other.tokens, prompt[:-1]), self.model.length(other.id))
             if other.adapter == adapter and computed > shared:
                 best, shared = other, computed

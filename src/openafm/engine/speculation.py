@@ -47,8 +47,8 @@ class LookUp:
         self._read = len(tokens)
         most = max(0, min(most, MOST))
         for n in range(LONGEST, SHORTEST - 1, -1):
-            if (place := self._follows.get(tuple(tokens[-n:]))) is not None:
-                return proposal(tokens[place : place + most])
+            if (found := self._follows.get(tuple(tokens[-n:]))) is not None:
+                return proposal(tokens[found : found + most])
         return proposal([])
 
     def close(self) -> None:
