@@ -1,17 +1,19 @@
 """Palettization: weights a second and squared error over the optimum, against coremltools and plain Lloyd.
 
     openafm bench palettize --rows 256 --columns 576 --bits 4
+    openafm bench palettize --model runs/device/import --tensor model.layers.2.mlp.down_proj.weight --rows 576
 
-Every `group` rows share one table. Ours weighs columns and works for all groups together; coremltools' post-training
-palettizer solves each group exactly in C++ (kmeans1d, SMAWK), unweighted; the same solver is also called directly with
-our column weights, which is the optimum that errors are compared with. Lloyd starts from quantiles, as scipy's or
-scikit-learn's one-dimensional k-means would be run, 20 rounds. The limit is the speed of sorting the weights alone,
-which every exact method begins with.
+Without a model the weights are drawn (Student's t of 5 degrees). Every `group` rows share one table. Ours weighs
+columns; coremltools' post-training palettizer solves each group exactly in C++ (kmeans1d, SMAWK), unweighted; the same
+solver is also called directly with our column weights, which is the optimum that errors are compared with. Lloyd starts
+from quantiles, as scipy's or scikit-learn's one-dimensional k-means would be run, 20 rounds. The limit is the speed of
+sorting the weights alone, which every exact method begins with.
 """
 
 import contextlib
 import io
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,15 +22,20 @@ from coremltools.optimize.torch.palettization import PostTrainingPalettizer, Pos
 
 from harness import alternate, options, show, timed
 from openafm.compression import palettize
+from openafm.model.huggingface import read_tensor, tensor_files
 
 
 def main() -> None:
-    o = options(__doc__, rows=128, columns=576, bits=4, group=16, threads=1)
+    o = options(__doc__, rows=128, columns=576, bits=4, group=16, threads=1, model="", tensor="")
     torch.set_num_threads(o.threads)
     logging.disable(logging.INFO)
     rng = np.random.default_rng(0)
     weight = rng.standard_t(5, size=(o.rows, o.columns)).astype(np.float32) * 0.03
-    columns = np.exp(rng.normal(size=o.columns))  # second moments of activations: a wide spread, as in real models
+    if o.model:
+        weight = read_tensor(tensor_files(Path(o.model))[o.tensor], o.tensor)[: o.rows].float().numpy()
+    columns = np.exp(
+        rng.normal(size=weight.shape[1])
+    )  # second moments of activations: a wide spread, as in real models
     makers = {
         "openafm, weighted columns": (lambda: palettize(weight, o.bits, o.group, columns).dequantize(), columns),
         "coremltools PostTrainingPalettizer": (lambda: coremltools(weight, o.bits, o.group), None),
@@ -48,11 +55,12 @@ def main() -> None:
         excess[name] = error(weight, make(), columns, weighted) / best[weighted] - 1
     for name, share in excess.items():
         print(f"{name}: squared error {share:+.4%} over the optimum")
-    sort = weight.size / timed(lambda: np.argsort(weight.reshape(-1, o.group * o.columns), axis=1)) / 1e6
+    sort = weight.size / timed(lambda: np.argsort(weight.reshape(-1, o.group * weight.shape[1]), axis=1)) / 1e6
+    rows, width = weight.shape
+    detail = {"rows": rows, "columns": width, "tensor": o.tensor, "bits": o.bits, "group": o.group}
     show(
         "palettize", "million weights/s", figures, limit=sort, limit_is="sorting the weights",
-        detail={"rows": o.rows, "columns": o.columns, "bits": o.bits, "group": o.group, "excess_error": excess},
-        as_json=o.json,
+        detail={**detail, "excess_error": excess}, as_json=o.json,
     )  # fmt: skip
 
 

@@ -25,9 +25,11 @@ class Palettized:
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the weights the tables stand for, `(rows, columns)` float32."""
-        rows = self.indices.shape[0]
-        tables = np.repeat(self.tables.astype(np.float32), self.group, axis=0)[:rows]
-        return np.take_along_axis(tables, self.indices.astype(np.intp), axis=1)
+        made = np.empty(self.indices.shape, np.float32)
+        for number, table in enumerate(self.tables.astype(np.float32)):
+            rows = slice(number * self.group, (number + 1) * self.group)
+            np.take(table, self.indices[rows], out=made[rows], mode="clip")  # indices are in range; "raise" would copy
+        return made
 
     @property
     def storage_bits(self) -> int:
