@@ -6,6 +6,28 @@
 #include "step.h"
 
 namespace openafm {
+namespace {
+
+// Turn a head's vector by a Hadamard matrix, which is its own inverse. A few channels of keys are far larger than the
+// others and would leave those few steps of an int8 scale; turned, all are alike (Ashkboos et al. 2024, QuaRot). Queries
+// turn with the keys, so scores stay; values are turned back once they are mixed.
+void turn(float* x, size_t width) {
+  const size_t block = width & (~width + 1);  // the largest power of two that divides it: at least 16
+  const float size = 1.0f / std::sqrt(static_cast<float>(block));
+  for (float* end = x + width; x < end; x += block) {
+    for (size_t half = 1; half < block; half *= 2) {
+      for (size_t first = 0; first < block; first += 2 * half) {
+        for (size_t i = first; i < first + half; i++) {
+          const float a = x[i], b = x[i + half];
+          x[i] = a + b, x[i + half] = a - b;
+        }
+      }
+    }
+    for (size_t i = 0; i < block; i++) x[i] *= size;
+  }
+}
+
+}  // namespace
 
 void Step::rotate(float* x, size_t token, const std::vector<float>& norm) const {
   const size_t width = shape_.head_width, half = width / 2;
@@ -24,11 +46,18 @@ void Step::keys_and_values(size_t token) {
   const Run& run = runs_[run_of_[token]];
   const size_t width = shape_.head_width, position = run.position + token - run.first, slot = position % kPagePositions;
   const Page& page = run.sequence->pages[position / kPagePositions];
-  for (size_t h = 0; h < shape_.heads; h++) rotate(query_.data() + token * query_width_ + h * width, token, layer.query_norm);
+  const bool turned = model_.cache_.shape().stored == Stored::bytes;
+  for (size_t h = 0; h < shape_.heads; h++) {
+    float* query = query_.data() + token * query_width_ + h * width;
+    rotate(query, token, layer.query_norm);
+    if (turned) turn(query, width);
+  }
   for (size_t h = 0; h < shape_.key_heads; h++) {
     float* key = key_.data() + token * key_width_ + h * width;
+    float* value = value_.data() + token * key_width_ + h * width;
     rotate(key, token, layer.key_norm);
-    keep(model_.cache_.block(page, layer_, h), slot, key, value_.data() + token * key_width_ + h * width);
+    if (turned) turn(key, width), turn(value, width);
+    keep(model_.cache_.block(page, layer_, h), slot, key, value);
   }
 }
 
@@ -116,6 +145,7 @@ void Step::compute_attention(const Task& task, size_t piece, int thread) {
   }
   for (size_t i = 0; i < n; i++) {
     for (size_t d = 0; d < width; d++) out[i * width + d] /= total[i];
+    if (step.model_.cache_.shape().stored == Stored::bytes) turn(out + i * width, width);
   }
 }
 

@@ -21,8 +21,8 @@ def test_int8_stays_near_float16(package, name):
     assert distance(bytes_, portable) < 1e-4
 
 
-def test_each_key_and_value_is_off_by_half_a_step(package):
-    """With one token attention returns its value: its int8 form is off by at most half of its largest part's 127th."""
+def test_one_token_is_off_by_half_a_step(package):
+    """Attention returns its value then: the int8 form is off by at most half of its largest part's 127th."""
     exact, bytes_ = (
         NativeEngine.load(package, threads=1, float_activations=True, kv=kv).logits([7]) for kv in ("float32", "int8")
     )
