@@ -22,6 +22,8 @@ ASKING = [
     ("day_after", {"day": "Friday", "days": 3}, "Which day is 3 days from Friday?"),
     ("to_minutes", {"hours": 6}, "Convert 6 hours to minutes."),
     ("to_meters", {"km": 46}, "What is 46 kilometers in meters?"),
+    ("add", {"a": 33, "b": 7}, "What is a total of 33 and 7?"),
+    ("to_minutes", {"hours": 62}, "How many minutes equal 62 hours?"),
     ("larger", {"a": 3, "b": 25}, "What is the larger number of 25 and 3?"),
 ]
 ELSE = [

@@ -21,7 +21,7 @@ _POLITE = (
 )
 _BEGIN = (
     r"(?:(?:what|whats|how much|how many|which|calculate|compute|find|work out|get|count|check|determine|convert)"
-    r"(?: (?:is|are|was|do|does|you|i|we|get|would|will|be|the|answer|result|number|one|makes?|if|when|of|to))* )?"
+    r"(?: (?:is|are|was|do|does|you|i|we|get|would|will|be|the|answer|result|number|one|makes?|if|when|of|to|a))* )?"
 )
 _TAIL = r"(?:,? please| for me| now| in total| together| altogether| have| has| contain| there| in it| is it)*"
 
