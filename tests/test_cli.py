@@ -116,3 +116,8 @@ def test_help_does_not_import_the_heavy_packages():
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_uncalibrated_runs_no_recipe(verb):
+    result = verb("compress", "there", "--uncalibrated", "--set", "compress.group=8")
+    assert result.exit_code == 2 and "leave out --set" in result.output

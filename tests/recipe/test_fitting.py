@@ -203,6 +203,26 @@ def test_import_is_whole_or_absent(model, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["pet"]
 
 
+def test_uncalibrated_packages_of_a_model_folder_and_of_hugging_faces(model, device, tmp_path):
+    folder, what = fitting.compress_uncalibrated(str(model), tmp_path, QUIET)
+    assert folder == tmp_path / "pet.model-uncalibrated" and latest_model(folder) == folder and "all unpack" in what
+    assert open_package(folder).config == load_model(model).config
+    export_hf(device / "import", tmp_path / "theirs")
+    theirs, _ = fitting.compress_uncalibrated(str(tmp_path / "theirs"), tmp_path, QUIET)
+    state, same = (open_package(found).model().state_dict() for found in (folder, theirs))
+    assert all(torch.allclose(state[name], same[name], atol=1e-2) for name in state)  # theirs is in bfloat16
+    assert TorchEngine.load(theirs).tokenizer.encode("a b") == TorchEngine.load(folder).tokenizer.encode("a b")
+    with pytest.raises(ValueError, match="exists"):
+        fitting.compress_uncalibrated(str(model), tmp_path, QUIET)
+    with pytest.raises(ValueError, match="openafm import owner/name"):
+        fitting.compress_uncalibrated("owner/name", tmp_path, QUIET)
+    damaged = shutil.copytree(tmp_path / "theirs", tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        fitting.compress_uncalibrated(str(damaged), tmp_path, QUIET)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_exports_are_what_transformers_and_peft_compute(device, tmp_path):
     tokens = torch.randint(0, 512, (2, 9))
     engine = TorchEngine.load(device / "recovery")

@@ -25,7 +25,7 @@ except ImportError:  # no compiler where openafm was installed
 
 Array = NDArray[np.float64]
 Cuts = NDArray[np.intp]
-CANDIDATES = 2048
+CANDIDATES = 4096
 """Positions that cuts are chosen among, at least; 64 for each table value where that is more."""
 ROUNDS = 10
 """Most of Lloyd's steps."""
