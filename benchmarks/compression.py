@@ -33,18 +33,16 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from harness import options
-from heldout import Base, enter, lines, read_base
-from openafm.compression.calibration import read_windows, second_moments
-from openafm.compression.embedding import quantize_embedding
+from heldout import CALIBRATION, Base, enter, lines, read_base, whole_size, with_int8_embedding
+from openafm.compression.calibration import read_windows, readings
 from openafm.engine.package import EMBEDDING
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.gguf import hugging_face_name, unpermute
 from openafm.serving.exporting import export
 from openafm.serving.gguf_export import tensor_name
+from openafm.stage import Hardware
 
-CALIBRATION: dict[str, int] = {"length": 256, "tokens": 16_384}
-"""Of the importance matrix, as of our columns' weights."""
 GRADIENT_WINDOWS = 16
 """Windows of them whose gradients are coremltools' sensitivities."""
 CHECKED = 4
@@ -79,8 +77,12 @@ def contestants(base: Base, shards: Path, folder: Path) -> dict[str, Callable[[]
 
     @cache
     def importance() -> dict[str, np.ndarray]:
-        moments = second_moments(load_model(base.folder), read_windows(shards, "train", **CALIBRATION))
-        return {tensor_name(f"{name}.weight"): mean.numpy() for name, mean in moments.items()}
+        model, windows = load_model(base.folder), read_windows(shards, "train", **CALIBRATION)
+        return {
+            tensor_name(f"{name}.weight"): reading.gram.diagonal().numpy()
+            for reading in readings(model, model, windows, Hardware())
+            for name in reading.names
+        }
 
     def llama(kind: str, weighed: bool) -> Callable[[], Made]:
         return lambda: quantized(base, kind, folder, importance() if weighed else {})
@@ -185,10 +187,7 @@ def next_token_loss(model: Transformer, rows: torch.Tensor) -> torch.Tensor:
 
 def restored(base: Base, weights: dict[str, torch.Tensor], bits: int, layout: dict[str, Any]) -> Made:
     """A plain model with the palettized weights and the int8 embedding; bits are those of Core ML, float16 tables."""
-    model = load_model(base.folder).requires_grad_(False)
-    embedding = quantize_embedding(model.model.embed_tokens.weight.numpy())
-    model.model.embed_tokens.weight.copy_(torch.from_numpy(embedding.dequantize()))
-    stored = 0
+    model, stored = with_int8_embedding(load_model(base.folder).requires_grad_(False)), 0
     for name, linear in model.linears().items():
         group = layout.get("group_size", linear.out_features)
         for rows in weights[name].split(group):
@@ -196,14 +195,7 @@ def restored(base: Base, weights: dict[str, torch.Tensor], bits: int, layout: di
                 raise RuntimeError(f"{name}: {len(rows.unique())} values where a table has {2**bits}")
         linear.weight.copy_(weights[name])
         stored += linear.weight.numel() * bits + -(-linear.out_features // group) * 2**bits * 16
-    projections = sum(linear.weight.numel() for linear in model.linears().values())
-    norms = sum(p.numel() for name, p in model.named_parameters() if name.endswith("norm.weight"))
-    total = stored / 8 + embedding.values.nbytes + embedding.scales.nbytes + 4 * norms
-    return model, {
-        "projection_bits_per_weight": round(stored / projections, 4),
-        "package_bits_per_weight": round(8 * total / model.config.parameters, 4),
-        "megabytes": round(total / 1e6, 4),
-    }
+    return model, whole_size(model, stored)
 
 
 def told(line: dict[str, Any]) -> str:

@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from harness import options
-from heldout import Base, enter, read_base
+from heldout import CALIBRATION, Base, enter, read_base, whole_size, with_int8_embedding
 from openafm.adapters.lora import detach
 from openafm.compression.allocation import allocate
 from openafm.compression.calibration import Windows, read_windows, readings
 from openafm.compression.compress import palettize_model, sensitivities, table_rows
-from openafm.compression.embedding import quantize_embedding
 from openafm.compression.feedback import corrected, damped
 from openafm.compression.qat import QATConfig, fit_grid, put_on_grid, settle
 from openafm.compression.recovery import RecoveryConfig, fit_adapter, start_adapter, text_phase
@@ -54,7 +53,6 @@ POINTS = [
     "100k weights, 3.5 bits", "32 weights, 3.5 bits", "1k weights, 3.5 bits",
     f"100k weights, {TRAINED}", f"1k weights, {TRAINED}",
 ]  # fmt: skip
-CALIBRATION: dict[str, int] = {"length": 256, "tokens": 16_384}
 SENSITIVITY: dict[str, int] = {"length": 256, "tokens": 512}
 RECOVERY = RecoveryConfig(rank=16, alpha=16.0, loss="kl", tokens=40_960, batch_tokens=512, lr=1e-3)
 ADAPTERS = [
@@ -141,14 +139,11 @@ def compressed(bench: Bench, block: str, bits: str) -> tuple[Transformer, dict[s
             made, _ = palettize_model(model, calibration, chosen, rows_of(block, shapes), bench.context)
             for name, linear in model.linears().items():
                 linear.weight.data = torch.from_numpy(made[name].dequantize())
-    embedding = model.model.embed_tokens.weight
-    embedding.data = torch.from_numpy(quantize_embedding(embedding.numpy()).dequantize())
     size = sum(stored[kind][name] for name, kind in chosen.items())
     weights = sum(map(prod, shapes.values()))
-    return model, {
+    return with_int8_embedding(model), {
         "projection_bits": size,
         "share_at_2_bits": round(sum(prod(shapes[name]) for name, kind in chosen.items() if kind == 2) / weights, 4),
-        "projection_bits_per_weight": round(size / weights, 4),
         **whole_size(model, size),
     }
 
@@ -162,15 +157,6 @@ def stored_as(block: str, shape: tuple[int, int], bits: int) -> int:
     if block == BLOCKS:
         return prod(shape) * bits + prod(shape) // SMALL * 16
     return stored_bits(shape, bits, table_rows(shape[1], *ROWS[block]))
-
-
-def whole_size(model: Transformer, projection_bits: int) -> dict[str, float]:
-    """Bits a weight and MB over all that would ship: projections, int8 embedding with scales, norms, adapter."""
-    vocabulary, width = model.model.embed_tokens.weight.shape
-    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
-    adapter = sum(16 * p.numel() for name, p in model.named_parameters() if "lora_" in name)
-    bits = projection_bits + vocabulary * (8 * width + 16) + 32 * norms + adapter
-    return {"package_bits_per_weight": round(bits / model.config.parameters, 4), "megabytes": round(bits / 8e6, 2)}
 
 
 def costs(bench: Bench, block: str) -> dict[str, float]:

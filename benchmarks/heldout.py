@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.compression.calibration import Windows, read_windows
+from openafm.compression.embedding import quantize_embedding
 from openafm.files import default_cache, digest
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
@@ -30,6 +31,8 @@ from openafm.scoring import intervals
 
 DOMAINS = {"documentation": "shards", "code": "unseen"}
 """Domain -> step of the recipe `device` whose held-out part it is; no step trains on `unseen`."""
+CALIBRATION: dict[str, int] = {"length": 256, "tokens": 16_384}
+"""Training text that our columns' errors are weighed on, as llama.cpp's importance and coremltools' sensitivities."""
 LENGTH, TOKENS = 512, 25_600
 """Tokens of a window, and of each domain."""
 
@@ -117,6 +120,27 @@ def _figures(part: Windows, losses: list[float], kl: list[float], base: NDArray[
         "kl_interval": [round(end, 5) for end in intervals.mean(kl)],
         "losses": [round(loss, 5) for loss in losses],
         "kls": [round(value, 5) for value in kl],
+    }
+
+
+def with_int8_embedding(model: Transformer) -> Transformer:
+    """The model with its embedding as packages have it."""
+    embedding = model.model.embed_tokens.weight
+    embedding.data = torch.from_numpy(quantize_embedding(embedding.detach().numpy()).dequantize())
+    return model
+
+
+def whole_size(model: Transformer, projection_bits: int) -> dict[str, float]:
+    """Bits a weight, twice, and MB over all that ships: projections, int8 embedding and scales, norms, any adapter."""
+    vocabulary, width = model.model.embed_tokens.weight.shape
+    weights = sum(linear.weight.numel() for linear in model.linears().values())
+    norms = sum(p.numel() for name, p in model.named_parameters() if name.endswith("norm.weight"))
+    adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    bits = projection_bits + vocabulary * (8 * width + 16) + 32 * norms + 16 * adapter
+    return {
+        "projection_bits_per_weight": round(projection_bits / weights, 4),
+        "package_bits_per_weight": round(bits / model.config.parameters, 4),
+        "megabytes": round(bits / 8e6, 4),
     }
 
 

@@ -61,7 +61,7 @@ def load_adapter(model: Transformer, state: Mapping[str, Tensor], alpha: float) 
                 f"the adapter's {name} is {b.shape[0]} x {a.shape[1]} at rank {a.shape[0]}, the model's "
                 f"{tuple(linear.weight.shape)}: it was made for another model"
             )
-        _replace(model, name, LoRALinear(linear, a, b, alpha / a.shape[0]))
+        put_layer(model, name, LoRALinear(linear, a, b, alpha / a.shape[0]))
 
 
 def adapter_state(model: Transformer, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def detach(model: Transformer) -> None:
     for name, layer in adapted(model).items():
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         plain.weight, plain.bias = layer.weight, layer.bias
-        _replace(model, name, plain)
+        put_layer(model, name, plain)
 
 
 @torch.no_grad()
@@ -122,6 +122,7 @@ def _linear(model: Transformer, name: str) -> nn.Linear:
     return module
 
 
-def _replace(model: Transformer, name: str, module: nn.Linear) -> None:
+def put_layer(model: Transformer, name: str, module: nn.Linear) -> None:
+    """Put `module` in the place of the linear layer `name`."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)

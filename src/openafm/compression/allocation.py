@@ -5,7 +5,7 @@ What a projection costs is measured (`openafm.compression.compress`); which to t
 """
 
 from collections.abc import Mapping
-from math import gcd
+from math import fsum, gcd
 
 import numpy as np
 
@@ -33,7 +33,8 @@ def curve(high: Mapping[str, int], low: Mapping[str, int], costs: Mapping[str, f
     found = []
     for step in range(POINTS + 1):
         budget = least + (most - least) * step // POINTS
-        found.append((budget, sum(max(0.0, costs[name]) for name in allocate(high, low, costs, budget))))
+        # fsum: a set has no order, and a sum must not depend on one
+        found.append((budget, fsum(max(0.0, costs[name]) for name in allocate(high, low, costs, budget))))
     return found
 
 

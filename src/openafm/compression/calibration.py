@@ -105,23 +105,23 @@ def readings(base: Transformer, model: Transformer, windows: Windows, hardware: 
     parts = tokens.split(max(1, TOGETHER // tokens.shape[1]))
     exact, lossy = ([m.model.embed_tokens(part) for part in parts] for m in (base, model))
     for number, (block, changed) in enumerate(zip(base.blocks, model.blocks, strict=True)):
-        watched = (*READERS, *STREAMS.values())
-        seen = [_inputs(block, watched, x, rope, hardware) for x in exact]
+        seen = [_run(block, (*READERS, *STREAMS.values()), x, rope, hardware) for x in exact]
         for reader, names in READERS.items():
             sums = [torch.zeros(())] * 3
-            for theirs, x in zip(seen, lossy, strict=True):
-                ours = _inputs(changed, (reader, *STREAMS.values()), x, rope, hardware)
+            for (theirs, _), x in zip(seen, lossy, strict=True):
+                ours, _ = _run(changed, (reader, *STREAMS.values()), x, rope, hardware)
                 sums = [total + part for total, part in zip(sums, _products(reader, theirs, ours), strict=True)]
             gram, change, lack = (total / windows.predicted for total in sums)
             full = tuple(f"model.layers.{number}.{name}" for name in names)
             yield Reading(full, gram, change, lack if reader in STREAMS else None)
-        with autocast(hardware):
-            exact = [block(x, rope, None, None) for x in exact]
-            lossy = [changed(x, rope, None, None) for x in lossy]
+        exact = [out for _, out in seen]
+        lossy = [_run(changed, (), x, rope, hardware)[1] for x in lossy]
 
 
-def _inputs(block: Block, names: Sequence[str], x: Tensor, rope: Any, hardware: Hardware) -> dict[str, Tensor]:
-    """What the named parts of a block read while it computes, `(tokens, width)` float32."""
+def _run(
+    block: Block, names: Sequence[str], x: Tensor, rope: Any, hardware: Hardware
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the named parts of a block read while it computes, `(tokens, width)` float32, and what comes out of it."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -130,11 +130,11 @@ def _inputs(block: Block, names: Sequence[str], x: Tensor, rope: Any, hardware: 
     handles = [block.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
     try:
         with autocast(hardware):
-            block(x, rope, None, None)
+            out = block(x, rope, None, None)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return seen, out
 
 
 def _products(reader: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from openafm.compression.allocation import allocate, curve
 from openafm.compression.calibration import READERS, Windows, compare, read_windows, readings, replaced
 from openafm.compression.embedding import quantize_embedding
-from openafm.compression.feedback import corrected, output_error, palettize_with_feedback
+from openafm.compression.feedback import corrected, eliminate, output_error, palettize_with_feedback
 from openafm.compression.package import sizes, verify_package, write_package
 from openafm.engine.package import EMBEDDING, FOLDER, Package
 from openafm.engine.packed import Palettized, stored_bits
@@ -60,7 +60,10 @@ def compress(config: CompressConfig, context: Context, *, model: Path, shards: P
     if budget < sum(low.values()):
         floor = sum(low.values()) / weights
         raise ValueError(f"target_bits {config.target_bits} is below {floor:.3f}, which all projections at 2 bits take")
-    costs = _costs(config, context, base, windows, groups, shards) if _undecided(high, low, budget) else {}
+    costs = {}
+    if _undecided(high, low, budget):
+        judging = read_windows(shards, "train", config.length, config.sensitivity_tokens)
+        costs = sensitivities(base, windows, judging, groups, context)
     coarse = allocate(high, low, costs or dict.fromkeys(shapes, 0.0), budget)
     bits = {name: 2 if name in coarse else 4 for name in shapes}
     projections, errors = palettize_model(base, windows, bits, groups, context)
@@ -95,18 +98,6 @@ def _undecided(high: Mapping[str, int], low: Mapping[str, int], budget: int) -> 
     return sum(high.values()) > budget >= least + min(high[name] - low[name] for name in high)
 
 
-def _costs(
-    config: CompressConfig,
-    context: Context,
-    base: Transformer,
-    calibration: Windows,
-    groups: Mapping[str, int],
-    shards: Path,
-) -> dict[str, float]:
-    windows = read_windows(shards, "train", config.length, config.sensitivity_tokens)
-    return sensitivities(base, calibration, windows, groups, context)
-
-
 @torch.no_grad()
 def sensitivities(
     model: Transformer, calibration: Windows, windows: Windows, groups: Mapping[str, int], context: Context
@@ -124,8 +115,9 @@ def sensitivities(
     reference = [log_probabilities(rows) for rows in batches]
     costs, linears = {}, model.linears()
     for reading in context.track(readings(model, model, calibration, context.hardware), "sensitivity", steps(model)):
+        elimination = eliminate(reading.gram)
         for name in reading.names:
-            coarse = palettize_with_feedback(linears[name].weight, reading.gram, 2, groups[name]).dequantize()
+            coarse = palettize_with_feedback(linears[name].weight, elimination, 2, groups[name]).dequantize()
             with replaced(model, name, torch.from_numpy(coarse)):
                 total = sum(
                     float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
@@ -142,9 +134,10 @@ def palettize_model(
     model, made, errors = deepcopy(base), {}, {}
     linears = model.linears()
     for reading in context.track(readings(base, model, windows, context.hardware), "palettize", steps(model)):
+        elimination = eliminate(reading.gram)
         for name in reading.names:
             weight = corrected(linears[name].weight, reading)
-            made[name] = palettize_with_feedback(weight, reading.gram, bits[name], groups[name])
+            made[name] = palettize_with_feedback(weight, elimination, bits[name], groups[name])
             errors[name] = output_error(weight, made[name], reading.gram)
             linears[name].weight.data = torch.from_numpy(made[name].dequantize())
     return made, errors

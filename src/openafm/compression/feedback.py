@@ -28,6 +28,8 @@ ONE_HOT = 1 << 25  # numbers held at once while tables are fitted
 class Elimination:
     """The order in which columns are palettized, loudest input first, and what each error asks of the later ones."""
 
+    gram: Tensor
+    """G `(columns, columns)`, float32."""
     order: Tensor
     """`(columns,)`."""
     factor: Tensor
@@ -51,7 +53,7 @@ def eliminate(gram: Tensor) -> Elimination:
     """Prepare the feedback for projections whose inputs have the Gram matrix `gram` `(columns, columns)`."""
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)[order][:, order]))
-    return Elimination(order, torch.linalg.cholesky(inverse, upper=True).float())
+    return Elimination(gram.float(), order, torch.linalg.cholesky(inverse, upper=True).float())
 
 
 def corrected(weight: Tensor, reading: Reading) -> Tensor:
@@ -69,14 +71,13 @@ def corrected(weight: Tensor, reading: Reading) -> Tensor:
 
 
 @torch.no_grad()
-def palettize_with_feedback(weight: Tensor, gram: Tensor, bits: int, group: int = 16) -> Palettized:
+def palettize_with_feedback(weight: Tensor, elimination: Elimination, bits: int, group: int = 16) -> Palettized:
     """Return `weight` `(rows, columns)` with one table of 2**bits values for every `group` rows.
 
-    `gram` `(columns, columns)` is the mean of x x^T over the projection's inputs x. The result's error is never above
-    that of `palettize` with the same tables' budget, each column weighted by its input's second moment.
+    `elimination` is that of the projection's inputs, which others may share. The result's error is never above that of
+    `palettize` with the same tables' budget, each column weighted by its input's second moment.
     """
-    weight, gram = weight.float(), gram.float()
-    elimination = eliminate(gram)
+    weight, gram = weight.float(), elimination.gram
 
     def measured(made: Palettized) -> tuple[float, Palettized]:
         return output_error(weight, made, gram), made

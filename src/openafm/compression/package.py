@@ -54,10 +54,7 @@ def write_header(folder: Path, config: ModelConfig, layers: Mapping[str, LayerFo
         "format": "afm",
         "version": VERSION,
         "config": config.model_dump(),
-        "layers": {
-            name: {"bits": layer.bits, "group": layer.group, "shape": list(layer.shape)}
-            for name, layer in sorted(layers.items())
-        },
+        "layers": {name: layer.model_dump(mode="json") for name, layer in sorted(layers.items())},
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(folder.iterdir())
         },

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openafm.adapters.lora import put_layer
 from openafm.compression.calibration import Windows, compare, read_windows, readings
 from openafm.compression.feedback import corrected, eliminate, feed_back
-from openafm.compression.recovery import LossKind, TextConfig, output_loss, text_batches
+from openafm.compression.objective import LossKind, TextConfig, output_loss, text_batches
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.stage import Context, Hardware, Metrics
@@ -88,15 +89,15 @@ def qat(config: QATConfig, context: Context, *, model: Path, shards: Path) -> Me
     settle(student, layers)
     after = compare(student, base, heldout)
     save_model(student, context.out, model)
-    kl, loss = ((mean(getattr(found, what)) for found in (before, after)) for what in ("kl", "model"))
-    started, ended = kl
-    first, last = loss
+    kl = {"start": mean(before.kl), "trained": mean(after.kl)}
+    loss = {"base": mean(before.base), "start": mean(before.model), "trained": mean(after.model)}
+    changed = "KL {start:.4f} -> {trained:.4f}".format(**kl), "loss {start:.3f} -> {trained:.3f}".format(**loss)
     return {
-        "headline": f"2 bits: KL {started:.4f} -> {ended:.4f}, loss {first:.3f} -> {last:.3f} nats a token",
+        "headline": f"{BITS} bits: {', '.join(changed)} nats a token",
         "training_tokens": tokens,
         "heldout_tokens": heldout.predicted,
-        "kl": {"start": round(started, 6), "trained": round(ended, 6)},
-        "loss": {"base": round(mean(before.base), 6), "start": round(first, 6), "trained": round(last, 6)},
+        "kl": {name: round(value, 6) for name, value in kl.items()},
+        "loss": {name: round(value, 6) for name, value in loss.items()},
     }
 
 
@@ -114,8 +115,7 @@ def put_on_grid(
             tables = step[:, None] * (torch.arange(Q_MIN, Q_MAX + 1) - ZERO)
             _, values = feed_back(weight, elimination, tables, group)
             layers[name] = ClippedLinear(values, step * Q_MAX / largest(values, group), group)
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, layers[name])
+            put_layer(model, name, layers[name])
     return layers
 
 
@@ -156,5 +156,4 @@ def settle(model: Transformer, layers: dict[str, ClippedLinear]) -> None:
     for name, layer in layers.items():
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(layer.quantized().half().float(), requires_grad=False)
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, plain)
+        put_layer(model, name, plain)

@@ -5,7 +5,6 @@ adapter on the unquantized model: what it gains there is more training, not reco
 step trains the first so many components, the number drawn anew (nested dropout, Rippel et al., arXiv 1402.0915).
 """
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -15,48 +14,28 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openafm import jsonl
 from openafm.adapters.lora import adapter_state, attach, load_adapter, truncated, use_rank
 from openafm.adapters.store import Adapter, AdapterStore
 from openafm.compression.calibration import Windows, compare, nats, read_windows, readings
 from openafm.compression.feedback import corrected, damped
+from openafm.compression.objective import TextConfig, output_loss, text_batches
 from openafm.compression.package import add_adapter, sizes
 from openafm.engine.package import open_package
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.muparam import trainable_groups
 from openafm.scoring import intervals
-from openafm.stage import Config, Context, Hardware, Metrics
+from openafm.stage import Context, Hardware, Metrics
 from openafm.tokenizer import load as load_tokenizer
-from openafm.training.batches import Batch, Batches, ExampleBatches, TokenBatches, tokenize_examples
-from openafm.training.loop import Loss, train
-from openafm.training.losses import LossOutput, divergence, next_token
+from openafm.training.batches import Batches, ExampleBatches, TokenBatches, tokenize_examples
+from openafm.training.loop import train
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import cosine
 
 NAME, CONTROL = "recovery", "control"
-LossKind = Literal["next_token", "kl", "both"]
-
-
-class TextConfig(Config):
-    """The text that trains what stands beside an unquantized base, and how."""
-
-    loss: LossKind = "next_token"
-    """True tokens, the unquantized model's distribution, or the sum of both losses."""
-    mixture: dict[str, float] = {}
-    """Weights over the shards' sources; empty takes all by their size."""
-    tokens: int = 50_000
-    """Pretraining tokens."""
-    sequence_length: int = 256
-    batch_tokens: int = 1024
-    lr: float = 4e-3
-    floor: float = 0.05
-    warmup: float = 0.1
-    calibration_tokens: int = 16_384
-    """Training tokens whose activations say what an error in each column costs."""
-    heldout_tokens: int = 16_384
 
 
 class RecoveryConfig(TextConfig):
@@ -231,22 +210,6 @@ def _phase(label: str, batches: TokenBatches | ExampleBatches, config: RecoveryC
     return label, batches, len(batches) * batches.rows * config.sequence_length
 
 
-def text_batches(config: TextConfig, context: Context, shards: Path) -> TokenBatches:
-    """The pretraining text that the config asks for."""
-    index = json.loads((shards / "index.json").read_text())["splits"]["train"]
-    mixture = config.mixture or {
-        name: entry["tokens"] for name, entry in index.items() if entry["tokens"] > config.sequence_length
-    }
-    return TokenBatches(
-        shards,
-        mixture,
-        tokens=config.tokens,
-        sequence_length=config.sequence_length,
-        batch_tokens=config.batch_tokens,
-        seed=context.seed,
-    )
-
-
 def _training_file(examples: Path, arm: str) -> Path:
     if arm:
         return examples / f"train_{arm}.jsonl"
@@ -281,24 +244,6 @@ def fit_adapter(
     state = adapter_state(model)
     load_adapter(model, state, config.alpha)
     return state
-
-
-def output_loss(kind: LossKind, base: Transformer) -> Loss:
-    """The loss of what is trained beside a base: true tokens, KL to the base's distribution, or their sum."""
-
-    def loss(network: nn.Module, batch: Batch) -> LossOutput:
-        logits = network(batch["inputs"])
-        if kind == "next_token":
-            return next_token(logits, batch["targets"])
-        with torch.no_grad():
-            reference = base(batch["inputs"])
-        kl = divergence(logits, reference, batch["targets"])
-        if kind == "kl":
-            return kl
-        true = next_token(logits, batch["targets"])
-        return LossOutput(true.loss + kl.loss, true.weight, true.metrics | kl.metrics)
-
-    return loss
 
 
 def _rank_drawer(config: RecoveryConfig, seed: int, label: str) -> Callable[[Transformer, int], None] | None:
