@@ -170,7 +170,7 @@ def short_tool(row: Row) -> str:
 def own_words(request: str, name: str, arguments: Row) -> str:
     """A request that a writer worded: the tool its words name and the values in their order."""
     told = wordings.call(request)
-    if told is None or not told[1]:
+    if told is None:
         return UNREAD
     given = [str(value).casefold() for value in arguments.values()]
     wanted = [value.casefold() for value in told[1]]

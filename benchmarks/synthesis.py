@@ -26,7 +26,7 @@ import yaml
 
 import reverify
 from harness import machine
-from openafm.data.meanings import Meanings
+from openafm.data.meanings import Meanings, asked
 from openafm.data.screen import ScreenConfig
 from openafm.sampling.embedding import Embedder
 from openafm.synthesis.items import MAKERS
@@ -62,12 +62,6 @@ def text_of(row: Row) -> str:
     return "\n".join([*(message["content"] for message in row["messages"]), row["answer"]])
 
 
-def asked(row: Row) -> str:
-    """What a person says in an example: the last user's turn without the list of tools."""
-    said = next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
-    return said.partition("\n")[2] if said.startswith("Tools: ") else said
-
-
 def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
@@ -77,19 +71,15 @@ def runs(text: str, n: int) -> set[tuple[str, ...]]:
     return {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
 
 
-def encoder_of(sources: Path) -> Embedder | None:
-    folder = sources / "models" / "embedder"
-    return Embedder.load(folder) if (folder / "model.safetensors").exists() else None
-
-
-def kept_of(run: Path, name: str, folder: Path, file: str) -> list[Row]:
-    """What a step kept, and the run's step `screen` after it, where there is one."""
-    for path in sorted(run.glob("*/manifest.json")):
-        manifest = json.loads(path.read_text())
-        if manifest["stage"] == "screen":
-            parts = {key.removeprefix("parts."): made["step"] for key, made in manifest["inputs"].items()}
-            folder = next((path.parent / part for part, step in parts.items() if step == name), folder)
-    return [{**row, "step": name} for row in reverify.read(folder / f"{file}.jsonl")]
+def screened(run: Path) -> dict[str, Path]:
+    """Steps whose examples the run's step `screen` read -> the folder with what it let pass."""
+    return {
+        made["step"]: path.parent / key.removeprefix("parts.")
+        for path in sorted(run.glob("*/manifest.json"))
+        if (manifest := json.loads(path.read_text()))["stage"] == "screen"
+        for key, made in manifest["inputs"].items()
+        if key.startswith("parts.")
+    }
 
 
 def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
@@ -113,7 +103,7 @@ def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
     if meanings is None:
         print("  meanings: no sentence encoder in these sources (models/embedder)")
         return found
-    prompts = sorted({asked(row) for row in rows})
+    prompts = sorted({asked(row)[-1] for row in rows})
     prompts = random.Random(0).sample(prompts, min(most, len(prompts)))
     return found | {"meanings": near(meanings, prompts, found["by_benchmark"]), "planted": planted(meanings)}
 
@@ -121,16 +111,16 @@ def overlap(rows: list[Row], sources: Path, most: int) -> dict[str, Any]:
 def near(meanings: Meanings, prompts: list[str], by_benchmark: dict[str, Row]) -> Row:
     """Print how near prompts come to each benchmark, and the nearest pairs; those above the screen's limits count."""
     cosines = meanings.embedder.embed(prompts) @ meanings.vectors.T  # (prompts, items' texts)
-    numbers = [sorted(re.findall(r"\d+", text)) for _, _, text in meanings.items]
     limits, names = ScreenConfig(), np.array([name for name, _, _ in meanings.items])
+    least = min(limits.meaning, limits.meaning_of_numbers)
     print(f"  {'':<14}{'items':>7}{'13 words':>10}{'nearest':>9}{'99th of 100':>13}{'same question':>15}")
     same: list[tuple[int, int]] = []
     for name, counts in by_benchmark.items():
         of = np.flatnonzero(names == name)
         best = cosines[:, of].max(1)
         pairs = [
-            (i, int(j)) for i, prompt in enumerate(prompts) for j in of[cosines[i, of] >= limits.meaning_of_numbers]
-            if sorted(re.findall(r"\d+", prompt)) == numbers[j] and (numbers[j][1:] or cosines[i, j] >= limits.meaning)
+            (i, int(j)) for i, prompt in enumerate(prompts) for j in of[cosines[i, of] >= least]
+            if limits.same(meanings.pair(prompt, cosines[i], j))
         ]  # fmt: skip
         same += pairs
         counts |= {"nearest": round(float(best.max()), 3), "same_question": len({i for i, _ in pairs})}
@@ -172,7 +162,7 @@ def planted(meanings: Meanings) -> Row:
     print(f"  {len(there)} planted paraphrases:")
     for (key, text), (nearest, same) in zip(there.items(), meanings.nearest(list(there.values())), strict=True):
         hit = limits.same(same)
-        found += bool(hit)
+        found += hit
         told = "found" if hit else "missed"
         print(f"    {told:<7}{(same or nearest).similarity:.3f} {text[:80]!r} ~ {(same or nearest).item}, of {key}")
     return {"paraphrases": len(there), "found": found}
@@ -191,10 +181,10 @@ def diversity(rows: list[Row], solutions: list[Row], sources: Path, most: int) -
     found: dict[str, Any] = {}
     print(f"\n{'distinct n-grams':<28}{'texts':>8}{'words':>10}{'2-grams':>10}{'3-grams':>10}{'new 3-grams':>13}")
     known = {gram for text in seeds for gram in runs(text, 3)}
-    groups = {"seeds": seeds, "kept prompts": [asked(row) for row in rows + solutions]}
+    groups = {"seeds": seeds, "kept prompts": [asked(row)[-1] for row in rows + solutions]}
     for step in sorted({row["step"] for row in rows + solutions}):
-        groups[f"  {step}"] = [asked(row) for row in rows + solutions if row["step"] == step]
-    groups["  written by a model"] = [asked(row) for row in rows + solutions if row["lineage"].startswith("writer")]
+        groups[f"  {step}"] = [asked(row)[-1] for row in rows + solutions if row["step"] == step]
+    groups["  written by a model"] = [asked(row)[-1] for row in rows + solutions if row["lineage"].startswith("writer")]
     for name, texts in groups.items():
         grams = {n: {gram for text in texts for gram in runs(text, n)} for n in (2, 3)}
         total = sum(len(words(text)) for text in texts)
@@ -206,8 +196,8 @@ def diversity(rows: list[Row], solutions: list[Row], sources: Path, most: int) -
             "distinct_3": len(grams[3]),
             "new_3": new,
         }
-    if embedder := encoder_of(sources):
-        prompts = sorted({asked(row) for row in rows + solutions})
+    if embedder := Embedder.find(sources / "models" / "embedder"):
+        prompts = sorted({asked(row)[-1] for row in rows + solutions})
         prompts = random.Random(0).sample(prompts, min(most, len(prompts)))
         nearest = (embedder.embed(prompts) @ embedder.embed(seeds).T).max(1)
         told = {f"{q}%": round(float(np.percentile(nearest, q)), 3) for q in (10, 50, 90)}
@@ -249,8 +239,9 @@ def main() -> None:
     if not steps:
         raise SystemExit(f"{options.run} holds no data steps: openafm run synthesis, then --run RUN")
     made = yields(steps)
+    passed = {name: folder for name, (folder, _) in steps.items()} | screened(options.run)
     kept, solutions = (
-        [row for name, (folder, _) in steps.items() for row in kept_of(options.run, name, folder, file)]
+        [{**row, "step": name} for name in steps for row in reverify.read(passed[name] / f"{file}.jsonl")]
         for file in ("examples", "solutions")
     )
     synthetic = [row for row in kept if row["origin"] == "synthetic"]

@@ -134,12 +134,7 @@ def call(request: str) -> tuple[str, list[str]] | None:
         return tool, numbers
     if tool == "day_after" and len(numbers) == 1 and (day := re.search(r"\b(?:after|from|past|than) (\w+day)\b", said)):
         return tool, [day[1].capitalize(), numbers[0]]
-    if tool in ("upper", "reverse", "length") and not numbers:
-        return tool, [word_of(tool, said)] if word_of(tool, said) else []
+    about = [word for word in said.split() if word not in OWN]  # a text is the one word that is none of the request's
+    if tool in ("upper", "reverse", "length") and len(about) == 1 and not numbers:
+        return tool, about
     return None
-
-
-def word_of(tool: str, said: str) -> str:
-    """The word that a request is about: the one that is none of the request's own."""
-    left = [word for word in said.split() if word not in OWN]
-    return left[0] if len(left) == 1 else ""

@@ -54,11 +54,16 @@ def add_item(index: NgramIndex, benchmark: str, item: dict[str, Any]) -> int:
 
     That is `text`, or the `questions`, each by itself, and of the `answers` the long ones.
     """
-    identity, questions, answers = str(item["id"]), item.get("questions"), item.get("answers", ())
+    identity, answers = str(item["id"]), item.get("answers", ())
     if not isinstance(item["text"], str):
         raise ValueError("text must be a text")
-    added = sum(index.add(benchmark, identity, text) for text in ([item["text"]] if questions is None else questions))
+    added = sum(index.add(benchmark, identity, text) for text in questions(item))
     return added + sum(index.add(benchmark, identity, text, whole=False) for text in answers)
+
+
+def questions(item: dict[str, Any]) -> list[str]:
+    """What a benchmark's item asks: its `questions`, or its `text` where there are none."""
+    return [item["text"]] if item.get("questions") is None else list(item["questions"])
 
 
 def read_benchmarks(folder: Path, index: NgramIndex) -> dict[str, dict[str, int]]:

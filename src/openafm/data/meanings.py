@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from openafm import jsonl
+from openafm.data import decontaminate
 from openafm.sampling.embedding import Embedder
 
 SPELLED = {
@@ -47,8 +48,8 @@ def numbers(text: str) -> tuple[str, ...]:
 
 
 def questions(item: dict[str, Any]) -> list[str]:
-    """What a benchmark item asks: its questions or text; of code that is to be completed also its docstring's prose."""
-    asked = [str(text) for text in (item.get("questions") or [item["text"]])]
+    """What a benchmark item asks; of code that is to be completed also its docstring's prose."""
+    asked = decontaminate.questions(item)
     prose = [" ".join(_EXAMPLES.split(doc)[0].split()) for text in asked for doc in _DOCSTRING.findall(text)]
     return [text for text in asked + prose if text.strip()]
 
@@ -73,14 +74,14 @@ class Meanings:
     @classmethod
     def open(cls, sources: Path) -> "Meanings | None":
         """Of the sources' benchmarks, by the sources' encoder; None where either is missing."""
-        folder = sources / "models" / "embedder"
         items = [
             (path.stem, str(row["id"]), text)
             for path in sorted((sources / "benchmarks").glob("*.jsonl"))
             for row in jsonl.read(path)
             for text in questions(row)
         ]
-        return cls(Embedder.load(folder), items) if items and (folder / "model.safetensors").exists() else None
+        embedder = Embedder.find(sources / "models" / "embedder") if items else None
+        return cls(embedder, items) if embedder else None
 
     def nearest(self, texts: Sequence[str]) -> list[tuple[Near, Near | None]]:
         """For each text the nearest item of all, and the nearest of those with its numbers, if there are any."""
@@ -88,10 +89,11 @@ class Meanings:
         found: list[tuple[Near, Near | None]] = []
         for text, row in zip(texts, cosines, strict=True):
             like = self.by_numbers.get(numbers(text), [])
-            same = self._near(text, row, like[int(row[like].argmax())]) if like else None
-            found.append((self._near(text, row, int(row.argmax())), same))
+            same = self.pair(text, row, like[int(row[like].argmax())]) if like else None
+            found.append((self.pair(text, row, int(row.argmax())), same))
         return found
 
-    def _near(self, text: str, cosines: np.ndarray, place: int) -> Near:
+    def pair(self, text: str, cosines: np.ndarray, place: int) -> Near:
+        """A text and the item at a place, given the text's cosines with all of them."""
         benchmark, item, words = self.items[place]
         return Near(round(float(cosines[place]), 4), numbers(text) == numbers(words), benchmark, item, text, words)

@@ -48,8 +48,8 @@ class ScreenConfig(Config):
     """Pairs of a question and its nearest item in `near_benchmarks.jsonl`, the nearest of all."""
 
     def same(self, near: Near | None) -> bool:
-        """Whether a question with an item's numbers is that item's question."""
-        if near is None:
+        """Whether a question is the item's that it is near to."""
+        if near is None or not near.same_numbers:
             return False
         return near.similarity >= (self.meaning_of_numbers if len(numbers(near.text)) > 1 else self.meaning)
 
@@ -127,16 +127,14 @@ class _Near:
         """(place, reason, evidence) of rows that ask what an item asks; none where there is no encoder."""
         if self.meanings is None:
             return
-        texts = [(place, text) for place, row in enumerate(rows) for text in asked(row)]
-        new = sorted({text for _, text in texts} - self.pairs.keys())
-        for text, (nearest, same) in zip(new, self.meanings.nearest(new), strict=True) if new else ():
+        texts = [asked(row) for row in rows]
+        new = sorted({text for of_row in texts for text in of_row} - self.pairs.keys())
+        for text, (nearest, same) in zip(new, self.meanings.nearest(new), strict=True):
             hit = self.config.same(same)
             self.pairs[text] = (same if same and hit else nearest), hit
-        said: set[int] = set()
-        for place, text in texts:
-            near, hit = self.pairs[text]
-            if hit and place not in said:
-                said.add(place)
+        for place, of_row in enumerate(texts):
+            pairs = (self.pairs[text] for text in of_row)
+            if near := next((near for near, hit in pairs if hit), None):
                 yield place, f"benchmark_meaning.{near.benchmark}", f"{near.similarity:.3f} to {near.item}: {near.text}"
 
     def write(self, path: Path) -> Metrics:

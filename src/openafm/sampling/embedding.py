@@ -38,6 +38,11 @@ class Embedder:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return cls(load_file(folder / "model.safetensors"), config, tokenizer)
 
+    @classmethod
+    def find(cls, folder: Path) -> "Embedder | None":
+        """Open a folder of the sources, `models/embedder`; None where they hold no encoder."""
+        return cls.load(folder) if (folder / "model.safetensors").exists() else None
+
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], batch: int = 32) -> np.ndarray:
         """(texts, d_model) float32, each row of length 1."""
@@ -97,7 +102,6 @@ def character_vectors(texts: Sequence[str], width: int = 4096) -> np.ndarray:
 
 def similarities(texts: Sequence[str], others: Sequence[str], folder: Path) -> tuple[np.ndarray, str]:
     """Cosines (texts, others) and what they compare: `meaning` with the encoder in `folder`, else `spelling`."""
-    if (folder / "model.safetensors").exists():
-        embedder = Embedder.load(folder)
+    if embedder := Embedder.find(folder):
         return embedder.embed(texts) @ embedder.embed(others).T, "meaning"
     return character_vectors(texts) @ character_vectors(others).T, "spelling"

@@ -10,7 +10,7 @@ import ast
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,10 +203,9 @@ def agreed(texts: Sequence[str]) -> list[str]:
 
     A tie says nothing, and goes.
     """
-    wanted: dict[str, Counter[str]] = {}
-    for test in (test for text in texts for test in asserts(text)):
-        call, value = given_and_wanted(test) or ("", None)
-        wanted.setdefault(call, Counter())[repr(value)] += 1
+    wanted: dict[str, Counter[str]] = defaultdict(Counter)
+    for call, value in filter(None, (given_and_wanted(test) for text in texts for test in asserts(text))):
+        wanted[call][repr(value)] += 1
     found = []
     for call, votes in wanted.items():
         (value, most), *others = votes.most_common()

@@ -8,6 +8,7 @@ with no more around it than politeness and the words that begin a question.
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ def asks_for(request: str, tool: str, arguments: dict[str, Any]) -> bool:
 def _filled(tool: str, arguments: dict[str, Any]) -> Iterator[str]:
     """The tool's phrases with the values in their places, the two of `{x}` and `{y}` in both orders."""
     values = {name: _FILLER + re.escape(str(value).casefold()) for name, value in arguments.items()}
-    first, second = [*values.values(), ""][:2]
     for phrase in phrases()[tool]:
-        spelled = phrase.replace("KM", _KILOMETERS)
-        for x, y in ((first, second), (second, first)) if "{x}" in phrase else ((first, second),):
-            yield spelled.format(**values, x=x, y=y)
+        for x, y in permutations(values.values(), 2) if "{x}" in phrase else [("", "")]:
+            yield phrase.format(**values, x=x, y=y, kilometers=_KILOMETERS)

@@ -163,10 +163,13 @@ def _by_writer(config: MathConfig, seeds: list[Seed], collected: Collected, writ
         ]
         found = writer.write(name, rows, max_tokens=32, temperature=0.7)
         problems = [line(texts[0]) if texts else "" for texts in found]
-        unread = [{"question": p} for p in problems if config.majority and stories.read(p) is None]
-        solved = iter(writer.write("solve", unread, n=config.solutions, max_tokens=12, temperature=0.5))
+        unread = [p for p in dict.fromkeys(problems) if config.majority and stories.read(p) is None]
+        tries = writer.write(
+            "solve", [{"question": p} for p in unread], n=config.solutions, max_tokens=12, temperature=0.5
+        )
+        solved = dict(zip(unread, tries, strict=True))
         for seed, prompt in zip(seeds, problems, strict=True):
-            solutions = next(solved) if config.majority and stories.read(prompt) is None else []
+            solutions = solved.get(prompt, [])
             row, reason = judge_written(name, seed, prompt, solutions, config.max_words)
             collected.judge(row, reason, " | ".join(line(s) for s in solutions))
 

@@ -22,16 +22,14 @@ _JOINT = re.compile(r",? and then |, then |,? and |, ")
 _SUMS = (
     (
         rf"(?:what is|what's|how much is) (?:the sum of )?{_N} (?:plus|and|\+|added to) {_N}(?: together| in all)?\?",
-        "+",
+        lambda a, b: a + b,
     ),
-    (rf"(?:what is|what's|how much is) {_N} (?:minus|-|less) {_N}\?", "-"),
-    (rf"(?:what is|what's) the difference (?:between|of) {_N} and {_N}\?", "~"),
-)
-_HIDDEN = (  # what is asked is x
+    (rf"(?:what is|what's|how much is) {_N} (?:minus|-|less) {_N}\?", lambda a, b: a - b),
+    (rf"(?:what is|what's) the difference (?:between|of) {_N} and {_N}\?", lambda a, b: abs(a - b)),
+    # one of the two is asked for, the result given
     (rf"i add {_N} to a number and get {_N}\. what (?:was|is) the number\?", lambda b, c: c - b),
-    (rf"i take {_N} from a number and get {_N}\. what (?:was|is) the number\?", lambda b, c: c + b),
+    (rf"i (?:take|subtract) {_N} from a number and get {_N}\. what (?:was|is) the number\?", lambda b, c: c + b),
     (rf"i (?:take|subtract) a number from {_N} and get {_N}\. what (?:was|is) the number\?", lambda a, c: a - c),
-    (rf"i subtract {_N} from a number and get {_N}\. what (?:was|is) the number\?", lambda b, c: c + b),
     (rf"i add a number to {_N} and get {_N}\. what (?:was|is) the number\?", lambda a, c: c - a),
     (rf"what number plus {_N} (?:is|gives|makes) {_N}\?", lambda b, c: c - b),
     (rf"what number minus {_N} (?:is|gives|makes) {_N}\?", lambda b, c: c + b),
@@ -43,11 +41,7 @@ _HIDDEN = (  # what is asked is x
 def read(text: str) -> Fraction | None:
     """The answer to a problem, or None where it is not of a kind that is known."""
     said = " ".join(text.casefold().replace("’", "'").split())
-    for pattern, sign in _SUMS:
-        if found := re.fullmatch(pattern, said):
-            a, b = map(int, found.groups())
-            return Fraction({"+": a + b, "-": a - b, "~": abs(a - b)}[sign])
-    for pattern, solve in _HIDDEN:
+    for pattern, solve in _SUMS:
         if found := re.fullmatch(pattern, said):
             return Fraction(solve(*map(int, found.groups())))
     return _story(said)
