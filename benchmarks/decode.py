@@ -9,9 +9,11 @@ import argparse
 import time
 
 import numpy as np
+import torch
 
-from harness import alternate, options, show
+from harness import alternate, options, show, timed
 from openafm.engine import _native
+from openafm.engine.package import EMBEDDING
 from openafm.files import cores
 from openafm.model import PRESETS, ModelConfig
 from openafm.model.transformer import Transformer
@@ -19,12 +21,27 @@ from openafm.model.transformer import Transformer
 RANK, BATCH, PREFILL = 16, 8, 512
 
 
+def shape_of(given: argparse.Namespace) -> ModelConfig:
+    """The preset `shape`, with so many of its `layers`; 0 is all."""
+    shape = PRESETS[given.shape]
+    return shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
+
+
+def sizes(shape: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of every tensor by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Transformer(shape).state_dict().items()}
+
+
+def norms(shape: ModelConfig) -> dict[str, np.ndarray]:
+    """Gains that change nothing."""
+    return {name: np.ones(size, np.float32) for name, size in sizes(shape).items() if len(size) == 1}
+
+
 def projections(shape: ModelConfig) -> dict[str, tuple[int, int]]:
     """Rows and columns of every projection."""
-    import torch
-
-    with torch.device("meta"):
-        return {name: tuple(linear.weight.shape) for name, linear in Transformer(shape).linears().items()}
+    matrices = {name.removesuffix(".weight"): size for name, size in sizes(shape).items() if len(size) == 2}
+    return {name: size for name, size in matrices.items() if name != EMBEDDING}
 
 
 def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str, cache: str = "") -> "_native.Model":
@@ -39,14 +56,10 @@ def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str, ca
         codes = rng.integers(0, 256, (rows, -(-columns * stored // 8)), np.uint8)
         tables = np.sort(rng.normal(0, columns**-0.5, (-(-rows // 16), 2**stored)), 1).astype(np.float16)
         model.set_palettized(name, codes, tables.view(np.uint16), stored, 16, columns)
-    for layer in range(shape.n_layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            model.set_norm(f"model.layers.{layer}.{norm}.weight", np.ones(shape.d_model, np.float32))
-        for norm in ("q_norm", "k_norm") if shape.qk_norm else ():
-            model.set_norm(f"model.layers.{layer}.self_attn.{norm}.weight", np.ones(shape.head_dim, np.float32))
-    model.set_norm("model.norm.weight", np.ones(shape.d_model, np.float32))
+    for name, gain in norms(shape).items():
+        model.set_norm(name, gain)
     values = rng.integers(-127, 128, (shape.vocab_size, shape.d_model), np.int8)
-    model.set_int8("model.embed_tokens", values, np.full(shape.vocab_size, 1e-3, np.float32))
+    model.set_int8(EMBEDDING, values, np.full(shape.vocab_size, 1e-3, np.float32))
     model.check()
     return model
 
@@ -60,27 +73,24 @@ def add_adapters(model: "_native.Model", shape: ModelConfig, count: int) -> None
             model.set_adapter(f"adapter{index}", name, a.view(np.uint16), b.view(np.uint16), 1.0)
 
 
-def decoding(model: "_native.Model", count: int, adapters: list[str | None], tokens: int) -> float:
-    """Tokens a second of `count` sequences together, after a short prompt each."""
-    sequences = [model.create() for _ in range(count)]
+def decoding(model: "_native.Model", adapters: list[str | None], tokens: int, beginning: int | None = None) -> float:
+    """Tokens a second of a sequence for each adapter together, after a short text, or one that goes on `beginning`."""
+    sequences = [model.create() if beginning is None else model.fork(beginning) for _ in adapters]
     samplers = [_native.Sampler(temperature=0.0) for _ in sequences]
-    feed = [[7, 8, 9]] * count
-    chosen = model.choose(sequences, feed, adapters, samplers)
+    chosen = model.choose(sequences, [[7, 8, 9]] * len(sequences), adapters, samplers)
     started = time.perf_counter()
     for _ in range(tokens):
         chosen = model.choose(sequences, [[token] for token, _ in chosen], adapters, samplers)
     seconds = time.perf_counter() - started
     for sequence in sequences:
         model.release(sequence)
-    return count * tokens / seconds
+    return len(sequences) * tokens / seconds
 
 
 def prefilling(model: "_native.Model", count: int) -> float:
     """Tokens of a prompt of so many a second."""
     sequence = model.create()
-    started = time.perf_counter()
-    model.logits([sequence], [list(range(1, count + 1))], [None])
-    seconds = time.perf_counter() - started
+    seconds = timed(lambda: model.logits([sequence], [list(range(1, count + 1))], [None]))
     model.release(sequence)
     return count / seconds
 
@@ -93,23 +103,9 @@ def after(model: "_native.Model", context: int) -> int:
     return sequence
 
 
-def going_on(model: "_native.Model", sequence: int, tokens: int) -> float:
-    """Tokens a second of one sequence that is long already."""
-    fork = model.fork(sequence)
-    sampler = _native.Sampler(temperature=0.0)
-    token = model.choose([fork], [[7]], [None], [sampler])[0][0]
-    started = time.perf_counter()
-    for _ in range(tokens):
-        token = model.choose([fork], [[token]], [None], [sampler])[0][0]
-    seconds = time.perf_counter() - started
-    model.release(fork)
-    return tokens / seconds
-
-
 def main() -> None:
     given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="", context=4096)
-    shape = PRESETS[given.shape]
-    shape = shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
+    shape = shape_of(given)
     threads = given.threads or cores()
     model = random_model(shape, given.bits, threads, given.kernels)
     add_adapters(model, shape, BATCH)
@@ -117,10 +113,10 @@ def main() -> None:
     none: list[str | None] = [None] * BATCH
     figures = alternate(
         {
-            "one sequence": lambda: decoding(model, 1, none[:1], given.tokens),
-            "one sequence, rank-16 adapter": lambda: decoding(model, 1, names[:1], given.tokens),
-            "batch of 8": lambda: decoding(model, BATCH, none, given.tokens),
-            "batch of 8, 8 adapters": lambda: decoding(model, BATCH, names, given.tokens),
+            "one sequence": lambda: decoding(model, none[:1], given.tokens),
+            "one sequence, rank-16 adapter": lambda: decoding(model, names[:1], given.tokens),
+            "batch of 8": lambda: decoding(model, none, given.tokens),
+            "batch of 8, 8 adapters": lambda: decoding(model, names, given.tokens),
             "prefill of 512": lambda: prefilling(model, PREFILL),
         },
         given.repeats,
@@ -141,7 +137,7 @@ def long_contexts(shape: ModelConfig, given: argparse.Namespace, threads: int) -
     models = {kv: random_model(shape, given.bits, threads, given.kernels, kv) for kv in ("int8", "float16")}
     long = {kv: after(model, given.context) for kv, model in models.items()}
     contestants = {
-        f"{given.context} tokens of context, {kv}": lambda kv=kv: going_on(models[kv], long[kv], given.tokens)
+        f"{given.context} tokens of context, {kv}": lambda kv=kv: decoding(models[kv], [None], given.tokens, long[kv])
         for kv in models
     }
     detail = {f"cache_mb_{kv}": round(model.cache_bytes / 1e6, 1) for kv, model in models.items()}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jsonschema
 
-from harness import alternate, options, show
+from harness import alternate, options, show, timed
 from openafm.engine import NativeEngine
-from openafm.engine.guidance import Guide, json_schema, vocabulary
+from openafm.engine.guidance import json_schema
 
 SCHEMA = {
     "type": "object",
@@ -42,7 +42,8 @@ def main() -> None:
     asked = "Describe a book as JSON with title, year, tags and people."
     prompt = engine.tokenizer.render_chat([{"role": "user", "content": asked}])
     grammar = json_schema(SCHEMA)
-    answers = [made(engine, prompt, 600, given.temperature, seed, grammar) for seed in range(given.answers)]
+    settings = {"temperature": given.temperature, "grammar": grammar}
+    answers = [list(engine.generate(prompt, max_tokens=600, seed=seed, **settings)) for seed in range(given.answers)]
     for tokens in answers:
         jsonschema.validate(json.loads(engine.tokenizer.decode(tokens)), SCHEMA)
     lengths = [len(tokens) for tokens in answers]
@@ -52,9 +53,8 @@ def main() -> None:
         count, seconds = 0, 0.0
         for seed, length in enumerate(lengths):
             stop, engine._stop = engine._stop, engine._stop if guided else set()
-            stream = engine.generate(
-                prompt, max_tokens=length, temperature=given.temperature, seed=seed, grammar=grammar if guided else None
-            )
+            kept_to = settings if guided else settings | {"grammar": None}
+            stream = engine.generate(prompt, max_tokens=length, seed=seed, **kept_to)
             next(stream)
             started = time.perf_counter()
             count += sum(1 for _ in stream)
@@ -62,16 +62,10 @@ def main() -> None:
             engine._stop = stop
         return 1000 * seconds / count
 
-    words = vocabulary(engine.tokenizer, engine.config.vocab_size)
-    started = time.perf_counter()
-    Guide(words, grammar)
-    detail = {"compile_ms": round(1000 * (time.perf_counter() - started), 2), "valid": len(answers), "tokens": lengths}
+    compiling = timed(lambda: engine._guide(grammar))
+    detail = {"compile_ms": round(1000 * compiling, 2), "valid": len(answers), "tokens": lengths}
     figures = alternate({"guided": lambda: milliseconds(True), "free": lambda: milliseconds(False)}, given.repeats)
     show("guided", "ms a token", figures, limit=None, detail=detail, as_json=given.json, better="less")
-
-
-def made(engine: NativeEngine, prompt: list[int], most: int, temperature: float, seed: int, grammar: str) -> list[int]:
-    return list(engine.generate(prompt, max_tokens=most, temperature=temperature, seed=seed, grammar=grammar))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ import llama_cpp
 import numpy as np
 
 import decode
-from harness import alternate, options, show
+from harness import alternate, options, show, timed
 from openafm.engine import NativeEngine
 from openafm.files import cores
-from openafm.model import PRESETS, ModelConfig
-from openafm.model.transformer import Transformer
+from openafm.model import ModelConfig
 from openafm.serving.exporting import export
 from openafm.serving.gguf_export import add_shape, tensor_name
 
@@ -33,18 +32,18 @@ def main() -> None:
     given = options(__doc__, shape="afm-on-device", bits=3.7, model="", kinds="q4_0,q4_k_m", tokens=16, prefill=512,
                     threads=0, layers=0, kernels="")  # fmt: skip
     threads = given.threads or cores()
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "f16.gguf"
         if given.model:
             ours = NativeEngine.load(Path(given.model), threads=threads).model
-            export(Path(given.model), source := Path(folder) / "f16.gguf", "gguf", None, "f16")
+            export(Path(given.model), source, "gguf", None, "f16")
             adapters: list[str | None] = [None]
         else:
-            shape = PRESETS[given.shape]
-            shape = shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
+            shape = decode.shape_of(given)
             ours = decode.random_model(shape, given.bits, threads, given.kernels)
             decode.add_adapters(ours, shape, 1)
             adapters = [None, "adapter0"]
-            source = random_gguf(shape, Path(folder) / "f16.gguf")
+            write_random(shape, source)
         peers = {kind: quantized(source, kind) for kind in given.kinds.split(",")}
         source.unlink()
         llamas = {kind: opened(path, threads) for kind, path in peers.items()}
@@ -52,7 +51,7 @@ def main() -> None:
         for load in ("idle", "loaded"):
             for name in adapters:
                 label = f"ours{', rank-16 adapter' if name else ''}, {load}"
-                contestants[label] = under(load, lambda name=name: decode.decoding(ours, 1, [name], given.tokens))
+                contestants[label] = under(load, lambda name=name: decode.decoding(ours, [name], given.tokens))
             for kind, llama in llamas.items():
                 contestants[f"llama.cpp {kind}, {load}"] = under(load, lambda x=llama: decoding(x, given.tokens))
         figures = alternate(contestants, given.repeats)
@@ -66,27 +65,22 @@ def main() -> None:
         show("llama_cpp_prefill", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
 
 
-def random_gguf(shape: ModelConfig, path: Path) -> Path:
+def write_random(shape: ModelConfig, path: Path) -> None:
     """The shape in float16, without a vocabulary; one block of random numbers over and over."""
-    import torch
-
-    with torch.device("meta"):
-        tensors = {name: tuple(tensor.shape) for name, tensor in Transformer(shape).state_dict().items()}
+    gains, tensors = decode.norms(shape), decode.sizes(shape)
     block = np.random.default_rng(0).normal(0, 0.02, 1_000_003).astype(np.float16)
     writer = gguf.GGUFWriter(path, "qwen3" if shape.qk_norm else "llama")
     add_shape(writer, shape, "random", "f16")
     writer.add_tokenizer_model("no_vocab")
     for name, size in tensors.items():
-        values = np.ones(size, np.float32) if len(size) == 1 else None
-        kind = np.dtype(np.float32 if values is not None else np.float16)
+        kind = np.dtype(np.float32 if name in gains else np.float16)
         writer.add_tensor_info(tensor_name(name), size, kind, int(np.prod(size)) * kind.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for size in tensors.values():
-        writer.write_tensor_data(np.ones(size, np.float32) if len(size) == 1 else np.resize(block, size))
+    for name, size in tensors.items():
+        writer.write_tensor_data(gains[name] if name in gains else np.resize(block, size))
     writer.close()
-    return path
 
 
 def quantized(source: Path, kind: str) -> Path:
@@ -117,9 +111,7 @@ def decoding(llama: llama_cpp.Llama, tokens: int) -> float:
 
 def prefilling(llama: llama_cpp.Llama, count: int) -> float:
     llama.reset()
-    started = time.perf_counter()
-    llama.eval(list(range(1, count + 1)))
-    return count / (time.perf_counter() - started)
+    return count / timed(lambda: llama.eval(list(range(1, count + 1))))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Seconds from a new process to the first token, and resident memory over the file and the KV cache.
+"""Seconds from opening a package to the first token in a new process, and resident memory over file and KV cache.
 
-The process imports, opens the package in the page cache and makes one token; its memory is read after 64 more. Without
-`--model`, a package of random weights in the shape is written first.
+The package is in the page cache; imports are told apart; memory is read after 64 more tokens. Without `--model`, a
+package of random weights in the shape is written first.
 Example: openafm bench opening --shape afm-on-device --bits 4 --json
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from decode import norms, projections, shape_of
 from harness import alternate, options, show
 from openafm.compression.package import write_package
 from openafm.engine.packed import Int8Rows, Palettized
-from openafm.model import PRESETS, ModelConfig
-from openafm.model.transformer import Transformer
+from openafm.model import ModelConfig
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 CHILD = """
@@ -43,7 +43,11 @@ print(json.dumps({"import": imported - started, "load": loaded - imported, "toke
 def main() -> None:
     given = options(__doc__, model="", shape="afm-on-device", bits=4, layers=0)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(given.model) if given.model else random_package(given, Path(folder) / "model.afm")
+        path = (
+            Path(given.model)
+            if given.model
+            else random_package(shape_of(given), given.bits, Path(folder) / "model.afm")
+        )
         size = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
         runs: list[dict[str, float]] = []
 
@@ -63,27 +67,18 @@ def main() -> None:
     show("opening", "seconds", figures, limit=None, detail=detail, as_json=given.json, better="less")
 
 
-def random_package(given: object, folder: Path) -> Path:
+def random_package(shape: ModelConfig, bits: int, folder: Path) -> Path:
     """A package whose weights mean nothing."""
-    import torch
-
-    shape: ModelConfig = PRESETS[given.shape]
-    shape = shape.model_copy(update={"n_layers": given.layers or shape.n_layers})
     rng = np.random.default_rng(0)
-    with torch.device("meta"):
-        model = Transformer(shape)
-        sizes = {name: tuple(linear.weight.shape) for name, linear in model.linears().items()}
-        norms = {name: tuple(t.shape) for name, t in model.state_dict().items() if "norm" in name}
     layers = {}
-    for name, (rows, columns) in sizes.items():
-        tables = np.sort(rng.normal(0, columns**-0.5, (-(-rows // 16), 2**given.bits)), 1).astype(np.float16)
-        codes = np.resize(rng.integers(0, 2**given.bits, 1_000_003, np.uint8), (rows, columns))
-        layers[name] = Palettized(codes, tables, given.bits, 16)
+    for name, (rows, columns) in projections(shape).items():
+        tables = np.sort(rng.normal(0, columns**-0.5, (-(-rows // 16), 2**bits)), 1).astype(np.float16)
+        codes = np.resize(rng.integers(0, 2**bits, 1_000_003, np.uint8), (rows, columns))
+        layers[name] = Palettized(codes, tables, bits, 16)
     values = np.resize(rng.integers(-127, 128, 1_000_003, np.int8), (shape.vocab_size, shape.d_model))
     embedding = Int8Rows(values, np.full(shape.vocab_size, 1e-3, np.float16))
     write_tokenizer(folder.parent, train_sentencepiece(["some words to learn from, a few of them twice"] * 4, 300))
-    rest = {name: np.ones(size, np.float32) for name, size in norms.items()}
-    write_package(folder, shape, layers, embedding, rest, folder.parent)
+    write_package(folder, shape, layers, embedding, norms(shape), folder.parent)
     return folder
 
 

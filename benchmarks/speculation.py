@@ -7,6 +7,7 @@ Example: openafm bench speculation --model runs/SmolLM2/import --draft runs/Smol
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 from harness import alternate, options, show
 from openafm.engine import NativeEngine
@@ -30,7 +31,7 @@ def main() -> None:
         detail: dict[str, object] = {"prompts": len(prompts), "tokens": sum(map(len, expected))}
         for name, engine in contestants.items():
             assert [answer(engine, prompt, given.tokens) for prompt in prompts] == expected, f"{name} changed an answer"
-            detail[f"{name}_tokens_a_step"] = round(tokens_a_step(engine, prompts, given.tokens), 2)
+            detail[f"{name}_tokens_a_step"] = round(sum(map(len, expected)) / steps(engine, prompts, given.tokens), 2)
         rates: dict[str, Callable[[], float]] = {
             name: lambda engine=engine, prompts=prompts: rate(engine, prompts, given.tokens)
             for name, engine in reversed(contestants.items())
@@ -53,35 +54,23 @@ def answer(engine: NativeEngine, prompt: list[int], tokens: int) -> list[int]:
     return list(engine.generate(prompt, max_tokens=tokens, temperature=0.0))
 
 
-def tokens_a_step(engine: NativeEngine, prompts: list[list[int]], tokens: int) -> float:
-    """How many tokens a step of the model yields: more than one where proposals are taken."""
-    made: list[int] = []
-    take = engine.model.take
-
-    class Counting:
-        def __getattr__(self, name: str) -> object:
-            return getattr(model, name)
-
-        def take(self, *args: object) -> object:
-            chosen = take(*args)
-            made.append(len(chosen))
-            return chosen
-
-    model, engine.model = engine.model, Counting()
+def steps(engine: NativeEngine, prompts: list[list[int]], tokens: int) -> int:
+    """How many steps of the model the answers take: fewer than their tokens where proposals are taken."""
+    model = engine.model
+    engine.model = watched = Mock(wraps=model)
     for prompt in prompts:
         answer(engine, prompt, tokens)
     engine.model = model
-    return sum(made) / len(made)
+    return watched.take.call_count
 
 
 def rate(engine: NativeEngine, prompts: list[list[int]], tokens: int) -> float:
-    """Tokens a second after the first token, which waits for the prompt."""
+    """Tokens a second once the prompt is computed: both models keep it from the short answer before."""
     count, seconds = 0, 0.0
     for prompt in prompts:
-        stream = engine.generate(prompt, max_tokens=tokens, temperature=0.0)
-        next(stream)
+        answer(engine, prompt, 2)  # a draft model is not asked for the last token
         started = time.perf_counter()
-        count += sum(1 for _ in stream)
+        count += len(answer(engine, prompt, tokens))
         seconds += time.perf_counter() - started
     return count / seconds
 

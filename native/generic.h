@@ -176,25 +176,29 @@ void real(const Tiles& weight, size_t tile, const float* x, size_t x_stride, int
   }
 }
 
+float to_bytes(const float* x, size_t n, int8_t* out) {
+  F most = Lanes::set1(0.0f);
+  for (size_t k = 0; k < n; k += 16) most = Lanes::max(most, Lanes::absolute(Lanes::load(x + k)));
+  const float largest = Lanes::highest(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  for (size_t k = 0; k < n; k++) {
+    const float shifted = x[k] * inverse + 12582912.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    out[k] = static_cast<int8_t>(bits - 0x4B400000);
+  }
+  return largest / 127.0f;
+}
+
 void quantize(const float* x, size_t stride, size_t columns, size_t padded, const Panel& panel) {
   for (int i = 0; i < panel.n; i++, x += stride) {
     for (size_t g = 0; g < padded / kGroup; g++) {
       float block[kGroup] = {};
       const size_t first = g * kGroup, count = columns - first < kGroup ? columns - first : kGroup;
       std::memcpy(block, x + first, count * sizeof(float));
-      F most = Lanes::set1(0.0f);
-      for (size_t k = 0; k < kGroup; k += 16) most = Lanes::max(most, Lanes::absolute(Lanes::load(block + k)));
-      const float largest = Lanes::highest(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
       int8_t values[kGroup];
+      panel.scales[g * panel.n + i] = to_bytes(block, kGroup, values);
       int32_t sum = 0;
-      for (size_t k = 0; k < kGroup; k++) {
-        const float shifted = block[k] * inverse + 12582912.0f;
-        int32_t bits;
-        std::memcpy(&bits, &shifted, 4);
-        values[k] = static_cast<int8_t>(bits - 0x4B400000);
-        sum += values[k];
-      }
-      panel.scales[g * panel.n + i] = largest / 127.0f;
+      for (const int8_t value : values) sum += value;
       panel.sums[g * panel.n + i] = -128 * sum;
       for (size_t k = 0; k < kGroup; k += 4) {
         std::memcpy(panel.values + (first + k) * panel.n + 4 * i, values + k, 4);
@@ -272,19 +276,6 @@ void from_halves(const uint16_t* halves, size_t n, float* out) {
 
 void to_halves(const float* x, size_t n, uint16_t* out) {
   for (size_t k = 0; k < n; k += 16) Lanes::to_half(Lanes::load(x + k), out + k);
-}
-
-float to_bytes(const float* x, size_t n, int8_t* out) {
-  F most = Lanes::set1(0.0f);
-  for (size_t k = 0; k < n; k += 16) most = Lanes::max(most, Lanes::absolute(Lanes::load(x + k)));
-  const float largest = Lanes::highest(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  for (size_t k = 0; k < n; k++) {
-    const float shifted = x[k] * inverse + 12582912.0f;
-    int32_t bits;
-    std::memcpy(&bits, &shifted, 4);
-    out[k] = static_cast<int8_t>(bits - 0x4B400000);
-  }
-  return largest / 127.0f;
 }
 
 void from_bytes(const int8_t* key, const int8_t* value, const float* key_scales, const float* value_scales, size_t width,

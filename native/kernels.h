@@ -53,7 +53,7 @@ struct Kernels {
                  float* maximum, float* total, float* out);
   void (*from_halves)(const uint16_t* halves, size_t n, float* out);  // n is a multiple of 16, here and below
   void (*to_halves)(const float* x, size_t n, uint16_t* out);
-  // One head's vector in int8, for the KV cache: x = scale * out, the scale is returned; n is at most 256.
+  // One head's vector in int8, for the KV cache: x = scale * out, the scale is returned.
   float (*to_bytes)(const float* x, size_t n, int8_t* out);
   // One page of them back: key [width][16] and value [16][width], their scales [16] each; out holds both in f32.
   void (*from_bytes)(const int8_t* key, const int8_t* value, const float* key_scales, const float* value_scales,

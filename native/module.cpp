@@ -48,6 +48,12 @@ std::vector<Request> requests_of(const std::vector<int>& sequences, const std::v
   return requests;
 }
 
+// A new numpy array that frees `data` in the end.
+template <class T> nb::object owned(T* data, std::initializer_list<size_t> shape) {
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
+}
+
 nb::object logits_of(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
                      const std::vector<std::optional<std::string>>& adapters, bool every) {
   const auto requests = requests_of(sequences, tokens, adapters);
@@ -62,8 +68,7 @@ nb::object logits_of(Model& model, const std::vector<int>& sequences, const std:
       std::copy_n(logits + i * round_up(vocabulary, kRows), vocabulary, copy + i * vocabulary);
     }
   }
-  nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(copy, {wanted, vocabulary}, owner));
+  return owned(copy, {wanted, vocabulary});
 }
 
 // A step and a choice for each request; `masks` is empty, or [requests][ceil(vocabulary / 32)].
@@ -88,11 +93,6 @@ std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& 
   return choices;
 }
 
-template <class T> nb::object owned(T* data, size_t rows, size_t columns) {
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {rows, columns}, owner));
-}
-
 nb::object means_of(Array<float, 2> values, Array<double, 2> weights, size_t k, size_t candidates, size_t rounds) {
   const size_t groups = values.shape(0), n = values.shape(1);
   if (n == 0 || n > UINT32_MAX || k < 2) refuse("groups of values and at least 2 means are needed");
@@ -105,7 +105,7 @@ nb::object means_of(Array<float, 2> values, Array<double, 2> weights, size_t k, 
       best_means(values.data() + g * n, own, n, k, candidates, rounds, means + g * k);
     }
   }
-  return owned(means, groups, k);
+  return owned(means, {groups, k});
 }
 
 nb::object nearest_of(Array<float, 2> values, Array<double, 2> edges) {
@@ -116,7 +116,7 @@ nb::object nearest_of(Array<float, 2> values, Array<double, 2> edges) {
     nb::gil_scoped_release release;
     for (size_t g = 0; g < groups; g++) nearest(values.data() + g * n, n, edges.data() + g * count, count, found + g * n);
   }
-  return owned(found, groups, n);
+  return owned(found, {groups, n});
 }
 
 // A step over `tokens` and the proposal's, and what the sampler takes of it; `masks` is empty, or one for each choice.
@@ -140,11 +140,10 @@ nb::object chances_of(Sampler& sampler, const Model& model, Array<float, 1> logi
   const size_t vocabulary = logits.shape(0);
   if (mask && mask->shape(0) != (vocabulary + 31) / 32) refuse("the mask does not fit");
   std::vector<float> copy(logits.data(), logits.data() + vocabulary);
-  float* chances = new float[vocabulary];
-  nb::capsule owner(chances, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   sampler.choose(model.kernels(), copy.data(), vocabulary, mask ? mask->data() : nullptr);
+  float* chances = new float[vocabulary];
   sampler.spread(model.kernels(), copy.data(), vocabulary, chances);
-  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(chances, {vocabulary}, owner));
+  return owned(chances, {vocabulary});
 }
 
 }  // namespace
@@ -174,8 +173,7 @@ NB_MODULE(_native, m) {
       .def("__init__",
            [](Model* self, size_t vocab_size, size_t d_model, size_t n_layers, size_t n_heads, size_t n_kv_heads,
               size_t head_dim, size_t d_ff, float rope_base, float norm_eps, bool qk_norm, size_t max_length, int threads,
-              const std::string& kernels, bool float_activations,
-              const std::string& cache) {
+              const std::string& kernels, bool float_activations, const std::string& cache) {
              new (self) Model({vocab_size, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff, rope_base, norm_eps,
                                qk_norm, max_length},
                               threads, kernels, float_activations, cache);

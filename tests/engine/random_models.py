@@ -1,4 +1,4 @@
-"""Small models of random weights, as packages and folders, and how far two models' logits are apart."""
+"""Small models of random weights, as packages and folders; how far two models' logits are apart, and draws off."""
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ def random_model(shape, seed=0):
     return model
 
 
-def random_adapter(model, seed, rank):
+def random_adapter(model, seed, rank, size=0.1):
     attach(model, rank, 4.0)
     generator = torch.Generator().manual_seed(seed)
-    state = {key: torch.randn(t.shape, generator=generator) * 0.1 for key, t in adapter_state(model).items()}
+    state = {key: torch.randn(t.shape, generator=generator) * size for key, t in adapter_state(model).items()}
     detach(model)
     return Adapter({key: tensor.half().float() for key, tensor in state.items()}, rank, 4.0)
 
@@ -76,3 +76,11 @@ def divergence(expected, logits):
     """KL of the native engine's next-token distributions from torch's, in nats, averaged over tokens."""
     p, q = (torch.log_softmax(torch.as_tensor(x).double(), -1) for x in (expected, logits))
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def follow(counts, chances, least=0):
+    """Whether draws could have come from a distribution: chi-squared of the tokens expected more than `least` times."""
+    expected = counts.sum() * chances
+    some = expected > least
+    statistic = ((counts - expected)[some] ** 2 / expected[some]).sum()
+    return statistic < some.sum() + 5 * np.sqrt(2 * some.sum())  # mean k, variance 2k

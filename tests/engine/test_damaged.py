@@ -41,7 +41,6 @@ def signed(folder, header):
 
 @pytest.fixture
 def copy(package, tmp_path):
-    shutil.rmtree(tmp_path / "model.afm", ignore_errors=True)
     return shutil.copytree(package, tmp_path / "model.afm")
 
 

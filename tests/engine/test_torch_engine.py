@@ -1,9 +1,9 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.engine.random_models import random_adapter
 
-from openafm.adapters.lora import adapter_state, attach, detach, merge
-from openafm.adapters.store import Adapter
+from openafm.adapters.lora import merge
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import write_package
 from openafm.compression.palettize import palettize
@@ -13,30 +13,14 @@ from openafm.model.checkpoint import save_model
 from openafm.model.generate import generate
 from openafm.model.muparam import initialise
 from openafm.tokenizer import load
-from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48)
 PROMPTS = [[2, 5, 9], [2, 40, 41, 42, 43], [2, 7]]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, train_sentencepiece(["some words to learn from, a few of them twice"] * 4, 300))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def model():
     return initialise(Transformer(SHAPE), 0).eval().requires_grad_(False)
-
-
-def random_adapter(model, seed, rank):
-    attach(model, rank, 4.0)
-    generator = torch.Generator().manual_seed(seed)
-    state = {key: torch.randn(t.shape, generator=generator) * 0.1 for key, t in adapter_state(model).items()}
-    detach(model)
-    return Adapter(state, rank, 4.0)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,10 @@
 
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import uvicorn
+from tests.serving.conftest import listening
 
 from openafm.engine import NativeEngine
 from openafm.engine.native_engine import missing
@@ -17,7 +16,6 @@ from openafm.sampling.endpoint import EndpointSampler
 from openafm.sampling.opening import open_sampler
 from openafm.sampling.sampler import EngineSampler, TorchSampler
 from openafm.serving.opening import open_model
-from openafm.serving.server import Limits, create_app
 
 PROMPTS = ["the dog", [{"role": "user", "content": "the cat"}], "the cat sat on"]
 
@@ -91,16 +89,8 @@ def test_the_same_call_gives_the_same_answers(folder, url, tmp_path):
 @pytest.fixture
 def served(folder):
     """`openafm serve` of the same folder, on the loopback."""
-    app = create_app(open_model(folder), None, Limits())
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    server.should_exit = True
-    thread.join()
+    with listening(open_model(folder)) as url:
+        yield f"{url}/v1"
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, ["the mat"] * 9])

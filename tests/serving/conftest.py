@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-import torch
 import uvicorn
+from tests.engine.random_models import random_adapter
 
-from openafm.adapters.lora import adapter_state, attach, detach
-from openafm.adapters.store import Adapter
 from openafm.compression.embedding import quantize_embedding
 from openafm.compression.package import write_package
 from openafm.compression.palettize import palettize
@@ -38,14 +36,6 @@ class Gated(TorchEngine):
             yield token
 
 
-def random_adapter(model, seed):
-    attach(model, 2, 4.0)
-    generator = torch.Generator().manual_seed(seed)
-    state = {key: torch.randn(t.shape, generator=generator) for key, t in adapter_state(model).items()}
-    detach(model)
-    return Adapter(state, 2, 4.0)
-
-
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A run with a finished teacher, an unfinished SFT, and an unfinished package with two adapters."""
@@ -66,7 +56,7 @@ def run(tmp_path_factory):
     write_package(root / "recovery" / "model.afm", SHAPE, projections, embedding, rest, root / "tokenizer")
     store = Package(root / "recovery" / "model.afm").adapters
     for seed, name in enumerate(("recovery", "summary")):
-        store.save(name, random_adapter(model, seed))
+        store.save(name, random_adapter(model, seed, 2, size=1.0))
     return root
 
 

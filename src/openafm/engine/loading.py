@@ -28,7 +28,7 @@ def read_package(model: "Model", package: Package) -> None:
         found = package.embedding()
         model.set_int8(EMBEDDING, found.values, found.scales.astype(np.float32))
 
-    _together(model, [embedding, *(lambda name=name: projection(name) for name in package.layers)])
+    _together(model, [embedding, *(partial(projection, name) for name in package.layers)])
     for name, gain in package.norms().items():
         model.set_norm(name, gain)
     model.check()
@@ -40,11 +40,11 @@ def read_folder(model: "Model", path: Path, int8: bool) -> None:
     def put(name: str, tensor: Tensor) -> None:
         matrix, values = name.removesuffix(".weight"), tensor.values
         if values.ndim == 1:
-            model.set_norm(name, floats(tensor))
+            model.set_norm(name, _floats(tensor))
         elif values.ndim != 2 or tensor.dtype not in ("F32", "F16", "BF16"):
             raise ValueError(f"{path}: {name} is no matrix in float32, float16 or bfloat16; make the folder again")
         elif int8:
-            model.set_int8(matrix, *rounded(floats(tensor)))
+            model.set_int8(matrix, *_rounded(_floats(tensor)))
         elif tensor.dtype == "F32":
             model.set_float(matrix, values)
         else:
@@ -62,14 +62,14 @@ def _together(model: "Model", jobs: list[Callable[[], None]]) -> None:
             done.result()
 
 
-def floats(tensor: Tensor) -> NDArray[np.float32]:
+def _floats(tensor: Tensor) -> NDArray[np.float32]:
     """A tensor in float32."""
     if tensor.dtype == "BF16":
         return (tensor.values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return np.ascontiguousarray(tensor.values, np.float32)
 
 
-def rounded(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _rounded(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """A matrix in int8 and a scale for each row, `(rows,)`: weight = value * scale, off by half a scale at most."""
     scales = np.abs(weight).max(1, initial=0) / np.float32(127)
     steps = weight / np.where(scales > 0, scales, np.float32(1))[:, None]
