@@ -140,7 +140,7 @@ def _recovery(artifacts: Artifacts) -> Iterator[str]:
         metrics = artifacts.metrics(step)
         interval = metrics.get("regained_interval")
         if metrics.get("regained") is None:
-            yield f"`{step}`: quantization lost no log-loss that shows here, so there was nothing for the adapter to regain."
+            yield f"`{step}`: quantization lost no log-loss that shows, so there was nothing to regain."
         elif interval and interval[0] <= 0:
             share = f"{percent(metrics['regained'], 0)} [{span(interval[0], interval[1], 100, 0)}]"
             yield f"`{step}`: that the adapter regains any of the lost log-loss is not shown ({share})."
