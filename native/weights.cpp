@@ -20,15 +20,16 @@ size_t tile_bytes(Kind kind, size_t columns, size_t padded) {
 }
 
 // The scale that rounds a table's values to int8 with the least squared error, each value counted as often as it is
-// used. Tried are scales from the finest that holds the largest value to half as fine again.
+// used. Tried are those that make the largest value a code from 127 down to 64, so tables that were made on such a grid
+// (openafm.compression.feedback) come out as they are.
 float best_scale(const float* table, const uint32_t* counts, size_t k) {
   float largest = 0.0f;
   for (size_t i = 0; i < k; i++) largest = std::fmax(largest, std::fabs(table[i]));
   if (largest == 0.0f) return 0.0f;
   float best = largest / 127.0f;
   double least = INFINITY;
-  for (int step = 0; step < 128; step++) {
-    const float scale = largest / 127.0f * (1.0f + static_cast<float>(step) / 256.0f);
+  for (int code = 127; code >= 64; code--) {
+    const float scale = largest / static_cast<float>(code);
     double error = 0.0;
     for (size_t i = 0; i < k; i++) {
       const double off = table[i] - scale * std::nearbyintf(table[i] / scale);

@@ -14,6 +14,7 @@ from openafm.compression.feedback import (
     eliminate,
     feed_back,
     fit_tables,
+    on_byte_grid,
     output_error,
     palettize_with_feedback,
 )
@@ -82,7 +83,7 @@ def test_fitted_tables_are_least_squares_on_the_outputs(bits, group):
 def test_feedback_never_loses_to_plain_tables(seed, bits, group, loud):
     weight, _, gram = problem(seed, rows=24, loud=loud)
     made = palettize_with_feedback(weight, eliminate(gram), bits, group)
-    plain = palettize(weight.numpy(), bits, group, gram.diagonal().numpy())
+    plain = on_byte_grid(palettize(weight.numpy(), bits, group, gram.diagonal().numpy()))
     assert output_error(weight, made, gram) <= output_error(weight, plain, gram)
     assert made.indices.shape == weight.shape and made.tables.shape == plain.tables.shape
     assert (np.diff(made.tables.astype(np.float32), axis=1) >= 0).all()
@@ -94,9 +95,24 @@ def test_feedback_halves_the_error_where_inputs_go_together():
     assert feedback < 0.7 * output_error(weight, palettize(weight.numpy(), 4, 16, gram.diagonal().numpy()), gram)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_byte_grid_is_the_best_of_all_scales(bits):
+    """Against every scale of a fine ladder, and in multiples that an int8 holds."""
+    weight, _, _ = problem(8)
+    plain = palettize(weight.numpy(), bits, 16)
+    made = on_byte_grid(plain)
+    for number, (before, after) in enumerate(zip(plain.tables.astype(float), made.tables.astype(float), strict=True)):
+        uses = np.bincount(plain.indices[16 * number : 16 * number + 16].ravel(), minlength=2**bits)
+        largest = np.abs(before).max()
+        scale = min(largest / np.arange(64, 128), key=lambda s: (uses * (s * np.rint(before / s) - before) ** 2).sum())
+        np.testing.assert_allclose(after, scale * np.rint(before / scale), rtol=1e-3)
+        assert np.abs(np.rint(after / scale)).max() <= 127
+    np.testing.assert_array_equal(on_byte_grid(made).tables, made.tables)
+
+
 def test_what_lies_on_a_table_already_stays():
     rng = np.random.default_rng(4)
-    tables = np.sort(rng.normal(size=(2, 4)).astype(np.float16), axis=1)
+    tables = np.sort(rng.integers(-127, 128, (2, 4)), axis=1).astype(np.float16) / 64
     exact = Palettized(rng.integers(0, 4, (32, 20)).astype(np.uint8), tables, 2, 16)
     _, _, gram = problem(5, columns=20)
     made = palettize_with_feedback(torch.from_numpy(exact.dequantize()), eliminate(gram), 2)

@@ -121,7 +121,7 @@ def test_recovery_lowers_the_loss_and_ships_what_it_measured(recovered, compress
 
 
 def test_recovery_with_kl_from_zero(compressed, world, make_context):
-    config = RECOVER.model_copy(update={"loss": "kl", "start": "zero", "tokens": 1024})
+    config = RECOVER.model_copy(update={"loss": "kl", "start": "zero", "tokens": 4096})
     inputs = {"package": compressed[0], "model": world / "model", "shards": world / "shards"}
     metrics = recovery(config, make_context("kl"), **inputs)
     loss = metrics["bits_per_byte"]

@@ -4,10 +4,11 @@ Used by the steps `compress`, `recovery` and `qat`. GPTQ (Frantar et al., arXiv 
 tables for its grid: what counts is the output's error, tr((W - Q) G (W - Q)^T) with G the Gram matrix of the inputs, so
 a column's error can be cancelled by others whose inputs go with its own. At 2 bits the tables are then fitted to the
 indices that were found, and the indices found again. Before, the weight moves to where it makes up for the layers
-before it (`corrected`).
+before it (`corrected`). Tables hold multiples of one scale in int8 (`on_byte_grid`), as engines compute with them: what
+that rounding costs is made up for here, too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ DAMPING = 0.01  # of the mean diagonal, added to it: GPTQ's own
 BLOCK = 128  # columns whose errors reach the rest of the matrix together
 CORRECTION = 0.1  # the same, where errors of earlier layers are made up for: noise in them must not be learned
 REFITS = {1: 2, 2: 2}  # by bits; at 4 bits a refit wins less than 1% of the error, and costs more than all the rest
+CODES = range(127, 63, -1)  # of a table's largest value in int8; `best_scale` of native/weights.cpp tries the same
 ONE_HOT = 1 << 25  # numbers held at once while tables are fitted
 
 
@@ -75,22 +77,41 @@ def palettize_with_feedback(weight: Tensor, elimination: Elimination, bits: int,
     """Return `weight` `(rows, columns)` with one table of 2**bits values for every `group` rows.
 
     `elimination` is that of the projection's inputs, which others may share. The result's error is never above that of
-    `palettize` with the same tables' budget, each column weighted by its input's second moment.
+    `palettize` with the same tables' budget, each column weighted by its input's second moment. All on the byte grid.
     """
     weight, gram = weight.float(), elimination.gram
 
     def measured(made: Palettized) -> tuple[float, Palettized]:
         return output_error(weight, made, gram), made
 
-    tried = [measured(palettize(weight.numpy(), bits, group, gram.diagonal().numpy()))]
-    tables = torch.from_numpy(palettize(weight.numpy(), bits, group, elimination.importance.numpy()).tables).float()
+    tried = [measured(on_byte_grid(palettize(weight.numpy(), bits, group, gram.diagonal().numpy())))]
+    start = on_byte_grid(palettize(weight.numpy(), bits, group, elimination.importance.numpy()))
     for refits_left in reversed(range(1 + REFITS.get(bits, 0))):
-        indices, _ = feed_back(weight, elimination, tables, group)
-        packed = indices.numpy().astype(np.uint8)
-        tried.append(measured(Palettized(packed, tables.numpy().astype(np.float16), bits, group)))
+        indices, _ = feed_back(weight, elimination, torch.from_numpy(start.tables).float(), group)
+        made = Palettized(indices.numpy().astype(np.uint8), start.tables, bits, group)
+        tried.append(measured(made))
         if refits_left:
-            tables = fit_tables(weight, gram, indices, bits, group)
+            start = on_byte_grid(replace(made, tables=fit_tables(weight, gram, indices, bits, group).half().numpy()))
     return min(tried, key=lambda pair: pair[0])[1]
+
+
+def on_byte_grid(made: Palettized) -> Palettized:
+    """Return it with each table's values at the multiples of one scale, -127 to 127, of least squared error.
+
+    Each value counts as often as it is used. The largest is a multiple itself. A value that is one to float16's
+    precision stays.
+    """
+    tables = torch.from_numpy(made.tables).double()
+    uses = torch.zeros_like(tables)
+    for number in range(len(tables)):
+        rows = made.indices[number * made.group : (number + 1) * made.group]
+        uses[number] = torch.from_numpy(np.bincount(rows.ravel(), minlength=tables.shape[1]))
+    scales = tables.abs().amax(1, keepdim=True) / torch.tensor(CODES, dtype=torch.double)  # (groups, codes)
+    near = scales[:, :, None] * (tables[:, None] / scales[:, :, None].clamp_min(1e-30)).round()
+    best = ((near - tables[:, None]).square() * uses[:, None]).sum(2).argmin(1)
+    chosen = near[torch.arange(len(tables)), best]
+    there = (chosen - tables).abs() <= tables.abs() * torch.finfo(torch.half).eps
+    return replace(made, tables=torch.where(there, tables, chosen).half().numpy())
 
 
 def output_error(weight: Tensor, made: Palettized, gram: Tensor) -> float:
