@@ -44,10 +44,13 @@ def projections(shape: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: size for name, size in matrices.items() if name != EMBEDDING}
 
 
-def random_model(shape: ModelConfig, bits: float, threads: int, kernels: str, cache: str = "") -> "_native.Model":
+def random_model(
+    shape: ModelConfig, bits: float, threads: int, kernels: str, cache: str = "", activations: str = ""
+) -> "_native.Model":
     """Weights without meaning; the 2-bit layers are those that make `bits` over all."""
     rng = np.random.default_rng(0)
-    model = _native.Model(**shape.model_dump(), threads=threads, kernels=kernels, cache=cache)
+    kinds = {"cache": cache, "activations": activations}
+    model = _native.Model(**shape.model_dump(), threads=threads, kernels=kernels, **kinds)
     small = total = 0
     for name, (rows, columns) in projections(shape).items():
         total += rows * columns
@@ -104,10 +107,20 @@ def after(model: "_native.Model", context: int) -> int:
 
 
 def main() -> None:
-    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="", context=4096)
+    given = options(
+        __doc__,
+        shape="afm-on-device",
+        bits=3.7,
+        tokens=16,
+        threads=0,
+        layers=0,
+        kernels="",
+        activations="",
+        context=4096,
+    )
     shape = shape_of(given)
     threads = given.threads or cores()
-    model = random_model(shape, given.bits, threads, given.kernels)
+    model = random_model(shape, given.bits, threads, given.kernels, activations=given.activations)
     add_adapters(model, shape, BATCH)
     names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]
     none: list[str | None] = [None] * BATCH
@@ -125,7 +138,7 @@ def main() -> None:
     detail = {
         "kernels": model.kernels, "threads": threads, "weights_mb": round(model.weight_bytes / 1e6, 1),
         "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2), "repeated_pieces": model.repeated,
-        "shape": given.shape, "layers": shape.n_layers,
+        "shape": given.shape, "activations": given.activations or "int8", "layers": shape.n_layers,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in detail.items()))
     show("decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)

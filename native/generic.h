@@ -190,18 +190,20 @@ float to_bytes(const float* x, size_t n, int8_t* out) {
 }
 
 void quantize(const float* x, size_t stride, size_t columns, size_t padded, const Panel& panel) {
-  for (int i = 0; i < panel.n; i++, x += stride) {
+  for (int row = 0; row < panel.n; row += panel.planes, x += stride) {
     for (size_t g = 0; g < padded / kGroup; g++) {
       float block[kGroup] = {};
       const size_t first = g * kGroup, count = columns - first < kGroup ? columns - first : kGroup;
       std::memcpy(block, x + first, count * sizeof(float));
-      int8_t values[kGroup];
-      panel.scales[g * panel.n + i] = to_bytes(block, kGroup, values);
-      int32_t sum = 0;
-      for (const int8_t value : values) sum += value;
-      panel.sums[g * panel.n + i] = -128 * sum;
-      for (size_t k = 0; k < kGroup; k += 4) {
-        std::memcpy(panel.values + (first + k) * panel.n + 4 * i, values + k, 4);
+      for (int i = row; i < row + panel.planes; i++) {
+        int8_t values[kGroup];
+        const float scale = panel.scales[g * panel.n + i] = to_bytes(block, kGroup, values);
+        int32_t sum = 0;
+        for (size_t k = 0; k < kGroup; k++) sum += values[k], block[k] -= scale * values[k];
+        panel.sums[g * panel.n + i] = -128 * sum;
+        for (size_t k = 0; k < kGroup; k += 4) {
+          std::memcpy(panel.values + (first + k) * panel.n + 4 * i, values + k, 4);
+        }
       }
     }
   }

@@ -7,9 +7,9 @@
 namespace openafm {
 
 constexpr size_t kRows = 16;       // rows of a tile: those that share a look-up table
-constexpr size_t kGroup = 64;      // columns that share an activation's scale
+constexpr size_t kGroup = 32;      // columns that share an activation's scale
 constexpr size_t kPagePositions = 16;  // tokens of a page of the KV cache
-constexpr size_t kMaxPanel = 16;   // most tokens that one pass over a tile serves
+constexpr size_t kMaxPanel = 16;   // most rows of activations that one pass over a tile serves
 
 enum class Kind : int { lut4, lut2, int8, f16, bf16, f32 };
 
@@ -27,19 +27,22 @@ struct Tiles {
   size_t tiles() const { return (rows + kRows - 1) / kRows; }
 };
 
-// Activations of n tokens in int8: values [padded / 4][n][4], one scale for every kGroup columns [groups][n], and the
+// Activations in n rows of int8: values [padded / 4][n][4], one scale for every kGroup columns [groups][n], and the
 // sums of the values of each group, negated and times 128 [groups][n], for kernels whose weights are unsigned.
+// A token has `planes` rows that stand for their sum: one, or a second with what the first one's rounding lost.
 struct Panel {
   int8_t* values;
   float* scales;
   int32_t* sums;
-  int n;
+  int n, planes;
+
+  int tokens() const { return n / planes; }
 };
 
 struct Kernels {
   const char* name;
-  int panel;  // tokens that one pass serves best
-  // out[i * stride + row] for the tile's 16 rows and the panel's tokens
+  int panel;  // rows of activations that one pass serves best
+  // out[i * stride + row] for the tile's 16 rows and the panel's
   void (*integer)(const Tiles& weight, size_t tile, const Panel& panel, float* out, size_t stride);
   // the same in float: out = (add ? out : 0) + scale * weight x; x is n rows of `columns` floats, x_stride apart
   void (*real)(const Tiles& weight, size_t tile, const float* x, size_t x_stride, int n, float scale, bool add,

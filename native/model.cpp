@@ -49,8 +49,15 @@ std::vector<const Kernels*> all_kernels() {  // the best first
   return found;
 }
 
-Stored stored_as(const std::string& name, bool float_activations) {
-  if (name == "float32" || (name.empty() && float_activations)) return Stored::floats;
+int planes_of(const std::string& activations) {
+  if (activations == "int8" || activations.empty()) return 1;
+  if (activations == "int16") return 2;
+  if (activations == "float32") return 0;
+  refuse("activations are int8, int16 or float32, not '" + activations + "'");
+}
+
+Stored stored_as(const std::string& name, int planes) {
+  if (name == "float32" || (name.empty() && !planes)) return Stored::floats;
   if (name == "float16" || name.empty()) return Stored::halves;
   if (name == "int8") return Stored::bytes;
   refuse("the KV cache is kept in float32, float16 or int8, not in '" + name + "'");
@@ -75,12 +82,12 @@ const Kernels* pick_kernels(const std::string& name) {
   refuse("this machine runs no kernels called '" + name + "'; it runs " + known);
 }
 
-Model::Model(const Shape& shape, int threads, const std::string& kernels, bool float_activations,
+Model::Model(const Shape& shape, int threads, const std::string& kernels, const std::string& activations,
              const std::string& cache)
     : shape_(shape),
       kernels_(pick_kernels(kernels)),
-      float_activations_(float_activations),
-      cache_({shape.layers, shape.key_heads, shape.head_width, stored_as(cache, float_activations)}),
+      planes_(planes_of(activations)),
+      cache_({shape.layers, shape.key_heads, shape.head_width, stored_as(cache, planes_)}),
       layers_(shape.layers),
       pool_(threads) {
   const size_t parts[] = {shape.vocabulary, shape.width, shape.layers, shape.heads, shape.key_heads, shape.inner};

@@ -54,8 +54,8 @@ class Step;
 
 class Model {
  public:
-  // `cache` is float32, float16 or int8; "" for what fits the activations.
-  Model(const Shape& shape, int threads, const std::string& kernels, bool float_activations,
+  // `activations` is int8, int16 (two planes of int8) or float32; `cache` is float32, float16 or int8; "" for the usual.
+  Model(const Shape& shape, int threads, const std::string& kernels, const std::string& activations,
         const std::string& cache = "");
   ~Model();
 
@@ -85,7 +85,7 @@ class Model {
 
   Shape shape_;
   const Kernels* kernels_;
-  bool float_activations_;
+  int planes_;  // of int8 that activations are rounded to; 0: they stay floats
   Cache cache_;
   std::unique_ptr<Matrix> embedding_;
   std::vector<Layer> layers_;

@@ -173,15 +173,15 @@ NB_MODULE(_native, m) {
       .def("__init__",
            [](Model* self, size_t vocab_size, size_t d_model, size_t n_layers, size_t n_heads, size_t n_kv_heads,
               size_t head_dim, size_t d_ff, float rope_base, float norm_eps, bool qk_norm, size_t max_length, int threads,
-              const std::string& kernels, bool float_activations, const std::string& cache) {
+              const std::string& kernels, const std::string& activations, const std::string& cache) {
              new (self) Model({vocab_size, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff, rope_base, norm_eps,
                                qk_norm, max_length},
-                              threads, kernels, float_activations, cache);
+                              threads, kernels, activations, cache);
            },
            nb::kw_only(), nb::arg("vocab_size"), nb::arg("d_model"), nb::arg("n_layers"), nb::arg("n_heads"),
            nb::arg("n_kv_heads"), nb::arg("head_dim"), nb::arg("d_ff"), nb::arg("rope_base"), nb::arg("norm_eps"),
            nb::arg("qk_norm"), nb::arg("max_length"), nb::arg("threads"), nb::arg("kernels") = "",
-           nb::arg("float_activations") = false, nb::arg("cache") = "")
+           nb::arg("activations") = "", nb::arg("cache") = "")
       .def("set_palettized", &set_palettized)
       .def("set_int8", &set_int8)
       .def("set_float",

@@ -22,7 +22,7 @@ struct Step::Product {
   size_t stride;
 };
 
-Step::Step(Model& model) : model_(model), shape_(model.shape_), kernels_(*model.kernels_) {
+Step::Step(Model& model) : model_(model), shape_(model.shape_), kernels_(*model.kernels_), planes_(model.planes_ ? model.planes_ : 1) {
   width_ = round_up(shape_.width, kRows);
   query_width_ = shape_.heads * shape_.head_width;
   key_width_ = shape_.key_heads * shape_.head_width;
@@ -48,8 +48,9 @@ void Step::prepare(const std::vector<Request>& requests, bool every) {
     key_ = Buffer<float>(n * key_width_), value_ = Buffer<float>(n * key_width_);
     gate_ = Buffer<float>(n * inner_), up_ = Buffer<float>(n * inner_);
     low_ = Buffer<float>(n * 3 * kMaxRank), angles_ = Buffer<float>(n * shape_.head_width);
-    quantized_ = Buffer<int8_t>(n * widest_);
-    quantized_scales_ = Buffer<float>(n * widest_ / kGroup), quantized_sums_ = Buffer<int32_t>(n * widest_ / kGroup);
+    const size_t rounded = planes_ * n * widest_;
+    quantized_ = Buffer<int8_t>(rounded);
+    quantized_scales_ = Buffer<float>(rounded / kGroup), quantized_sums_ = Buffer<int32_t>(rounded / kGroup);
     const size_t most = kTogether * (shape_.heads / shape_.key_heads);
     scratch_size_ = std::max(most * (2 * shape_.head_width + 3) + 2 * kPagePositions * shape_.head_width,
                              kFew * (kPieceBytes / 64 + kRows));
@@ -92,11 +93,12 @@ void Step::divide(size_t rows) {
   panels_.clear(), panel_first_.clear();
   const size_t most = static_cast<size_t>(kernels_.panel);
   for (size_t first = 0; first < rows;) {
-    const size_t left = rows - first, n = left >= most ? most : std::min<size_t>(left, most > 8 ? 8 : most);
-    panels_.push_back({quantized_.data() + first * widest_, quantized_scales_.data() + first * (widest_ / kGroup),
-                       quantized_sums_.data() + first * (widest_ / kGroup), static_cast<int>(n)});
+    const size_t left = planes_ * (rows - first), n = left >= most ? most : std::min<size_t>(left, most > 8 ? 8 : most);
+    const size_t at = planes_ * first * widest_;
+    panels_.push_back({quantized_.data() + at, quantized_scales_.data() + at / kGroup,
+                       quantized_sums_.data() + at / kGroup, static_cast<int>(n), static_cast<int>(planes_)});
     panel_first_.push_back(first);
-    first += n;
+    first += n / planes_;
   }
 }
 
@@ -199,7 +201,7 @@ void Step::elements_task(Task& task) {
 void Step::compute_elements(const Task& task, size_t piece, int) {
   Step& step = *task.get<Work>().step;
   const size_t first = step.panel_first_[piece];
-  step.elements(first, first + static_cast<size_t>(step.panels_[piece].n));
+  step.elements(first, first + static_cast<size_t>(step.panels_[piece].tokens()));
 }
 
 // low = A x, for each block of tokens and each projection; `low` is [token][3][kMaxRank].
@@ -289,7 +291,7 @@ void Step::compute_product(const Task& task, size_t piece, int thread) {
     const size_t stride = task.publish ? product.chunk * kRows : part.stride;
     if (step.integer(weight)) {
       for (size_t p = 0; p < step.panels_.size(); p++) {
-        step.kernels_.integer(weight, tile, step.panels_[p], out + step.panel_first_[p] * stride, stride);
+        step.integer_product(weight, tile, step.panels_[p], out + step.panel_first_[p] * stride, stride);
       }
     } else {
       step.kernels_.real(weight, tile, product.input, product.stride, static_cast<int>(product.rows), 1.0f, false,
@@ -302,6 +304,15 @@ void Step::compute_product(const Task& task, size_t piece, int thread) {
                            3 * kMaxRank, static_cast<int>(query.count), 1.0f, true, out + query.first * stride, stride);
       }
     }
+  }
+}
+
+void Step::integer_product(const Tiles& weight, size_t tile, const Panel& panel, float* out, size_t stride) const {
+  if (panel.planes == 1) return kernels_.integer(weight, tile, panel, out, stride);
+  float both[kMaxPanel * kRows];
+  kernels_.integer(weight, tile, panel, both, kRows);
+  for (int i = 0; i < panel.tokens(); i++, out += stride) {
+    for (size_t row = 0; row < kRows; row++) out[row] = both[2 * i * kRows + row] + both[(2 * i + 1) * kRows + row];
   }
 }
 

@@ -51,7 +51,9 @@ class Step final : public Chain {
   void lora_task(Task& task);
   void product_task(Task& task);
   void attention_task(Task& task);
-  bool integer(const Tiles& weight) const { return !model_.float_activations_ && weight.kind <= Kind::int8; }
+  bool integer(const Tiles& weight) const { return model_.planes_ && weight.kind <= Kind::int8; }
+
+  void integer_product(const Tiles& weight, size_t tile, const Panel& panel, float* out, size_t stride) const;
 
   static void compute_elements(const Task& task, size_t piece, int thread);
   static void compute_lora(const Task& task, size_t piece, int thread);
@@ -66,6 +68,7 @@ class Step final : public Chain {
   Model& model_;
   const Shape& shape_;
   const Kernels& kernels_;
+  const size_t planes_;
   size_t width_, query_width_, key_width_, inner_;  // strides: multiples of 16
 
   Stage stage_ = Stage::done;

@@ -6,6 +6,7 @@ import torch
 from openafm.adapters.lora import adapter_state, attach, detach
 from openafm.adapters.store import Adapter
 from openafm.compression.embedding import quantize_embedding
+from openafm.compression.feedback import on_byte_grid
 from openafm.compression.package import write_package
 from openafm.engine import Package, TorchEngine
 from openafm.engine.packed import Palettized
@@ -34,14 +35,15 @@ def random_adapter(model, seed, rank, size=0.1):
 
 
 def randomly_palettized(shape, bits, group, seed):
-    """Codes as likely as a normal distribution makes them, and tables that no two groups share."""
+    """Codes as likely as a normal distribution makes them, and tables of each group's own on the byte grid."""
     rng = np.random.default_rng(seed)
     rows, columns = shape
     spread = np.linspace(-2.2, 2.2, 2**bits) * columns**-0.5
     tables = np.sort(spread * rng.uniform(0.7, 1.4, (-(-rows // group), 1)) + rng.normal(0, 0.005, (1, 2**bits)))
     chances = np.exp(-(np.linspace(-2.2, 2.2, 2**bits) ** 2) / 2)
     indices = rng.choice(2**bits, size=shape, p=chances / chances.sum())
-    return Palettized(indices.astype(np.uint8), tables.astype(np.float16), bits, group)
+    made = Palettized(indices.astype(np.uint8), tables.astype(np.float16), bits, group)
+    return made if bits == 8 else on_byte_grid(made)
 
 
 def packed(shape, folder, tokenizer, bits, group=16):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.parametrize("name", kernels())
 def test_int8_stays_near_float16(package, name):
     exact, halves, bytes_, portable = (
-        NativeEngine.load(package, kernels=kernels, threads=1, float_activations=True, kv=kv).logits(TEXT, "notes")
+        NativeEngine.load(package, kernels=kernels, threads=1, activations="float32", kv=kv).logits(TEXT, "notes")
         for kernels, kv in ((name, "float32"), (name, "float16"), (name, "int8"), ("portable", "int8"))
     )
     assert divergence(exact, halves) < 1e-6
@@ -24,7 +24,7 @@ def test_int8_stays_near_float16(package, name):
 def test_one_token_is_off_by_half_a_step(package):
     """Attention returns its value then: the int8 form is off by at most half of its largest part's 127th."""
     exact, bytes_ = (
-        NativeEngine.load(package, threads=1, float_activations=True, kv=kv).logits([7]) for kv in ("float32", "int8")
+        NativeEngine.load(package, threads=1, activations="float32", kv=kv).logits([7]) for kv in ("float32", "int8")
     )
     assert 0 < distance(bytes_, exact) < 1 / 127
 

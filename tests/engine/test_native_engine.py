@@ -31,10 +31,12 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.parametrize("name", kernels())
 def test_logits_are_torchs(package, name, adapter):
     expected = reference(package, TEXT, adapter)
-    exact = NativeEngine.load(package, kernels=name, threads=2, float_activations=True).logits(TEXT, adapter)
+    exact = NativeEngine.load(package, kernels=name, threads=2, activations="float32").logits(TEXT, adapter)
     assert distance(exact, expected) < 1e-3
     rounded = NativeEngine.load(package, kernels=name, threads=2).logits(TEXT, adapter)
     assert 0 < divergence(expected, rounded) < 1e-3
+    finely = NativeEngine.load(package, kernels=name, threads=2, activations="int16", kv="float32")
+    assert distance(finely.logits(TEXT, adapter), expected) < 2e-3  # float16 rounds what a table's code stands for
 
 
 shapes = st.builds(
@@ -58,9 +60,11 @@ def test_any_shape_and_any_number_of_threads(tokenizer, tmp_path_factory, shape,
     expected = reference(folder, tokens).numpy()
     rounded = []
     for name in kernels():
-        exact = NativeEngine.load(folder, kernels=name, threads=threads, float_activations=True).logits(tokens)
+        exact = NativeEngine.load(folder, kernels=name, threads=threads, activations="float32").logits(tokens)
         assert distance(exact, expected) < 1e-3
         rounded.append(NativeEngine.load(folder, kernels=name, threads=threads).logits(tokens))
+        finely = NativeEngine.load(folder, kernels=name, threads=threads, activations="int16", kv="float32")
+        assert distance(finely.logits(tokens), expected) < 2e-3
     for other in rounded:  # integer sums are the same on all of them
         assert distance(other, rounded[0]) < 2e-2
     shutil.rmtree(folder)
@@ -91,12 +95,12 @@ def test_model_folders_rounded_to_int8(tokenizer, tmp_path, qk_norm):
     save_model(model, tmp_path, tokenizer)
     expected = reference(tmp_path, TEXT)
     assert 0 < divergence(expected, engine.logits(TEXT)) < 1e-3
-    exact = NativeEngine.load(tmp_path, int8=True, threads=1, float_activations=True)
+    exact = NativeEngine.load(tmp_path, int8=True, threads=1, activations="float32")
     assert distance(exact.logits(TEXT), expected.numpy()) < 1e-3
 
 
 def test_steps_of_any_size_give_the_same(package):
-    engine = NativeEngine.load(package, threads=2, float_activations=True)
+    engine = NativeEngine.load(package, threads=2, activations="float32")
     whole = engine.logits(TEXT, "mail")
     sequence = engine.model.create()
     pieces, start = [], 0
@@ -108,7 +112,7 @@ def test_steps_of_any_size_give_the_same(package):
 
 
 def test_sequences_with_different_adapters_share_a_step(package):
-    engine = NativeEngine.load(package, threads=2, float_activations=True)
+    engine = NativeEngine.load(package, threads=2, activations="float32")
     texts, adapters = [TEXT[:5], TEXT[7:30], TEXT[3:4], TEXT[40:]], ["mail", None, "notes", "mail"]
     alone = [engine.logits(text, adapter)[-1] for text, adapter in zip(texts, adapters, strict=True)]
     together = engine.model.logits([engine.model.create() for _ in texts], texts, adapters)
@@ -116,7 +120,7 @@ def test_sequences_with_different_adapters_share_a_step(package):
 
 
 def test_forks_share_their_beginning_and_nothing_else(package):
-    engine = NativeEngine.load(package, threads=2, float_activations=True)
+    engine = NativeEngine.load(package, threads=2, activations="float32")
     model, whole = engine.model, engine.logits(TEXT)
     first = model.create()
     model.logits([first], [TEXT[:40]], [None])
@@ -138,14 +142,15 @@ def greedy(engine, prompt, **options):
 
 @pytest.mark.parametrize("adapter", [None, "notes"])
 def test_greedy_decoding_is_torchs(package, adapter):
-    native = NativeEngine.load(package, threads=2, float_activations=True)
+    native = NativeEngine.load(package, threads=2, activations="float32")
     assert greedy(native, TEXT, adapter=adapter) == greedy(TorchEngine.load(package), TEXT, adapter=adapter)
     again = [*TEXT, *greedy(native, TEXT, adapter=adapter), 7, 8]  # goes on from what is kept
     assert greedy(native, again, adapter=adapter) == greedy(TorchEngine.load(package), again, adapter=adapter)
 
 
-def test_a_batch_is_its_answers_one_by_one(package):
-    engine = NativeEngine.load(package, threads=2)
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_a_batch_is_its_answers_one_by_one(package, activations):
+    engine = NativeEngine.load(package, threads=2, activations=activations)
     prompts = [TEXT[:n] for n in range(3, 23)]
     answers = engine.batch(prompts, max_tokens=9, temperature=0.0)
     for prompt, answer in zip(prompts, answers, strict=True):

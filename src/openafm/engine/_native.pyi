@@ -59,7 +59,7 @@ class Model:
         max_length: int,
         threads: int,
         kernels: str = "",
-        float_activations: bool = False,
+        activations: str = "",
         cache: str = "",
     ) -> None: ...
     def set_palettized(

@@ -36,6 +36,8 @@ KERNELS = "OPENAFM_KERNELS"
 """Environment variable that forces an instruction set: one of `_native.available_kernels()`."""
 THREADS = "OPENAFM_THREADS"
 """Environment variable with the number of threads; unset, one for each core this process may use."""
+ACTIVATIONS = "OPENAFM_ACTIVATIONS"
+"""Environment variable: what a projection reads is rounded to `int8` (unset) or `int16`, or stays `float32`."""
 KV = "OPENAFM_KV"
 """Environment variable: keys and values in `float16` (unset) or `int8`."""
 TOGETHER = 16
@@ -92,14 +94,14 @@ class NativeEngine:
         *,
         threads: int | None = None,
         kernels: str | None = None,
-        float_activations: bool = False,
+        activations: str | None = None,
         kv: str | None = None,
         draft: "NativeEngine | Literal['lookup'] | None" = None,
     ):
         """An engine without weights yet: `load` fills it.
 
-        `float_activations` computes with unrounded activations; `kv` is the type of keys and values, `float32`,
-        `float16` or `int8`; `draft` proposes the tokens of single answers (openafm.engine.speculation).
+        `activations` are rounded to `int8` or `int16`, or stay `float32`; `kv` is the type of keys and values:
+        `float32`, `float16` or `int8`; `draft` proposes the tokens of single answers (openafm.engine.speculation).
         Raises ValueError for a shape or kernels that it cannot run, and where it is not built.
         """
         if reason := missing():
@@ -110,7 +112,7 @@ class NativeEngine:
             **config.model_dump(),
             threads=threads,
             kernels=os.environ.get(KERNELS, "") if kernels is None else kernels,
-            float_activations=float_activations,
+            activations=os.environ.get(ACTIVATIONS, "") if activations is None else activations,
             cache=os.environ.get(KV, "") if kv is None else kv,
         )
         self._adapters: list[str] = []
