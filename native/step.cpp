@@ -277,6 +277,11 @@ template <class Product> size_t part_of(const Product& product, size_t& piece) {
   return part;
 }
 
+void fetch(const Tiles& weight, size_t tile) {
+  const uint8_t* data = weight.data + tile * weight.tile_bytes;
+  for (size_t at = 0; at < weight.tile_bytes; at += 64) __builtin_prefetch(data + at);
+}
+
 }  // namespace
 
 void Step::compute_product(const Task& task, size_t piece, int thread) {
@@ -286,7 +291,13 @@ void Step::compute_product(const Task& task, size_t piece, int thread) {
   const Part& part = product.parts[index];
   const Tiles& weight = *part.weight;
   const size_t last = std::min(weight.tiles(), piece + product.chunk);
+  const bool adapted = step.adapters_ && part.projection >= 0;
   for (size_t tile = piece; tile < last; tile++) {
+    if (adapted) {  // half a kilobyte of each adapter: too little for the processor to see it coming
+      for (const Query& query : step.queries_) {
+        if (const LowRank* low = low_rank(*query.run, product.layer, part.projection)) fetch(low->b->tiles(), tile);
+      }
+    }
     float* out = task.publish ? step.scratch(thread) + (tile - piece) * kRows : part.out + tile * kRows;
     const size_t stride = task.publish ? product.chunk * kRows : part.stride;
     if (step.integer(weight)) {
@@ -297,7 +308,7 @@ void Step::compute_product(const Task& task, size_t piece, int thread) {
       step.kernels_.real(weight, tile, product.input, product.stride, static_cast<int>(product.rows), 1.0f, false,
                          out, stride);
     }
-    if (!step.adapters_ || part.projection < 0) continue;
+    if (!adapted) continue;
     for (const Query& query : step.queries_) {
       if (const LowRank* low = low_rank(*query.run, product.layer, part.projection)) {
         step.kernels_.real(low->b->tiles(), tile, step.low_.data() + (query.first * 3 + index) * kMaxRank,
