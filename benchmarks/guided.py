@@ -52,14 +52,14 @@ def main() -> None:
         """A token's time; without the grammar stop tokens are passed over, so that both make as many."""
         count, seconds = 0, 0.0
         for seed, length in enumerate(lengths):
-            stop, engine._stop = engine._stop, engine._stop if guided else set()
+            stop, engine.stop = engine.stop, engine.stop if guided else set()
             kept_to = settings if guided else settings | {"grammar": None}
             stream = engine.generate(prompt, max_tokens=length, seed=seed, **kept_to)
             next(stream)
             started = time.perf_counter()
             count += sum(1 for _ in stream)
             seconds += time.perf_counter() - started
-            engine._stop = stop
+            engine.stop = stop
         return 1000 * seconds / count
 
     compiling = timed(lambda: engine._guide(grammar))

@@ -71,7 +71,7 @@ nb::object logits_of(Model& model, const std::vector<int>& sequences, const std:
   return owned(copy, {wanted, vocabulary});
 }
 
-// A step and a choice for each request; `masks` is empty, or [requests][ceil(vocabulary / 32)].
+// A step, and a choice for each request that has a sampler: the first ones. `masks` is empty, or [samplers][ceil(vocabulary / 32)].
 std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& sequences,
                                           const std::vector<std::vector<int>>& tokens,
                                           const std::vector<std::optional<std::string>>& adapters,
@@ -79,13 +79,13 @@ std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& 
                                           std::optional<Array<uint32_t, 2>> masks) {
   const auto requests = requests_of(sequences, tokens, adapters);
   const size_t vocabulary = model.shape().vocabulary;
-  if (samplers.size() != requests.size()) refuse("one sampler for each sequence is needed");
-  if (masks && (masks->shape(0) != requests.size() || masks->shape(1) != (vocabulary + 31) / 32)) refuse("masks do not fit");
+  if (samplers.size() > requests.size()) refuse("more samplers than sequences");
+  if (masks && (masks->shape(0) != samplers.size() || masks->shape(1) != (vocabulary + 31) / 32)) refuse("masks do not fit");
   nb::gil_scoped_release release;
   size_t wanted = 0;
   float* logits = model.step(requests, false, wanted);
   std::vector<std::pair<int, float>> choices;
-  for (size_t i = 0; i < requests.size(); i++) {
+  for (size_t i = 0; i < samplers.size(); i++) {
     const uint32_t* mask = masks ? masks->data() + i * masks->shape(1) : nullptr;
     const Choice choice = samplers[i]->choose(model.kernels(), logits + i * round_up(vocabulary, kRows), vocabulary, mask);
     choices.emplace_back(choice.token, choice.logprob);

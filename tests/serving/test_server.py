@@ -40,8 +40,9 @@ def post(url, body, path="/v1/chat/completions", **headers):
 
 
 def expected(opened, adapter, **options):
-    answer = Answer(opened.engine, opened.engine.tokenizer.render_chat(WORDS), adapter=adapter, **LONG | options)
-    return "".join(answer), answer
+    tokenizer = opened.engine.tokenizer
+    answer = Answer(tokenizer, tokenizer.render_chat(WORDS), adapter=adapter, **LONG | options)
+    return "".join(answer.by(opened.engine)), answer
 
 
 def test_each_adapter_is_a_model_and_the_recovered_one_comes_first(server):
@@ -58,8 +59,8 @@ def test_a_chat_is_the_engines_answer_with_that_adapter(server, opened, model, a
     (choice,) = made.choices
     assert (choice.message.content, choice.message.role, choice.finish_reason) == (text, "assistant", answer.finish)
     assert made.model == model and made.object == "chat.completion" and made.id.startswith("chatcmpl-")
-    assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (answer.prompt_tokens, answer.tokens)
-    assert made.usage.total_tokens == answer.prompt_tokens + answer.tokens
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (len(answer.prompt), answer.tokens)
+    assert made.usage.total_tokens == len(answer.prompt) + answer.tokens
     chunks = list(client(server).chat.completions.create(model=model, messages=WORDS, stream=True, **LONG))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
     assert len({text, *(expected(opened, other)[0] for other in (None, "recovery", "summary"))}) == 3
@@ -94,7 +95,7 @@ def test_a_stream_counts_when_asked(server):
 def test_text_is_completed(server, opened):
     tokenizer = opened.engine.tokenizer
     prompt = [tokenizer.bos_id, *tokenizer.encode("some words")]
-    text = "".join(Answer(opened.engine, prompt, adapter="summary", **LONG))
+    text = "".join(Answer(tokenizer, prompt, adapter="summary", **LONG).by(opened.engine))
     made = client(server).completions.create(model=SUMMARY, prompt="some words", **LONG)
     assert (made.choices[0].text, made.object) == (text, "text_completion")
     chunks = list(client(server).completions.create(model=SUMMARY, prompt=["some words"], stream=True, **LONG))
@@ -120,7 +121,7 @@ def test_answers_in_json(server, opened, gated):
     schema = {"type": "object", "properties": parts, "required": ["kind", "n"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "animal", "strict": True, "schema": schema}}
     asked = {"messages": WORDS, "max_tokens": 200, "seed": 3, "response_format": form}
-    if not opened.engine.guided:  # no compiler here
+    if "grammar" not in opened.engine.options:  # no compiler here
         return
     (choice,) = client(server).chat.completions.create(model=BASE, **asked).choices
     made = json.loads(choice.message.content)
@@ -133,8 +134,9 @@ def test_answers_in_json(server, opened, gated):
 @pytest.mark.parametrize(
     ("change", "param", "message"),
     [
-        ({"n": 2}, "n", "unsupported value of n"),
-        ({"top_p": 0.9}, "top_p", "unsupported value of top_p"),
+        ({"n": 9}, "n", "less than or equal to 8"),
+        ({"top_p": 1.5}, "top_p", "less than or equal to 1"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported value of logit_bias"),
         ({"logprobs": True}, "logprobs", "unsupported parameter: logprobs"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported value of tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "goes with type json_schema"),
@@ -143,7 +145,7 @@ def test_answers_in_json(server, opened, gated):
             "response_format",
             "cannot guide",
         ),
-        ({"min_p": 0.1}, "min_p", "unsupported parameter: min_p"),
+        ({"typical_p": 0.1}, "typical_p", "unsupported parameter: typical_p"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": 1e-9}, "temperature", "use 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),

@@ -5,8 +5,7 @@ different adapters share a step; a prompt that begins like an earlier one is onl
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from openafm.engine.guidance import Guide, vocabulary
 from openafm.engine.loading import read_folder, read_package
 from openafm.engine.package import Package, find_package
 from openafm.engine.speculation import Draft, LookUp, Plain, Proposer, common, fits
+from openafm.engine.together import MAX_TOKENS, Computed, NativeRow, Together
 from openafm.files import cores
 from openafm.model.config import ModelConfig, load_config
 from openafm.model.generation import Generation
@@ -40,8 +40,7 @@ ACTIVATIONS = "OPENAFM_ACTIVATIONS"
 """Environment variable: what a projection reads is rounded to `int8` (unset) or `int16`, or stays `float32`."""
 KV = "OPENAFM_KV"
 """Environment variable: keys and values in `float16` (unset) or `int8`."""
-TOGETHER = 16
-"""Most sequences of a batch in one step."""
+PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
 KEPT = 4
 """Finished sequences whose keys and values are kept for prompts that begin like them."""
 
@@ -58,34 +57,10 @@ def kernels() -> list[str]:
     return list(_native.available_kernels()) if _native is not None else []
 
 
-@dataclass
-class _Kept:
-    """A sequence in the model's cache: all of its tokens are computed."""
-
-    id: int
-    tokens: list[int]
-    adapter: str | None
-
-
-@dataclass
-class _Running:
-    """One answer of a batch that is being made."""
-
-    index: int
-    id: int
-    adapter: str | None
-    sampler: Any
-    tokens: list[int]
-    """The prompt, and what was made."""
-    feed: list[int]
-    guide: Guide | None
-    answer: Generation = field(default_factory=Generation)
-
-
 class NativeEngine:
     """Decodes with one model; each request names its adapter, and those of a batch may differ."""
 
-    guided = True
+    options = frozenset({"grammar", "top_k", "top_p", "min_p"}) | PENALTIES
 
     def __init__(
         self,
@@ -116,8 +91,8 @@ class NativeEngine:
             cache=os.environ.get(KV, "") if kv is None else kv,
         )
         self._adapters: list[str] = []
-        self._kept: list[_Kept] = []
-        self._stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}
+        self._kept: list[Computed] = []
+        self.stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}
         self._vocabulary: LLTokenizer | None = None
         self._draft = draft
         if isinstance(draft, NativeEngine):
@@ -160,9 +135,9 @@ class NativeEngine:
         """Forget an adapter, if it is there, and what was computed with it."""
         self.model.remove_adapter(name)
         self._adapters = [other for other in self._adapters if other != name]
-        for kept in [kept for kept in self._kept if kept.adapter == name]:
+        for kept in [kept for kept in self._kept if kept[2] == name]:
             self._kept.remove(kept)
-            self.model.release(kept.id)
+            self.model.release(kept[0])
 
     def adapters(self) -> list[str]:
         """Names of the adapters in memory, sorted."""
@@ -194,31 +169,21 @@ class NativeEngine:
         `grammar` is one of openafm.engine.guidance: the answer keeps to it. `cuts` may be `top_k`, `top_p`, `min_p`,
         `presence_penalty`, `frequency_penalty` and `repetition_penalty`.
         """
-        self._known(adapter)
-        guide = self._guide(grammar)
-        sampler = self._sampler(prompt, temperature, seed, cuts)
-        sequence, done = self.begin(prompt, adapter)
-        proposer, tokens = self._proposer(prompt, temperature, seed, cuts), list(prompt)
+        batch = self.together()
+        options = {"temperature": temperature, "seed": seed, "adapter": adapter, "grammar": grammar, **cuts}
+        row = batch.add(prompt, max_tokens=max_tokens, **options)
         try:
-            feed = self.prefill(sequence, prompt[done:], adapter)
-            while (left := len(prompt) + max_tokens - len(tokens)) > 0:
-                proposed = proposer.propose(tokens, min(left - 1, self.max_length - len(tokens)))
-                if guide:
-                    proposed.cut(guide.allowed(proposed.tokens))
-                masks = guide.masks(proposed.tokens) if guide else None
-                chosen = self.model.take(sequence, feed, adapter, sampler, proposed, masks)
-                made = [token for token, _ in chosen]
-                tokens += made
-                feed = made[-1:]
-                for token in made:
-                    yield token
-                    if token in self._stop:
-                        return
-                if guide:
-                    guide.take(made)
+            while not row.over:
+                for _, made in batch.step():
+                    yield from made
+            if row.error:
+                raise row.error
         finally:
-            proposer.close()
-            self.keep(sequence, tokens[: self.model.length(sequence)], adapter)
+            batch.remove(row)
+
+    def together(self) -> Together:
+        """Answers that are made together; there may be one such batch at a time."""
+        return Together(self)
 
     def batch(
         self,
@@ -241,50 +206,49 @@ class NativeEngine:
         for name in named:
             self._known(name)
         answers = [Generation() for _ in prompts]
-        running: list[_Running] = []
-        waiting = iter(range(len(prompts)))
+        options = {"max_tokens": max_tokens, "temperature": temperature, "grammar": grammar, **cuts}
+        batch, rows, waiting = self.together(), dict[NativeRow, int](), iter(range(len(prompts)))
         try:
             while True:
-                while len(running) < TOGETHER and (index := next(waiting, None)) is not None:
-                    prompt, name = prompts[index], named[index]
-                    sampler = self._sampler(prompt, temperature, (seed * 1_000_003 + index) % 2**64, cuts)
-                    sequence, done = self.begin(prompt, name, running)
-                    guide = self._guide(grammar)
-                    row = _Running(index, sequence, name, sampler, list(prompt), [], guide, answers[index])
-                    running.append(row)
-                    row.feed = self.prefill(sequence, prompt[done:], name)
-                if not running:
+                while len(rows) < batch.room and (index := next(waiting, None)) is not None:
+                    own = (seed * 1_000_003 + index) % 2**64
+                    rows[batch.add(prompts[index], seed=own, adapter=named[index], **options)] = index
+                if not rows:
                     return answers
-                running = self._advance(running, max_tokens)
+                for row, made in batch.step():
+                    answer = answers[rows[row]]
+                    answer.tokens += made
+                    if row.over:
+                        answer.logprobs = row.logprobs
+                        answer.stop = (
+                            answer.tokens.pop() if answer.tokens[-1:] and answer.tokens[-1] in self.stop else None
+                        )
+                        del rows[row]
+                        batch.remove(row)
+                    if row.error:
+                        raise row.error
         finally:
-            for row in running:
-                self.model.release(row.id)
+            for row in rows:
+                batch.remove(row)
 
-    def _advance(self, running: list[_Running], max_tokens: int) -> list[_Running]:
-        """One token for each answer; those that go on."""
-        chosen = self.model.choose(
-            [row.id for row in running],
-            [row.feed for row in running],
-            [row.adapter for row in running],
-            [row.sampler for row in running],
-            np.concatenate([row.guide.masks([]) for row in running if row.guide]) if running[0].guide else None,
-        )
-        going = []
-        for row, (token, logprob) in zip(running, chosen, strict=True):
-            row.feed = [token]
-            row.tokens.append(token)
-            row.answer.logprobs.append(logprob)
-            if token in self._stop:
-                row.answer.stop = token
-            else:
-                row.answer.tokens.append(token)
-            if row.answer.finished or len(row.answer.tokens) >= max_tokens:
-                self.model.release(row.id)
-                continue
-            if row.guide:
-                row.guide.take([token])
-            going.append(row)
-        return going
+    def begin_answer(
+        self,
+        prompt: list[int],
+        adapter: str | None,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        grammar: str | None = None,
+        **cuts: Any,
+    ) -> tuple[Guide | None, Any, Proposer]:
+        """What an answer needs beside the model: its grammar's state, its sampler, and who guesses its tokens."""
+        if not prompt:
+            raise ValueError("an empty prompt: give at least the token that begins a text")
+        self._known(adapter)
+        guide = self._guide(grammar)
+        sampler = _native.Sampler(temperature=temperature, seed=seed, **cuts)
+        sampler.read(prompt)
+        return guide, sampler, self._proposer(prompt, temperature, seed, cuts)
 
     def _known(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self._adapters:
@@ -296,11 +260,6 @@ class NativeEngine:
         self._vocabulary = self._vocabulary or vocabulary(self.tokenizer, self.config.vocab_size)
         return Guide(self._vocabulary, grammar)
 
-    def _sampler(self, prompt: list[int], temperature: float, seed: int, cuts: Mapping[str, Any]) -> Any:
-        sampler = _native.Sampler(temperature=temperature, seed=seed, **cuts)
-        sampler.read(prompt)
-        return sampler
-
     def _proposer(self, prompt: list[int], temperature: float, seed: int, cuts: Mapping[str, Any]) -> Proposer:
         if self._draft is None:
             return Plain()
@@ -310,35 +269,31 @@ class NativeEngine:
         # Its draws must not be those that decide whether they are taken.
         return Draft(self._draft, prompt, {"temperature": temperature, "seed": (seed + 2**63) % 2**64, **kept})
 
-    def begin(self, prompt: list[int], adapter: str | None, running: Sequence[_Running] = ()) -> tuple[int, int]:
-        """Return a sequence, and how many of the prompt's tokens it has from another: never all, one is to be fed."""
-        if not prompt:
-            raise ValueError("an empty prompt: give at least the token that begins a text")
-        best: _Running | _Kept | None = None
-        shared = 0
-        others: list[_Running | _Kept] = [*self._kept, *running]
-        for other in others:
-            computed = min(common(other.tokens, prompt[:-1]), self.model.length(other.id))
-            if other.adapter == adapter and computed > shared:
-                best, shared = other, computed
+    def begin(self, prompt: list[int], adapter: str | None, others: Iterable[Computed] = ()) -> int:
+        """Return a sequence with what another one has of the prompt: never all of it, one token is to be fed."""
+        best, shared = None, 0
+        for sequence, tokens, name in (*self._kept, *others):
+            computed = min(common(tokens, prompt[:-1]), self.model.length(sequence))
+            if name == adapter and computed > shared:
+                best, shared = sequence, computed
         if best is None:
-            return self.model.create(), 0
-        sequence = self.model.fork(best.id)
-        self.model.truncate(sequence, shared)
-        return sequence, shared
+            return self.model.create()
+        made = self.model.fork(best)
+        self.model.truncate(made, shared)
+        return made
 
     def prefill(self, sequence: int, tokens: list[int], adapter: str | None) -> list[int]:
         """Compute all tokens but the last, which the first choice is made after; return that."""
-        before, most = tokens[:-1], int(_native.MAX_TOKENS)
-        for start in range(0, len(before), most):
-            self.model.logits([sequence], [before[start : start + most]], [adapter])
+        before = tokens[:-1]
+        for start in range(0, len(before), MAX_TOKENS):
+            self.model.logits([sequence], [before[start : start + MAX_TOKENS]], [adapter])
         return tokens[-1:]
 
     def keep(self, sequence: int, tokens: list[int], adapter: str | None) -> None:
         """Hold on to a sequence whose `tokens` are computed, for prompts that begin like it."""
-        self._kept.append(_Kept(sequence, tokens, adapter))
+        self._kept.append((sequence, tokens, adapter))
         while len(self._kept) > KEPT:
-            self.model.release(self._kept.pop(0).id)
+            self.model.release(self._kept.pop(0)[0])
 
 
 def unfit(config: ModelConfig, ranks: Mapping[str, int]) -> str | None:

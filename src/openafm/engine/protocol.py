@@ -1,10 +1,37 @@
 """What a decoder offers; the native engine and the torch engine fill it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from openafm.model.generation import Generation
 from openafm.tokenizer import Tokenizer
+
+
+class Row(Protocol):
+    """An answer in a batch."""
+
+    over: bool
+    """It has ended: by its stop token, by its length or by an error."""
+    error: Exception | None
+
+
+class Batch(Protocol):
+    """Answers that are made together, and come and go between steps."""
+
+    room: int
+    """How many there may be."""
+
+    def add(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Row:
+        """Take an answer in; `options` as of `Engine.generate`. Raises ValueError for a bad one."""
+        ...
+
+    def step(self) -> Sequence[tuple[Row, list[int]]]:
+        """Bring the answers forward; returns the tokens that were made."""
+        ...
+
+    def remove(self, row: Row) -> None:
+        """Let an answer go, whole or not."""
+        ...
 
 
 class Engine(Protocol):
@@ -13,8 +40,8 @@ class Engine(Protocol):
     tokenizer: Tokenizer
     max_length: int
     """Longest sequence in tokens, prompt and answer together."""
-    guided: bool
-    """Whether answers can keep to a grammar."""
+    options: frozenset[str]
+    """What else `generate` takes: `grammar`, and the sampler's cuts and penalties."""
 
     def generate(
         self,
@@ -24,12 +51,16 @@ class Engine(Protocol):
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
-        grammar: str | None = None,
+        **options: Any,
     ) -> Iterator[int]:
         """Yield the answer's tokens one by one; the stop token, where the model ends by itself, comes last.
 
-        The answer keeps to the `grammar` (openafm.engine.guidance); ValueError where the engine cannot be guided.
+        The answer keeps to a `grammar` (openafm.engine.guidance). Raises ValueError for options it does not take.
         """
+        ...
+
+    def together(self) -> "Batch":
+        """Answers that are made together; there may be one such batch at a time."""
         ...
 
     def batch(

@@ -63,8 +63,8 @@ class Draft:
         from openafm.engine._native import Sampler
 
         self._engine, self._sampler, self._count = engine, Sampler(**sampling), 4
-        self._sequence, done = engine.begin(prompt, None)
-        self._computed = prompt[:done]
+        self._sequence = engine.begin(prompt, None)
+        self._computed = prompt[: engine.model.length(self._sequence)]
         self._proposed = 0
 
     def propose(self, tokens: list[int], most: int) -> "Proposal":

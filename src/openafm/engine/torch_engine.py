@@ -5,10 +5,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from openafm.adapters.lora import detach, load_adapter
 from openafm.adapters.store import Adapter
 from openafm.engine.package import Package, find_package
+from openafm.engine.together import OneByOne
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.generate import generate, stream
@@ -20,7 +22,7 @@ from openafm.tokenizer import load as load_tokenizer
 class TorchEngine:
     """Decodes with one model; a request with another adapter than the last one's swaps the low-rank matrices."""
 
-    guided = False
+    options: frozenset[str] = frozenset()
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -67,19 +69,24 @@ class TorchEngine:
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
-        grammar: str | None = None,
+        **options: Any,
     ) -> Iterator[int]:
         """Yield the answer's tokens, the stop token last where the model ends by itself.
 
-        One answer at a time: a request with another adapter waits for this one to end. Raises ValueError for a grammar.
+        One answer at a time: a request with another adapter waits for this one to end. Raises ValueError for a
+        grammar, and for whatever else only the native engine does.
         """
-        if grammar is not None:
-            raise ValueError("torch cannot keep an answer to a grammar: build the native engine (openafm doctor)")
+        if asked := [name for name, value in options.items() if value is not None]:
+            raise ValueError(f"torch does not carry out {', '.join(asked)}: build the native engine (openafm doctor)")
         model = self.use(adapter)
         for token in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), temperature=temperature, seed=seed):
             yield token
             if token in self._stop:
                 return
+
+    def together(self) -> OneByOne:
+        """A batch of one answer."""
+        return OneByOne(self)
 
     def batch(
         self,

@@ -78,53 +78,58 @@ class StopStrings:
 
 
 class Answer:
-    """An engine's answer to one prompt: iterate once for its text, a piece a token, empty while it is held back."""
+    """The answer to one prompt: tokens go in as they are made, text comes out, held back while it may still change."""
 
     def __init__(
         self,
-        engine: Engine,
+        tokenizer: Tokenizer,
         prompt: list[int],
         *,
         max_tokens: int,
-        temperature: float,
-        seed: int,
-        adapter: str | None = None,
         stop: Sequence[str] = (),
         until: float = math.inf,
-        grammar: str | None = None,
+        **options: Any,
     ):
-        """Prepare the answer; nothing is computed yet. `until` is the `time.monotonic()` that ends it."""
-        self._engine, self._prompt, self._until = engine, prompt, until
-        self._options: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "adapter": adapter,
-            "grammar": grammar,
-        }
-        self._stop = stop
-        self.prompt_tokens = len(prompt)
+        """Prepare the answer. `options` are the engine's; `until` is the `time.monotonic()` that ends it."""
+        self.prompt, self.options = prompt, {"max_tokens": max_tokens, **options}
+        self._characters, self._strings = Characters(tokenizer), StopStrings(stop)
+        self._ends, self._until = stop_tokens(tokenizer), until
         self.tokens = 0
         """How many were generated so far, the stop token included."""
         self.finish: Literal["stop", "length"] = "length"
         """"stop" once the model or a stop string ended the answer; else it is cut by `max_tokens` or `until`."""
 
-    def __iter__(self) -> Iterator[str]:
-        """Generate. Raises TimeoutError where the time was over before it began."""
-        if time.monotonic() > self._until:
-            raise TimeoutError("the request's time was over before its turn came")
-        ends = stop_tokens(self._engine.tokenizer)
-        characters, strings = Characters(self._engine.tokenizer), StopStrings(self._stop)
-        for token in self._engine.generate(self._prompt, **self._options):
-            self.tokens += 1
-            text = strings.push(characters.push(token))
-            if strings.met or token in ends:
-                self.finish = "stop"
-            yield text
-            if self.finish == "stop" or time.monotonic() > self._until:
+    @property
+    def late(self) -> bool:
+        """Whether its time is over."""
+        return time.monotonic() > self._until
+
+    @property
+    def over(self) -> bool:
+        """Whether no further token is wanted."""
+        return self.finish == "stop" or self.late
+
+    def push(self, token: int) -> str:
+        """Return the text that this token completes."""
+        self.tokens += 1
+        text = self._strings.push(self._characters.push(token))
+        if self._strings.met or token in self._ends:
+            self.finish = "stop"
+        return text
+
+    def rest(self) -> str:
+        """Return what is still held back when no token follows."""
+        if self._strings.met:
+            return ""
+        text = self._strings.push(self._characters.rest())
+        if self._strings.met:
+            self.finish = "stop"
+        return text + self._strings.rest()
+
+    def by(self, engine: Engine) -> Iterator[str]:
+        """Let an engine make it; yields its text, a piece a token."""
+        for token in engine.generate(self.prompt, **self.options):
+            yield self.push(token)
+            if self.over:
                 break
-        if not strings.met:
-            text = strings.push(characters.rest())
-            if strings.met:
-                self.finish = "stop"
-            yield text + strings.rest()
+        yield self.rest()

@@ -67,14 +67,15 @@ class Conversation:
         self.seed += 1
         said = ""
         try:
-            for piece in Answer(
-                self.engine,
+            answer = Answer(
+                self.engine.tokenizer,
                 prompt_tokens(self.engine.tokenizer, prompt),
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 seed=self.seed,
                 adapter=self.adapter,
-            ):
+            )
+            for piece in answer.by(self.engine):
                 said += piece
                 yield piece
         finally:

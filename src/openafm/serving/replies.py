@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,37 +11,42 @@ from openafm.serving.answer import Answer
 
 @dataclass(frozen=True)
 class Reply:
-    """One request's envelope; its answer is put in whole or piece by piece."""
+    """One request's envelope; its answers are put in whole or piece by piece."""
 
     model: str
     chat: bool
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, answer: Answer) -> dict[str, Any]:
-        """The finished answer."""
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer.finish}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(answer)}
+    def whole(self, texts: Sequence[str], answers: Sequence[Answer]) -> dict[str, Any]:
+        """The finished answers."""
+        choices = []
+        for index, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            message = {"role": "assistant", "content": text, "refusal": None}
+            content = {"message": message} if self.chat else {"text": text}
+            choices.append({"index": index, **content, "logprobs": None, "finish_reason": answer.finish})
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage(answers)}
 
-    def first(self) -> list[dict[str, Any]]:
-        """What a stream begins with: a chat's role."""
-        return [self._chunk({"role": "assistant", "content": ""}, None)] if self.chat else []
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """What a stream begins with: a chat's roles."""
+        begin = {"role": "assistant", "content": ""}
+        return [self._chunk(index, begin, None) for index in range(count)] if self.chat else []
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, index: int, text: str) -> dict[str, Any]:
         """A chunk with more text."""
-        return self._chunk({"content": text} if self.chat else text, None)
+        return self._chunk(index, {"content": text} if self.chat else text, None)
 
-    def last(self, answer: Answer) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
-        return self._chunk({} if self.chat else "", answer.finish)
+    def last(self, index: int, answer: Answer) -> dict[str, Any]:
+        """The chunk that says why an answer ended."""
+        return self._chunk(index, {} if self.chat else "", answer.finish)
 
-    def counts(self, answer: Answer) -> dict[str, Any]:
+    def counts(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The chunk after the last, with the token counts."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(answer)}
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(answers)}
 
-    def _chunk(self, content: Any, finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, ("delta" if self.chat else "text"): content, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, index: int, content: Any, finish: str | None) -> dict[str, Any]:
+        key = "delta" if self.chat else "text"
+        choice = {"index": index, key: content, "logprobs": None, "finish_reason": finish}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def _head(self, chat_kind: str) -> dict[str, Any]:
@@ -48,7 +54,7 @@ class Reply:
         return {"id": prefix + self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def usage(answer: Answer) -> dict[str, int]:
-    """Token counts; the stop token counts as one of the completion."""
-    prompt, made = answer.prompt_tokens, answer.tokens
+def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    """Token counts: the prompt once, and all answers with their stop tokens."""
+    prompt, made = len(answers[0].prompt), sum(answer.tokens for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

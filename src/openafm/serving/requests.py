@@ -13,14 +13,15 @@ from openafm.sampling.sampler import Prompt
 from openafm.stage import Config
 
 NEUTRAL: dict[str, Any] = {
-    "n": 1, "best_of": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False,
-    "suffix": "", "tools": [], "modalities": ["text"], "store": False,
+    "best_of": 1, "logit_bias": {}, "echo": False, "suffix": "", "tools": [], "modalities": ["text"], "store": False,
     "service_tier": "auto",
 }  # fmt: skip
 """Parameters that are accepted with the value that changes nothing, and refused with any other."""
 SILENT = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
 """Parameters that never change an answer."""
-MAX_STOPS, MAX_STOP_LENGTH = 4, 256
+MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS = 4, 256, 8
+CUTS = ("top_p", "frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters that the native engine carries out; the last three are not OpenAI's."""
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
 
@@ -104,7 +105,14 @@ class Completion(_Body):
     """What chats and text completions have in common."""
 
     model: str
+    n: int = Field(1, ge=1, le=MAX_ANSWERS)
     temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: list[str] = Field([], max_length=MAX_STOPS)
@@ -139,6 +147,10 @@ class Completion(_Body):
         if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options goes with stream=true only")
         return self
+
+    def cuts(self) -> dict[str, Any]:
+        """Sampling parameters beside temperature and seed, as far as they change anything."""
+        return {name: value for name in CUTS if (value := getattr(self, name)) != type(self).model_fields[name].default}
 
     @property
     def limit(self) -> int | None:

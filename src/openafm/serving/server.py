@@ -1,8 +1,10 @@
 """`openafm serve MODEL`: OpenAI's protocol over HTTP, each adapter a model, and a page at / to talk to it.
 
-One answer is made at a time; others wait in a short queue. A client that leaves stops its answer.
+The native engine makes up to 16 answers together, whatever their adapters, torch one; others wait in a short queue. A
+client that leaves stops its answer.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -11,7 +13,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -53,7 +55,7 @@ class Serving:
 
     def __init__(self, opened: Opened, key: str | None, limits: Limits):
         self.opened, self.engine, self.key, self.limits = opened, opened.engine, key, limits
-        self.worker = Worker(limits.queue)
+        self.worker = Worker(self.engine, limits.queue)
         self.metrics = Metrics()
         self.created = int(time.time())
         names: dict[str | None, str] = {None: opened.name}
@@ -82,27 +84,30 @@ class Serving:
             raise ApiError(401, "wrong or missing API key: send Authorization: Bearer KEY", code="invalid_api_key")
 
     async def respond(self, request: Request, asked: ChatCompletion | TextCompletion) -> Response:
-        """Queue the answer, wait for its first piece so that errors still have a status, then send it."""
-        answer = await self._answer(asked)
-        job = self._submit(asked.model, answer)
+        """Queue the answers, wait for the first piece so that errors still have a status, then send it."""
+        answers = await self._answers(asked)
+        jobs = self._submit(asked.model, answers)
         reply = Reply(asked.model, chat=isinstance(asked, ChatCompletion))
         handed_on = False
         try:
             if not asked.stream:
-                text = await unless_gone(request, _joined(job))
-                return to_json(reply.whole(text, answer))
-            first = await unless_gone(request, anext(job))
+                texts = await unless_gone(request, asyncio.gather(*map(_joined, jobs)))
+                return to_json(reply.whole(texts, answers))
+            first = await unless_gone(request, anext(jobs[0]))
             handed_on = True
-            return EventStream(_events(reply, answer, job, first, asked.stream_options.include_usage), job)
+            return EventStream(_events(reply, jobs, first, asked.stream_options.include_usage), jobs)
         except TimeoutError as error:
             raise ApiError(503, f"{error}: try again later", code="timeout") from None
+        except MemoryError:
+            raise ApiError(503, "no memory is left for this answer: try again later", code="out_of_memory") from None
         except Stopped:
             raise ApiError(503, STOPPING, code="stopping") from None
         finally:
             if not handed_on:
-                job.stop()
+                for job in jobs:
+                    job.stop()
 
-    async def _answer(self, asked: ChatCompletion | TextCompletion) -> Answer:
+    async def _answers(self, asked: ChatCompletion | TextCompletion) -> list[Answer]:
         """Everything that can be refused is refused here."""
         self.model(asked.model)
         until = time.monotonic() + self.limits.seconds
@@ -110,39 +115,47 @@ class Serving:
             prompt = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.text())
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
+        options = asked.cuts()
         try:
-            grammar = await run_in_threadpool(asked.response_format.grammar)
-            if grammar is not None and not self.engine.guided:
-                raise ValueError("this engine cannot keep to a grammar: leave it out, or build the native engine")
+            if (grammar := await run_in_threadpool(asked.response_format.grammar)) is not None:
+                options["grammar"] = grammar
         except ValueError as error:
             raise ApiError(400, str(error), "response_format", "unsupported_value") from None
-        return Answer(
-            self.engine,
-            prompt,
-            max_tokens=_room(asked, len(prompt), self.engine.max_length),
-            temperature=asked.temperature,
-            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
-            adapter=self.adapters[asked.model],
-            stop=asked.stop,
-            until=until,
-            grammar=grammar,
-        )
+        if unknown := sorted(options.keys() - self.engine.options):
+            name = {"grammar": "response_format"}.get(unknown[0], unknown[0])
+            message = f"{name}: this engine does not carry it out: leave it out, or build the native engine"
+            raise ApiError(400, message, name, "unsupported_value")
+        seed = secrets.randbits(62) if asked.seed is None else asked.seed
+        return [
+            Answer(
+                self.engine.tokenizer,
+                prompt,
+                max_tokens=_room(asked, len(prompt), self.engine.max_length),
+                temperature=asked.temperature,
+                seed=(seed + index) % 2**63,
+                adapter=self.adapters[asked.model],
+                stop=asked.stop,
+                until=until,
+                **options,
+            )
+            for index in range(asked.n)
+        ]
 
-    def _submit(self, model: str, answer: Answer) -> Job:
+    def _submit(self, model: str, answers: list[Answer]) -> list[Job]:
         asked_at = time.monotonic()
 
         def over(job: Job) -> None:
             began = job.began or time.monotonic()
             self.metrics.add("openafm_queue_seconds_total", began - asked_at, model=model)
             if job.began:
-                self.metrics.add("openafm_prompt_tokens_total", answer.prompt_tokens, model=model)
-                self.metrics.add("openafm_completion_tokens_total", answer.tokens, model=model)
+                self.metrics.add("openafm_prompt_tokens_total", len(job.answer.prompt), model=model)
+                self.metrics.add("openafm_completion_tokens_total", job.answer.tokens, model=model)
                 self.metrics.add("openafm_generation_seconds_total", job.ended - job.began, model=model)
 
         try:
-            return self.worker.submit(answer, over)
+            return self.worker.submit(answers, over)
         except Busy:
-            message = f"{self.limits.queue} requests are waiting already: try again later"
+            message = f"{self.worker.waiting} requests are waiting already: try again later"
             raise ApiError(429, message, code="queue_full") from None
 
 
@@ -162,27 +175,46 @@ async def _joined(job: Job) -> str:
     return "".join([piece async for piece in job])
 
 
-async def _events(reply: Reply, answer: Answer, job: Job, first: str, counts: bool) -> AsyncIterator[bytes]:
+async def _pieces(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, str | None]]:
+    """The pieces of all answers as they come, with the answer's number; None ends one."""
+    coming = {asyncio.ensure_future(anext(job, None)): index for index, job in enumerate(jobs)}
+    try:
+        while coming:
+            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for future in sorted(done, key=coming.__getitem__):
+                index, text = coming.pop(future), future.result()
+                if text is not None:
+                    coming[asyncio.ensure_future(anext(jobs[index], None))] = index
+                yield index, text
+    finally:
+        for future in coming:
+            future.cancel()
+
+
+async def _events(reply: Reply, jobs: Sequence[Job], first: str, counts: bool) -> AsyncIterator[bytes]:
+    answers = [job.answer for job in jobs]
+
     def event(chunk: dict[str, Any]) -> bytes:
         return b"data: " + orjson.dumps(chunk | {"usage": None} if counts and "usage" not in chunk else chunk) + b"\n\n"
 
-    for chunk in reply.first():
+    for chunk in reply.first(len(jobs)):
         yield event(chunk)
     try:
         if first:
-            yield event(reply.piece(first))
-        async for text in job:
-            if text:
-                yield event(reply.piece(text))
+            yield event(reply.piece(0, first))
+        async for index, text in _pieces(jobs):
+            if text is None:
+                yield event(reply.last(index, answers[index]))
+            elif text:
+                yield event(reply.piece(index, text))
     except Stopped:
         yield event(ApiError(503, STOPPING, code="stopping").body())
         return
     except Exception:  # the status is sent already: the protocol tells errors in the stream
         yield event(ApiError(500, "the engine failed in the middle of the answer").body())
         raise
-    yield event(reply.last(answer))
     if counts:
-        yield event(reply.counts(answer))
+        yield event(reply.counts(answers))
     yield b"data: [DONE]\n\n"
 
 

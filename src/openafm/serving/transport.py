@@ -1,7 +1,7 @@
 """HTTP below the protocol: bodies within limits, clients that leave, errors in OpenAI's shape, counted requests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -54,18 +54,19 @@ async def unless_gone(request: Request, wanted: Awaitable[Result]) -> Result:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events that stop their job when the client leaves, or the server ends."""
+    """Server-sent events that stop their jobs when the client leaves, or the server ends."""
 
-    def __init__(self, events: AsyncIterator[bytes], job: Job):
+    def __init__(self, events: AsyncIterator[bytes], jobs: Sequence[Job]):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._job = job
+        self._jobs = jobs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send; whatever ends it ends the job."""
+        """Send; whatever ends it ends the jobs."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._job.stop()
+            for job in self._jobs:
+                job.stop()
 
 
 class Counting:

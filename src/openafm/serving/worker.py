@@ -1,10 +1,14 @@
-"""One generation at a time: a thread of its own, and a queue with so many places before it."""
+"""Answers are made together in a thread of its own; those that find no room wait in the order they came."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+
+from openafm.engine import Engine
+from openafm.engine.protocol import Row
+from openafm.serving.answer import Answer
 
 
 class Busy(Exception):  # noqa: N818  names the state, as queue.Full does
@@ -18,12 +22,12 @@ class Stopped(Exception):  # noqa: N818
 class Job:
     """An answer that is waiting, being made, or over: `async for` gives its pieces as they come."""
 
-    def __init__(self, pieces: Iterable[str]):
-        self._pieces = pieces
+    def __init__(self, worker: "Worker", answer: Answer, over: Callable[["Job"], None]):
+        self._worker, self.answer, self._over = worker, answer, over
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[str | Exception | None] = asyncio.Queue()
-        self._stopped = threading.Event()
-        self.future: Future[None]
+        self.row: Row | None = None
+        self.stopped = False
         self.began = self.ended = 0.0
         """`time.monotonic()`; 0 before."""
 
@@ -42,66 +46,131 @@ class Job:
 
     def stop(self) -> None:
         """Give up the place in the queue, or stop after the token that is being computed."""
-        self._stopped.set()
-        self.future.cancel()
+        self.stopped = True
+        self._worker.give_up(self)
         self._arrived.put_nowait(Stopped())  # for who still waits, when the server ends
 
-    def run(self) -> None:
-        """Make the answer; called in the worker's thread."""
-        self.began = time.monotonic()
-        last: Exception | None = None
-        try:
-            for piece in self._pieces:
-                if self._stopped.is_set():
-                    break
-                self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
-        except Exception as error:  # whatever it is, it belongs to this request, not to the thread
-            last = error
+    def push(self, tokens: list[int]) -> None:
+        """Send what the engine made, up to where the answer ends; in the worker's thread."""
+        for token in tokens:
+            self._send(self.answer.push(token))
+            if self.answer.over:
+                break
+
+    def end(self, error: Exception | None = None) -> None:
+        """Send the last of it; in the worker's thread, or for a job that never began."""
         self.ended = time.monotonic()
-        self._loop.call_soon_threadsafe(self._arrived.put_nowait, last)
+        if error is None and self.began and (rest := self.answer.rest()):
+            self._send(rest)
+        self._loop.call_soon_threadsafe(self._over, self)
+        self._send(error)
+
+    def _send(self, piece: str | Exception | None) -> None:
+        self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
 
 
 class Worker:
-    """Runs jobs one after another in the order they came."""
+    """Steps an engine's batch; jobs join and leave it between steps."""
 
-    def __init__(self, places: int):
-        """Let `places` jobs wait behind the one that runs."""
+    def __init__(self, engine: Engine, places: int):
+        """Let `places` jobs wait behind those for which the batch has room."""
+        self._batch = engine.together()
         self._places = places
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._jobs: set[Job] = set()
+        self._waiting: deque[Job] = deque()
+        self._making: list[Job] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
 
     @property
     def running(self) -> int:
-        """Jobs being made: 0 or 1."""
-        return sum(1 for job in self._jobs if job.began)
+        """Answers being made."""
+        return len(self._making)
 
     @property
     def waiting(self) -> int:
         """Jobs in the queue."""
-        return len(self._jobs) - self.running
+        return len(self._waiting)
 
-    def submit(self, pieces: Iterable[str], over: Callable[[Job], None]) -> Job:
-        """Queue an answer; `over` is called with the job when it has ended, however that was. Raises Busy."""
-        if len(self._jobs) > self._places:
-            raise Busy
-        job = Job(pieces)
-        loop = asyncio.get_running_loop()
+    def submit(self, answers: list[Answer], over: Callable[[Job], None]) -> list[Job]:
+        """Queue all answers, or none and raise Busy; `over` is called with each job when it has ended, anyhow."""
+        with self._changed:
+            if len(self._making) + len(self._waiting) + len(answers) > self._batch.room + self._places:
+                raise Busy
+            jobs = [Job(self, answer, over) for answer in answers]
+            self._waiting.extend(jobs)
+            self._changed.notify()
+            return jobs
 
-        def forget() -> None:
-            self._jobs.discard(job)
-            over(job)
-
-        self._jobs.add(job)
-        job.future = self._thread.submit(job.run)
-        job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(forget))
-        return job
+    def give_up(self, job: Job) -> None:
+        """End a job that still waits; one that is being made is seen to after its token."""
+        with self._changed:
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+        job.end(Stopped())
 
     def stop(self) -> None:
         """Stop what runs, drop what waits."""
-        for job in list(self._jobs):
+        for job in [*self._waiting, *self._making]:
             job.stop()
 
     def close(self) -> None:
         """Stop everything and end the thread."""
         self.stop()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._making or self._closing)
+                if self._closing and not self._making:
+                    return
+                joining = []
+                while self._waiting and len(self._making) < self._batch.room:
+                    joining.append(self._waiting.popleft())
+                    self._making.append(joining[-1])
+            for job in joining:
+                self._join(job)
+            self._step()
+            for job in [job for job in self._making if job.stopped or job.answer.late]:
+                self._leave(job, Stopped() if job.stopped else None)
+
+    def _join(self, job: Job) -> None:
+        job.began = time.monotonic()
+        try:
+            if job.answer.late:
+                raise TimeoutError("the request's time was over before its turn came")
+            job.row = self._batch.add(job.answer.prompt, **job.answer.options)
+        except Exception as error:  # whatever it is, it belongs to this request
+            self._leave(job, error)
+
+    def _step(self) -> None:
+        """One step; an error in it ends all answers, but lack of memory only the newest, which may have caused it."""
+        try:
+            made = self._batch.step()
+        except Exception as error:
+            for job in self._making[-1:] if isinstance(error, MemoryError) else list(self._making):
+                self._leave(job, error)
+            return
+        jobs = {job.row: job for job in self._making}
+        for row, tokens in made:
+            job = jobs[row]
+            try:
+                job.push(tokens)
+            except Exception as error:
+                self._leave(job, error)
+                continue
+            if row.over or job.answer.over:
+                self._leave(job, row.error)
+
+    def _leave(self, job: Job, error: Exception | None) -> None:
+        if job.row is not None:
+            self._batch.remove(job.row)
+        with self._changed:
+            self._making.remove(job)
+        job.end(error)

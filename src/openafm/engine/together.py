@@ -1,0 +1,191 @@
+"""Answers that are made together: a step brings all of them forward, and between steps they come and go.
+
+Several tokens in a step cost hardly more than one while reading the weights takes the time, so a server's answers share
+steps, whatever their adapters. A prompt is computed beside them, in pieces, so that they need not wait for it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openafm.engine.guidance import Guide
+from openafm.engine.protocol import Engine, Row
+from openafm.engine.speculation import Proposer
+
+if TYPE_CHECKING:
+    from openafm.engine.native_engine import NativeEngine
+
+Computed = tuple[int, list[int], str | None]
+"""A sequence in the model's cache, its tokens, of which the first are computed, and their adapter."""
+TOGETHER = 16
+"""Most answers in one step: as many go through the weights at once."""
+MAX_TOKENS = 512
+"""Most tokens of a step (native/model.h)."""
+BESIDE = 32
+"""Tokens of a prompt in one step beside answers that are being made."""
+
+
+@dataclass(eq=False)
+class NativeRow:
+    """One answer that is being made."""
+
+    adapter: str | None
+    sampler: Any
+    guide: Guide | None
+    proposer: Proposer
+    tokens: list[int]
+    """The prompt, and what was made."""
+    end: int
+    """How many `tokens` there may be."""
+    sequence: int = -1
+    """In the model's cache; -1 until its prompt has its turn."""
+    logprobs: list[float] = field(default_factory=list)
+    """Of the tokens made, under the untempered model."""
+    over: bool = False
+    error: Exception | None = None
+
+
+class Together:
+    """The answers that a native engine is making."""
+
+    def __init__(self, engine: "NativeEngine"):
+        self._engine = engine
+        self._rows: list[NativeRow] = []
+        self.room = TOGETHER
+
+    def add(self, prompt: list[int], *, max_tokens: int, adapter: str | None = None, **options: Any) -> NativeRow:
+        """Take an answer in; `options` as of `NativeEngine.generate`. Raises ValueError for a bad one."""
+        engine = self._engine
+        guide, sampler, proposer = engine.begin_answer(prompt, adapter, **options)
+        row = NativeRow(adapter, sampler, guide, proposer, list(prompt), len(prompt) + max_tokens, over=max_tokens < 1)
+        self._rows.append(row)
+        return row
+
+    def remove(self, row: Row) -> None:
+        """Let an answer go, whole or not; what was computed stays for prompts that begin like it."""
+        assert isinstance(row, NativeRow)
+        self._rows.remove(row)
+        row.proposer.close()
+        if row.sequence >= 0:
+            computed = self._engine.model.length(row.sequence)
+            self._engine.keep(row.sequence, row.tokens[:computed], row.adapter)
+
+    def step(self) -> list[tuple[NativeRow, list[int]]]:
+        """One step of the model; returns the tokens that were made. Of a row that is over, `error` may say why."""
+        going = [row for row in self._rows if not row.over]
+        ready = [row for row in going if row.sequence >= 0 and len(self._feed(row)) == 1]
+        prompting = next((row for row in going if row not in ready), None)
+        if prompting is None and len(ready) == 1:
+            return self._alone(ready[0])
+        masks = self._masks(ready)
+        failed: list[tuple[NativeRow, list[int]]] = [(row, []) for row in ready if row.over]
+        ready = [row for row in ready if not row.over]
+        rows, feeds = list(ready), [self._feed(row) for row in ready]
+        if prompting is not None and (piece := self._piece(prompting, bool(ready))):
+            rows.append(prompting)
+            feeds.append(piece)
+        if not rows:
+            return failed
+        chosen = self._engine.model.choose(
+            [row.sequence for row in rows], feeds, [row.adapter for row in rows], [row.sampler for row in ready], masks
+        )
+        return failed + [self._made(row, [choice]) for row, choice in zip(ready, chosen, strict=True)]
+
+    def _feed(self, row: NativeRow) -> list[int]:
+        """What of its tokens is not computed yet."""
+        return row.tokens[self._engine.model.length(row.sequence) :]
+
+    def _piece(self, row: NativeRow, beside: bool) -> list[int]:
+        """The next part of a prompt, without its last token: the first choice is made after that."""
+        if row.sequence < 0:
+            others = [(other.sequence, other.tokens, other.adapter) for other in self._rows if other.sequence >= 0]
+            row.sequence = self._engine.begin(row.tokens, row.adapter, others)
+        most = BESIDE if beside else MAX_TOKENS
+        return self._feed(row)[:-1][:most]
+
+    def _masks(self, rows: list[NativeRow]) -> NDArray[np.uint32] | None:
+        """What each row may say next, where any of them is guided."""
+        if not any(row.guide for row in rows):
+            return None
+        masks = []
+        for row in rows:
+            try:
+                masks.append(row.guide.masks([])[0] if row.guide else None)
+            except ValueError as error:  # this answer's own; the others go on
+                row.over, row.error = True, error
+        words = -(-self._engine.config.vocab_size // 32)
+        free = np.full(words, 0xFFFFFFFF, np.uint32)
+        return np.stack([free if mask is None else mask for mask in masks]) if masks else None
+
+    def _alone(self, row: NativeRow) -> list[tuple[NativeRow, list[int]]]:
+        """A step of one answer has room for tokens that are only guessed."""
+        left = row.end - len(row.tokens)
+        guessed = row.proposer.propose(row.tokens, min(left - 1, self._engine.max_length - len(row.tokens)))
+        try:
+            if row.guide:
+                guessed.cut(row.guide.allowed(guessed.tokens))
+            masks = row.guide.masks(guessed.tokens) if row.guide else None
+        except ValueError as error:
+            row.over, row.error = True, error
+            return [(row, [])]
+        chosen = self._engine.model.take(row.sequence, self._feed(row), row.adapter, row.sampler, guessed, masks)
+        return [self._made(row, chosen)]
+
+    def _made(self, row: NativeRow, chosen: list[tuple[int, float]]) -> tuple[NativeRow, list[int]]:
+        """Put down what a step chose, up to the token that ends the answer."""
+        made = []
+        for token, logprob in chosen:
+            made.append(token)
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            row.over = token in self._engine.stop or len(row.tokens) >= row.end
+            if row.over:
+                break
+        if row.guide and not row.over:
+            try:
+                row.guide.take(made)
+            except ValueError as error:
+                row.over, row.error = True, error
+        return row, made
+
+
+@dataclass(eq=False)
+class StreamedRow:
+    """The answer of an engine that makes one at a time."""
+
+    tokens: Iterator[int]
+    over: bool = False
+    error: Exception | None = None
+
+
+class OneByOne:
+    """The same for an engine that makes one answer at a time."""
+
+    room = 1
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._row: StreamedRow | None = None
+
+    def add(self, prompt: list[int], **options: Any) -> StreamedRow:
+        """Take an answer in; there must be none. `options` as of `Engine.generate`."""
+        assert self._row is None
+        self._row = StreamedRow(self._engine.generate(prompt, **options))
+        return self._row
+
+    def remove(self, row: Row) -> None:
+        """Let the answer go."""
+        assert row is self._row
+        self._row = None
+
+    def step(self) -> Sequence[tuple[StreamedRow, list[int]]]:
+        """The answer's next token."""
+        row = self._row
+        if row is None or row.over:
+            return []
+        made = [token for token in [next(row.tokens, None)] if token is not None]
+        row.over = not made
+        return [(row, made)]
