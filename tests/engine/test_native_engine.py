@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_refused(package, tokenizer, tmp_path):
         engine.logits([3], "nobody")
     other = random_adapter(random_model(SHAPE.model_copy(update={"d_ff": 64})), 1, 2)
     with pytest.raises(ValueError, match="made for another model"):
-        engine.add_adapter("other", other)
+        engine.put_adapter("other", ({key: tensor.half().numpy() for key, tensor in other.state.items()}, other.alpha))
     with pytest.raises(ValueError, match="asks for 300 x 96"):
         model.set_float("model.embed_tokens", np.zeros((3, 96), np.float32))
     with pytest.raises(ValueError, match="no place"):
@@ -234,7 +234,7 @@ def test_adapters_come_and_go(package):
     before = engine.logits(TEXT, "mail")
     engine.remove_adapter("mail")
     assert engine.adapters() == ["notes"]
-    engine.add_adapter("mail", Package(package).adapters.load("mail"))
+    engine.put_adapter("mail", engine.read_adapter(Package(package).adapters, "mail"))
     assert np.array_equal(engine.logits(TEXT, "mail"), before)
 
 

@@ -285,7 +285,7 @@ def test_the_queue_is_bounded_and_a_place_is_given_up(gated):
     assert 'openafm_requests_total{path="/v1/chat/completions",status="429"} 1\n' in text
     assert 'openafm_requests_total{path="/v1/chat/completions",status="499"} 1\n' in text
     assert 'openafm_completion_tokens_total{model="toy-sft"} 80\n' in text
-    assert "openafm_generation_seconds_total" in text and text.count("# TYPE") == 7
+    assert "openafm_generation_seconds_total" in text and text.count("# TYPE") == 9
 
 
 def test_a_request_has_its_time(opened):

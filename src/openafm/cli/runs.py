@@ -200,6 +200,8 @@ def serve(
     ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn.")] = 8,
     seconds: Annotated[float, typer.Option(min=1, help="Longest time of a request, its wait included.")] = 300,
+    adapters: Annotated[Path | None, typer.Option(help="Folder of further adapters, NAME/adapter.safetensors.")] = None,
+    in_memory: Annotated[int, typer.Option(min=1, help="How many of them are kept in memory.")] = 64,
 ) -> None:
     """Serve a model and its adapters to OpenAI clients, with a web page to talk to them.
 
@@ -209,7 +211,8 @@ def serve(
         from openafm.serving.server import Limits
         from openafm.serving.server import serve as listen
 
-        listen(model if model.exists() else run_folder(model), host, port, api_key, Limits(queue, seconds))
+        limits = Limits(queue, seconds, adapters, in_memory)
+        listen(model if model.exists() else run_folder(model), host, port, api_key, limits)
 
 
 @app.command()

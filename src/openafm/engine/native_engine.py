@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from openafm.adapters.store import Adapter
+from openafm.adapters.store import AdapterStore
 from openafm.engine.guidance import Guide, vocabulary
 from openafm.engine.loading import read_folder, read_package
 from openafm.engine.package import Package, find_package
@@ -117,14 +117,16 @@ class NativeEngine:
         engine = cls(package.config, load_tokenizer(package.folder), **options)
         read_package(engine.model, package)
         for name in package.adapters.names():
-            engine._put(name, *package.adapters.arrays(name))
+            engine.put_adapter(name, engine.read_adapter(package.adapters, name))
         return engine
 
-    def add_adapter(self, name: str, adapter: Adapter) -> None:
-        """Take an adapter in, in place of an older one of that name. Raises ValueError where it does not fit."""
-        self._put(name, {key: t.detach().half().cpu().numpy() for key, t in adapter.state.items()}, adapter.alpha)
+    def read_adapter(self, store: AdapterStore, name: str) -> tuple[dict[str, NDArray[np.float16]], float]:
+        """Read an adapter for `put_adapter`, in any thread. Raises ValueError where it is damaged."""
+        return store.arrays(name)
 
-    def _put(self, name: str, state: Mapping[str, NDArray[np.float16]], alpha: float) -> None:
+    def put_adapter(self, name: str, read: tuple[Mapping[str, NDArray[np.float16]], float]) -> None:
+        """Take an adapter in, in place of an older one of that name. Raises ValueError where it does not fit."""
+        state, alpha = read
         self.remove_adapter(name)
         for layer in sorted({key.rpartition(".")[0] for key in state}):
             a, b = (np.ascontiguousarray(state[f"{layer}.{half}"], np.float16) for half in ("lora_a", "lora_b"))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from openafm.adapters.store import AdapterStore
 from openafm.model.generation import Generation
 from openafm.tokenizer import Tokenizer
 
@@ -77,4 +78,17 @@ class Engine(Protocol):
 
     def adapters(self) -> list[str]:
         """Names that `adapter` may take."""
+        ...
+
+    def read_adapter(self, store: AdapterStore, name: str) -> Any:
+        """Read an adapter for `put_adapter`; slow, and in any thread. Raises ValueError where it is damaged."""
+        ...
+
+    def put_adapter(self, name: str, read: Any) -> None:
+        """Take in what was read, in place of an older one of that name; between steps. Raises ValueError if it does
+        not fit."""
+        ...
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter that no answer uses; between steps."""
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openafm.adapters.lora import detach, load_adapter
-from openafm.adapters.store import Adapter
+from openafm.adapters.store import Adapter, AdapterStore
 from openafm.engine.package import Package, find_package
 from openafm.engine.together import OneByOne
 from openafm.model import Transformer
@@ -48,6 +48,27 @@ class TorchEngine:
     def adapters(self) -> list[str]:
         """Names of the adapters in memory, sorted."""
         return sorted(self._adapters)
+
+    def read_adapter(self, store: AdapterStore, name: str) -> Adapter:
+        """Read an adapter for `put_adapter`, in any thread. Raises ValueError where it is damaged."""
+        return store.load(name)
+
+    def put_adapter(self, name: str, read: Adapter) -> None:
+        """Take an adapter in, in place of an older one of that name. Raises ValueError where it does not fit."""
+        linears = self.model.linears()
+        for key, tensor in read.state.items():
+            layer, _, half = key.rpartition(".")
+            side = 1 if half == "lora_a" else 0  # (rank, in) and (out, rank)
+            if layer not in linears or tensor.shape[side] != linears[layer].weight.shape[side]:
+                raise ValueError(f"the adapter's {key} is {tuple(tensor.shape)}: it was made for another model")
+        self.remove_adapter(name)
+        self._adapters[name] = read
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter, if it is there."""
+        if name == self._current:
+            self.use(None)
+        self._adapters.pop(name, None)
 
     def use(self, adapter: str | None) -> Transformer:
         """Return the model with this adapter on, or none. Raises ValueError for an unknown name."""

@@ -11,6 +11,8 @@ HELP = {
     "openafm_completion_tokens_total": "Tokens generated, by model.",
     "openafm_generation_seconds_total": "Seconds of generating, by model.",
     "openafm_queue_seconds_total": "Seconds that answers waited for their turn, by model.",
+    "openafm_adapter_loads_total": "How often one of the folder's adapters was put into memory.",
+    "openafm_adapters_in_memory": "Adapters of the folder in memory.",
     "openafm_running": "Answers being made.",
     "openafm_waiting": "Requests in the queue.",
 }

@@ -190,7 +190,21 @@ class TextCompletion(Completion):
         return self.prompt
 
 
-Kind = TypeVar("Kind", ChatCompletion, TextCompletion)
+class LoraAdapter(_Body):
+    """Body of `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`, as vLLM has them."""
+
+    lora_name: str
+    lora_path: str | None = None
+    """Where it lies in the server's folder: by its name, wherever that is."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> "LoraAdapter":
+        if self.lora_path is not None and self.lora_path.rstrip("/").rpartition("/")[2] != self.lora_name:
+            raise ValueError("lora_path must end with lora_name: adapters come from the server's own folder, by name")
+        return self
+
+
+Kind = TypeVar("Kind", ChatCompletion, TextCompletion, LoraAdapter)
 
 
 def parse(kind: type[Kind], raw: bytes) -> Kind:

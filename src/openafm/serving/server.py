@@ -27,27 +27,34 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from openafm.sampling.sampler import prompt_tokens
+from openafm.serving.adapters import Adapters, Fetched, Unusable
 from openafm.serving.answer import Answer
 from openafm.serving.metrics import MEDIA_TYPE, Metrics
 from openafm.serving.opening import Opened, open_model
 from openafm.serving.replies import Reply
-from openafm.serving.requests import ApiError, ChatCompletion, Completion, TextCompletion, parse
+from openafm.serving.requests import ApiError, ChatCompletion, Completion, LoraAdapter, TextCompletion, parse
 from openafm.serving.transport import Counting, EventStream, answer_errors, read_body, to_json, unless_gone
 from openafm.serving.worker import Busy, Job, Stopped, Worker
 
 STOPPING = "the server is stopping"
+KNOWN = 20
+"""Most model ids that an error lists."""
 CLOSE_SECONDS = 3
 """How long a stopped server waits for connections before it cuts them."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may take from the others."""
+    """What clients may take, and from where."""
 
     queue: int = 8
     """Requests that may wait; the next one is refused."""
     seconds: float = 300.0
     """Time of a request, its wait included."""
+    adapters: Path | None = None
+    """Folder whose adapters requests may name; they can be added and removed while the server runs."""
+    in_memory: int = 64
+    """Adapters of that folder that are kept in memory."""
 
 
 class Serving:
@@ -55,23 +62,50 @@ class Serving:
 
     def __init__(self, opened: Opened, key: str | None, limits: Limits):
         self.opened, self.engine, self.key, self.limits = opened, opened.engine, key, limits
-        self.worker = Worker(self.engine, limits.queue)
+        self.adapters = Adapters(self.engine, limits.adapters, limits.in_memory)
+        self.worker = Worker(self.engine, self.adapters, limits.queue)
         self.metrics = Metrics()
         self.created = int(time.time())
-        names: dict[str | None, str] = {None: opened.name}
-        names |= {adapter: f"{opened.name}:{adapter}" for adapter in self.engine.adapters()}
-        first = opened.adapter
-        self.adapters = {names[first]: first, **{model: adapter for adapter, model in names.items()}}
-        """The adapter of each model id; the one to use unless another is asked for comes first."""
+
+    def models(self) -> list[str]:
+        """All model ids, the one to use unless another is asked for first."""
+        adapters = [self.opened.adapter, None, *self.adapters.names()]
+        return [self._id(adapter) for adapter in dict.fromkeys(adapters)]
 
     def model(self, name: str) -> dict[str, Any]:
         """OpenAI's model object, and what a client may want to know. Raises ApiError for an unknown name."""
-        if name not in self.adapters:
-            known = ", ".join(self.adapters)
-            raise ApiError(404, f"no model called {name!r}; there are: {known}", "model", "model_not_found")
+        adapter = self.adapter(name)
         about = {"id": name, "object": "model", "created": self.created, "owned_by": "openafm"}
-        extra = {"adapter": self.adapters[name], "max_length": self.engine.max_length, "chat": self.opened.talks}
-        return about | extra
+        extra = {"adapter": adapter, "max_length": self.engine.max_length, "chat": self.opened.talks}
+        return about | extra | self.adapters.about(adapter)
+
+    def adapter(self, name: str) -> str | None:
+        """The adapter that a model id stands for. Raises ApiError for an unknown one."""
+        model, colon, adapter = name.partition(":") if name != self.opened.name else (name, "", "")
+        if model == self.opened.name and (not colon or adapter in self.adapters):
+            return adapter or None
+        known = self.models()
+        some = ", ".join(known[:KNOWN]) + (f" and {len(known) - KNOWN} more" if len(known) > KNOWN else "")
+        raise ApiError(404, f"no model called {name!r}; there are: {some}", "model", "model_not_found")
+
+    def _id(self, adapter: str | None) -> str:
+        return self.opened.name if adapter is None else f"{self.opened.name}:{adapter}"
+
+    def load(self, asked: LoraAdapter) -> dict[str, Any]:
+        """Let requests name an adapter of the folder; returns its model object."""
+        try:
+            self.adapters.add(asked.lora_name)
+        except ValueError as error:
+            raise ApiError(400, str(error), "lora_name") from None
+        return self.model(self._id(asked.lora_name))
+
+    def unload(self, asked: LoraAdapter) -> dict[str, Any]:
+        """Let requests name it no more; returns what OpenAI says of a deleted model."""
+        try:
+            self.adapters.drop(asked.lora_name)
+        except ValueError as error:
+            raise ApiError(400, str(error), "lora_name") from None
+        return {"id": self._id(asked.lora_name), "object": "model", "deleted": True}
 
     async def admit(self, request: Request) -> None:
         """Raise ApiError unless the client may ask: by the key, or, without one, from a page of this machine."""
@@ -86,7 +120,11 @@ class Serving:
     async def respond(self, request: Request, asked: ChatCompletion | TextCompletion) -> Response:
         """Queue the answers, wait for the first piece so that errors still have a status, then send it."""
         answers = await self._answers(asked)
-        jobs = self._submit(asked.model, answers)
+        try:
+            fetched = await run_in_threadpool(self.adapters.fetch, self.adapter(asked.model))
+        except Unusable as error:
+            raise ApiError(503, str(error), "model", "adapter_unusable") from None
+        jobs = self._submit(asked.model, answers, fetched)
         reply = Reply(asked.model, chat=isinstance(asked, ChatCompletion))
         handed_on = False
         try:
@@ -100,6 +138,8 @@ class Serving:
             raise ApiError(503, f"{error}: try again later", code="timeout") from None
         except MemoryError:
             raise ApiError(503, "no memory is left for this answer: try again later", code="out_of_memory") from None
+        except Unusable as error:
+            raise ApiError(503, str(error), "model", "adapter_unusable") from None
         except Stopped:
             raise ApiError(503, STOPPING, code="stopping") from None
         finally:
@@ -109,7 +149,7 @@ class Serving:
 
     async def _answers(self, asked: ChatCompletion | TextCompletion) -> list[Answer]:
         """Everything that can be refused is refused here."""
-        self.model(asked.model)
+        adapter = self.adapter(asked.model)
         until = time.monotonic() + self.limits.seconds
         try:
             prompt = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.text())
@@ -133,7 +173,7 @@ class Serving:
                 max_tokens=_room(asked, len(prompt), self.engine.max_length),
                 temperature=asked.temperature,
                 seed=(seed + index) % 2**63,
-                adapter=self.adapters[asked.model],
+                adapter=adapter,
                 stop=asked.stop,
                 until=until,
                 **options,
@@ -141,7 +181,7 @@ class Serving:
             for index in range(asked.n)
         ]
 
-    def _submit(self, model: str, answers: list[Answer]) -> list[Job]:
+    def _submit(self, model: str, answers: list[Answer], fetched: Fetched | None) -> list[Job]:
         asked_at = time.monotonic()
 
         def over(job: Job) -> None:
@@ -153,7 +193,7 @@ class Serving:
                 self.metrics.add("openafm_generation_seconds_total", job.ended - job.began, model=model)
 
         try:
-            return self.worker.submit(answers, over)
+            return self.worker.submit(answers, over, fetched)
         except Busy:
             message = f"{self.worker.waiting} requests are waiting already: try again later"
             raise ApiError(429, message, code="queue_full") from None
@@ -249,15 +289,28 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/v1/models", dependencies=admitted)
     async def models() -> Response:
-        return to_json({"object": "list", "data": [serving.model(name) for name in serving.adapters]})
+        return to_json({"object": "list", "data": [serving.model(name) for name in serving.models()]})
 
     @app.get("/v1/models/{name}", dependencies=admitted)
     async def model(name: str) -> Response:
         return to_json(serving.model(name))
 
+    @app.post("/v1/load_lora_adapter", dependencies=admitted)
+    async def load(request: Request) -> Response:
+        return to_json(serving.load(parse(LoraAdapter, await read_body(request))))
+
+    @app.post("/v1/unload_lora_adapter", dependencies=admitted)
+    async def unload(request: Request) -> Response:
+        return to_json(serving.unload(parse(LoraAdapter, await read_body(request))))
+
     @app.get("/metrics", dependencies=admitted)
     async def metrics() -> Response:
-        gauges = {"openafm_running": serving.worker.running, "openafm_waiting": serving.worker.waiting}
+        gauges = {
+            "openafm_running": serving.worker.running,
+            "openafm_waiting": serving.worker.waiting,
+            "openafm_adapters_in_memory": serving.adapters.in_memory,
+            "openafm_adapter_loads_total": serving.adapters.loads,
+        }
         return Response(serving.metrics.text(gauges), media_type=MEDIA_TYPE)
 
     @app.get("/health")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from openafm.engine import Engine
 from openafm.engine.protocol import Row
+from openafm.serving.adapters import Adapters, Fetched
 from openafm.serving.answer import Answer
 
 
@@ -22,8 +23,8 @@ class Stopped(Exception):  # noqa: N818
 class Job:
     """An answer that is waiting, being made, or over: `async for` gives its pieces as they come."""
 
-    def __init__(self, worker: "Worker", answer: Answer, over: Callable[["Job"], None]):
-        self._worker, self.answer, self._over = worker, answer, over
+    def __init__(self, worker: "Worker", answer: Answer, over: Callable[["Job"], None], fetched: Fetched | None):
+        self._worker, self.answer, self._over, self.fetched = worker, answer, over, fetched
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[str | Exception | None] = asyncio.Queue()
         self.row: Row | None = None
@@ -72,9 +73,9 @@ class Job:
 class Worker:
     """Steps an engine's batch; jobs join and leave it between steps."""
 
-    def __init__(self, engine: Engine, places: int):
+    def __init__(self, engine: Engine, adapters: Adapters, places: int):
         """Let `places` jobs wait behind those for which the batch has room."""
-        self._batch = engine.together()
+        self._batch, self._adapters = engine.together(), adapters
         self._places = places
         self._waiting: deque[Job] = deque()
         self._making: list[Job] = []
@@ -93,12 +94,15 @@ class Worker:
         """Jobs in the queue."""
         return len(self._waiting)
 
-    def submit(self, answers: list[Answer], over: Callable[[Job], None]) -> list[Job]:
-        """Queue all answers, or none and raise Busy; `over` is called with each job when it has ended, anyhow."""
+    def submit(self, answers: list[Answer], over: Callable[[Job], None], fetched: Fetched | None = None) -> list[Job]:
+        """Queue all answers, or none and raise Busy; `over` is called with each job when it has ended, anyhow.
+
+        `fetched` is their adapter, where it was not in memory.
+        """
         with self._changed:
             if len(self._making) + len(self._waiting) + len(answers) > self._batch.room + self._places:
                 raise Busy
-            jobs = [Job(self, answer, over) for answer in answers]
+            jobs = [Job(self, answer, over, fetched) for answer in answers]
             self._waiting.extend(jobs)
             self._changed.notify()
             return jobs
@@ -145,6 +149,9 @@ class Worker:
         try:
             if job.answer.late:
                 raise TimeoutError("the request's time was over before its turn came")
+            busy = {other.answer.options["adapter"] for other in self._making if other.row is not None}
+            self._adapters.enter(job.answer.options["adapter"], busy, job.fetched)
+            job.fetched = None
             job.row = self._batch.add(job.answer.prompt, **job.answer.options)
         except Exception as error:  # whatever it is, it belongs to this request
             self._leave(job, error)
