@@ -222,9 +222,8 @@ class NativeEngine:
                     answer.tokens += made
                     if row.over:
                         answer.logprobs = row.logprobs
-                        answer.stop = (
-                            answer.tokens.pop() if answer.tokens[-1:] and answer.tokens[-1] in self.stop else None
-                        )
+                        if answer.tokens and answer.tokens[-1] in self.stop:
+                            answer.stop = answer.tokens.pop()
                         del rows[row]
                         batch.remove(row)
                     if row.error:

@@ -58,9 +58,10 @@ class Together:
 
     def add(self, prompt: list[int], *, max_tokens: int, adapter: str | None = None, **options: Any) -> NativeRow:
         """Take an answer in; `options` as of `NativeEngine.generate`. Raises ValueError for a bad one."""
-        engine = self._engine
-        guide, sampler, proposer = engine.begin_answer(prompt, adapter, **options)
-        row = NativeRow(adapter, sampler, guide, proposer, list(prompt), len(prompt) + max_tokens, over=max_tokens < 1)
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens {max_tokens}: an answer has at least 1")
+        guide, sampler, proposer = self._engine.begin_answer(prompt, adapter, **options)
+        row = NativeRow(adapter, sampler, guide, proposer, list(prompt), len(prompt) + max_tokens)
         self._rows.append(row)
         return row
 
