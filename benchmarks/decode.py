@@ -7,6 +7,7 @@ Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,13 +45,10 @@ def projections(shape: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: size for name, size in matrices.items() if name != EMBEDDING}
 
 
-def random_model(
-    shape: ModelConfig, bits: float, threads: int, kernels: str, cache: str = "", activations: str = ""
-) -> "_native.Model":
-    """Weights without meaning; the 2-bit layers are those that make `bits` over all."""
+def random_model(shape: ModelConfig, bits: float, **options: Any) -> "_native.Model":
+    """Weights without meaning; the 2-bit layers are those that make `bits` over all. `options` are the engine's."""
     rng = np.random.default_rng(0)
-    kinds = {"cache": cache, "activations": activations}
-    model = _native.Model(**shape.model_dump(), threads=threads, kernels=kernels, **kinds)
+    model = _native.Model(**shape.model_dump(), **options)
     small = total = 0
     for name, (rows, columns) in projections(shape).items():
         total += rows * columns
@@ -107,20 +105,12 @@ def after(model: "_native.Model", context: int) -> int:
 
 
 def main() -> None:
-    given = options(
-        __doc__,
-        shape="afm-on-device",
-        bits=3.7,
-        tokens=16,
-        threads=0,
-        layers=0,
-        kernels="",
-        activations="",
-        context=4096,
-    )
+    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="",
+                    activations="", context=4096)  # fmt: skip
     shape = shape_of(given)
     threads = given.threads or cores()
-    model = random_model(shape, given.bits, threads, given.kernels, activations=given.activations)
+    engine = {"threads": threads, "kernels": given.kernels}
+    model = random_model(shape, given.bits, activations=given.activations, **engine)
     add_adapters(model, shape, BATCH)
     names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]
     none: list[str | None] = [None] * BATCH
@@ -142,12 +132,12 @@ def main() -> None:
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in detail.items()))
     show("decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
-    long_contexts(shape, given, threads)
+    long_contexts(shape, given, engine)
 
 
-def long_contexts(shape: ModelConfig, given: argparse.Namespace, threads: int) -> None:
+def long_contexts(shape: ModelConfig, given: argparse.Namespace, engine: dict[str, Any]) -> None:
     """One sequence of `context` tokens with its keys and values in float16 and in int8."""
-    models = {kv: random_model(shape, given.bits, threads, given.kernels, kv) for kv in ("int8", "float16")}
+    models = {kv: random_model(shape, given.bits, cache=kv, **engine) for kv in ("int8", "float16")}
     long = {kv: after(model, given.context) for kv, model in models.items()}
     contestants = {
         f"{given.context} tokens of context, {kv}": lambda kv=kv: decoding(models[kv], [None], given.tokens, long[kv])

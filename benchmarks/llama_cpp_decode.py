@@ -40,7 +40,7 @@ def main() -> None:
             adapters: list[str | None] = [None]
         else:
             shape = decode.shape_of(given)
-            ours = decode.random_model(shape, given.bits, threads, given.kernels)
+            ours = decode.random_model(shape, given.bits, threads=threads, kernels=given.kernels)
             decode.add_adapters(ours, shape, 1)
             adapters = [None, "adapter0"]
             write_random(shape, source)

@@ -8,7 +8,6 @@ Example: openafm bench serving --model runs/device/recovery --clients 1,8,16 --j
 import argparse
 import asyncio
 import json
-import math
 import random
 import re
 import statistics
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -40,18 +40,13 @@ class Load:
         """Figures of one row."""
         return {
             "tokens/s": round(self.tokens / self.seconds, 1),
-            **{f"first token {name}, s": round(quantile(self.first, at), 3) for name, at in QUANTILES},
-            **{f"pause {name}, ms": round(1000 * quantile(self.pauses, at), 1) for name, at in QUANTILES},
+            **{f"first token {name}, s": round(float(np.quantile(self.first, at)), 3) for name, at in QUANTILES},
+            **{f"pause {name}, ms": round(1000 * float(np.quantile(self.pauses, at)), 1) for name, at in QUANTILES},
             "failed": self.failed,
         }
 
 
 QUANTILES = (("p50", 0.5), ("p99", 0.99))
-
-
-def quantile(values: list[float], at: float) -> float:
-    """The value below which the share `at` lies; NaN of none."""
-    return sorted(values)[min(len(values) - 1, math.floor(at * len(values)))] if values else math.nan
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
+import openai
 import pytest
 import uvicorn
 from tests.engine.random_models import random_adapter
@@ -60,10 +61,15 @@ def run(tmp_path_factory):
     return root
 
 
+def client(url, key="unused"):
+    """OpenAI's own, which does not ask twice."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
 @contextmanager
-def listening(opened, key=None, limits=Limits()):
+def listening(opened, key=None, limits=Limits(), adapters=None):
     """Serve on a free port of the loopback; yields the address and the app."""
-    app = create_app(opened, key, limits)
+    app = create_app(opened, key, limits, adapters)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

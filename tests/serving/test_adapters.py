@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 from tests.engine.random_models import random_adapter
-from tests.serving.conftest import SHAPE, listening
+from tests.serving.conftest import SHAPE, client, listening
 
 from openafm.adapters.store import AdapterStore
 from openafm.engine import Engine, TorchEngine, open_engine
@@ -133,18 +133,16 @@ def test_adapters_come_and_go_while_answers_are_made(run, tmp_path):
     folder = tmp_path / "adapters"
     folder.mkdir()
     shutil.copytree(tmp_path / "there" / "task0", folder / "task0")
-    limits = Limits(queue=40, adapters=folder, in_memory=3)
-    with listening(open_model(run / "recovery"), limits=limits) as url:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+    with listening(open_model(run / "recovery"), limits=Limits(queue=40, in_memory=3), adapters=folder) as url:
 
         def lora(verb, **body):
             return httpx.post(f"{url}/v1/{verb}_lora_adapter", json=body)
 
         def answer(name):
-            made = client.chat.completions.create(model=f"toy-recovery:{name}", **BODY)
+            made = client(url).chat.completions.create(model=f"toy-recovery:{name}", **BODY)
             return made.choices[0].message.content
 
-        listed = [model.id for model in client.models.list()]
+        listed = [model.id for model in client(url).models.list()]
         assert listed == ["toy-recovery:recovery", "toy-recovery", "toy-recovery:summary", "toy-recovery:task0"]
         with pytest.raises(openai.NotFoundError, match="no model called 'toy-recovery:task1'"):
             answer("task1")
@@ -161,7 +159,7 @@ def test_adapters_come_and_go_while_answers_are_made(run, tmp_path):
             assert list(clients.map(answer, wanted)) == [alone[name] for name in wanted]
         metrics = httpx.get(f"{url}/metrics").text
         assert int(metrics.split("\nopenafm_adapter_loads_total ")[1].split()[0]) >= 6
-        card = client.models.retrieve("toy-recovery:task5")
+        card = client(url).models.retrieve("toy-recovery:task5")
         assert card.rank == 2 and card.bytes > 0
         gone = lora("unload", lora_name="task5")
         assert gone.json() == {"id": "toy-recovery:task5", "object": "model", "deleted": True}

@@ -6,7 +6,7 @@ import socket
 import httpx
 import openai
 import pytest
-from tests.serving.conftest import listening
+from tests.serving.conftest import client, listening
 
 from openafm.serving.answer import Answer
 from openafm.serving.opening import open_model
@@ -28,10 +28,6 @@ def opened(run):
 def server(opened):
     with listening(opened) as url:
         yield url
-
-
-def client(url, key="unused"):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
 
 def post(url, body, path="/v1/chat/completions", **headers):

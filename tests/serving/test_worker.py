@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
-from tests.serving.conftest import listening
+from tests.serving.conftest import client, listening
 
 from openafm.engine.native_engine import missing
 from openafm.serving.opening import open_model
@@ -15,10 +15,6 @@ from openafm.serving.server import Limits
 
 native = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 MODELS = ("toy-recovery", "toy-recovery:recovery", "toy-recovery:summary")
-
-
-def client(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
 
 
 def asked(i):

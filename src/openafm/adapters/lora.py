@@ -53,6 +53,7 @@ def load_adapter(model: Transformer, state: Mapping[str, Tensor], alpha: float) 
     """
     detach(model)
     model.requires_grad_(False)
+    layers = {}  # all of them before any is put there: one that does not fit leaves the model as it is
     for name in sorted({key.rpartition(".")[0] for key in state}):
         linear = _linear(model, name)
         a, b = (state[f"{name}.{half}"].detach().to(linear.weight, copy=True) for half in ("lora_a", "lora_b"))
@@ -61,7 +62,9 @@ def load_adapter(model: Transformer, state: Mapping[str, Tensor], alpha: float) 
                 f"the adapter's {name} is {b.shape[0]} x {a.shape[1]} at rank {a.shape[0]}, the model's "
                 f"{tuple(linear.weight.shape)}: it was made for another model"
             )
-        put_layer(model, name, LoRALinear(linear, a, b, alpha / a.shape[0]))
+        layers[name] = LoRALinear(linear, a, b, alpha / a.shape[0])
+    for name, layer in layers.items():
+        put_layer(model, name, layer)
 
 
 def adapter_state(model: Transformer, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:

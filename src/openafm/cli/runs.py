@@ -211,8 +211,8 @@ def serve(
         from openafm.serving.server import Limits
         from openafm.serving.server import serve as listen
 
-        limits = Limits(queue, seconds, adapters, in_memory)
-        listen(model if model.exists() else run_folder(model), host, port, api_key, limits)
+        limits = Limits(queue, seconds, in_memory)
+        listen(model if model.exists() else run_folder(model), host, port, api_key, limits, adapters)
 
 
 @app.command()

@@ -16,8 +16,9 @@ from openafm.adapters.store import AdapterStore
 from openafm.engine.guidance import Guide, vocabulary
 from openafm.engine.loading import read_folder, read_package
 from openafm.engine.package import Package, find_package
+from openafm.engine.protocol import CUTS, PENALTIES
 from openafm.engine.speculation import Draft, LookUp, Plain, Proposer, common, fits
-from openafm.engine.together import MAX_TOKENS, Computed, NativeRow, Together
+from openafm.engine.together import Computed, NativeRow, Together
 from openafm.files import cores
 from openafm.model.config import ModelConfig, load_config
 from openafm.model.generation import Generation
@@ -40,7 +41,6 @@ ACTIVATIONS = "OPENAFM_ACTIVATIONS"
 """Environment variable: what a projection reads is rounded to `int8` (unset) or `int16`, or stays `float32`."""
 KV = "OPENAFM_KV"
 """Environment variable: keys and values in `float16` (unset) or `int8`."""
-PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "repetition_penalty"})
 KEPT = 4
 """Finished sequences whose keys and values are kept for prompts that begin like them."""
 
@@ -60,7 +60,7 @@ def kernels() -> list[str]:
 class NativeEngine:
     """Decodes with one model; each request names its adapter, and those of a batch may differ."""
 
-    options = frozenset({"grammar", "top_k", "top_p", "min_p"}) | PENALTIES
+    options = frozenset({"grammar", *CUTS, *PENALTIES})
 
     def __init__(
         self,
@@ -90,6 +90,8 @@ class NativeEngine:
             activations=os.environ.get(ACTIVATIONS, "") if activations is None else activations,
             cache=os.environ.get(KV, "") if kv is None else kv,
         )
+        self.most_tokens = int(_native.MAX_TOKENS)
+        """Of one step."""
         self._adapters: list[str] = []
         self._kept: list[Computed] = []
         self.stop = {tokenizer.eos_id, tokenizer.end_of_turn_id}
@@ -266,7 +268,7 @@ class NativeEngine:
             return Plain()
         if not isinstance(self._draft, NativeEngine):
             return LookUp()
-        kept = {name: value for name, value in cuts.items() if name in ("top_k", "top_p", "min_p")}
+        kept = {name: value for name, value in cuts.items() if name in CUTS}
         # Its draws must not be those that decide whether they are taken.
         return Draft(self._draft, prompt, {"temperature": temperature, "seed": (seed + 2**63) % 2**64, **kept})
 
@@ -286,8 +288,8 @@ class NativeEngine:
     def prefill(self, sequence: int, tokens: list[int], adapter: str | None) -> list[int]:
         """Compute all tokens but the last, which the first choice is made after; return that."""
         before = tokens[:-1]
-        for start in range(0, len(before), MAX_TOKENS):
-            self.model.logits([sequence], [before[start : start + MAX_TOKENS]], [adapter])
+        for start in range(0, len(before), self.most_tokens):
+            self.model.logits([sequence], [before[start : start + self.most_tokens]], [adapter])
         return tokens[-1:]
 
     def keep(self, sequence: int, tokens: list[int], adapter: str | None) -> None:

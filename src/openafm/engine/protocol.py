@@ -7,6 +7,10 @@ from openafm.adapters.store import AdapterStore
 from openafm.model.generation import Generation
 from openafm.tokenizer import Tokenizer
 
+CUTS = ("top_k", "top_p", "min_p")
+PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+"""With `CUTS`, what a sampler takes beside temperature and seed."""
+
 
 class Row(Protocol):
     """An answer in a batch."""

@@ -22,8 +22,6 @@ Computed = tuple[int, list[int], str | None]
 """A sequence in the model's cache, its tokens, of which the first are computed, and their adapter."""
 TOGETHER = 16
 """Most answers in one step: as many go through the weights at once."""
-MAX_TOKENS = 512
-"""Most tokens of a step (native/model.h)."""
 BESIDE = 32
 """Tokens of a prompt in one step beside answers that are being made."""
 
@@ -104,7 +102,7 @@ class Together:
         if row.sequence < 0:
             others = [(other.sequence, other.tokens, other.adapter) for other in self._rows if other.sequence >= 0]
             row.sequence = self._engine.begin(row.tokens, row.adapter, others)
-        most = BESIDE if beside else MAX_TOKENS
+        most = BESIDE if beside else self._engine.most_tokens
         return self._feed(row)[:-1][:most]
 
     def _masks(self, rows: list[NativeRow]) -> NDArray[np.uint32] | None:
@@ -187,6 +185,6 @@ class OneByOne:
         row = self._row
         if row is None or row.over:
             return []
-        made = [token for token in [next(row.tokens, None)] if token is not None]
-        row.over = not made
-        return [(row, made)]
+        token = next(row.tokens, None)
+        row.over = token is None
+        return [(row, [] if token is None else [token])]

@@ -55,14 +55,10 @@ class TorchEngine:
 
     def put_adapter(self, name: str, read: Adapter) -> None:
         """Take an adapter in, in place of an older one of that name. Raises ValueError where it does not fit."""
-        linears = self.model.linears()
-        for key, tensor in read.state.items():
-            layer, _, half = key.rpartition(".")
-            side = 1 if half == "lora_a" else 0  # (rank, in) and (out, rank)
-            if layer not in linears or tensor.shape[side] != linears[layer].weight.shape[side]:
-                raise ValueError(f"the adapter's {key} is {tuple(tensor.shape)}: it was made for another model")
         self.remove_adapter(name)
-        self._adapters[name] = read
+        self._current = None
+        load_adapter(self.model, read.state, read.alpha)
+        self._adapters[name], self._current = read, name
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter, if it is there."""

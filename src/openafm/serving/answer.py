@@ -85,13 +85,13 @@ class Answer:
         tokenizer: Tokenizer,
         prompt: list[int],
         *,
-        max_tokens: int,
+        adapter: str | None = None,
         stop: Sequence[str] = (),
         until: float = math.inf,
         **options: Any,
     ):
         """Prepare the answer. `options` are the engine's; `until` is the `time.monotonic()` that ends it."""
-        self.prompt, self.options = prompt, {"max_tokens": max_tokens, **options}
+        self.prompt, self.adapter, self.options = prompt, adapter, {"adapter": adapter, **options}
         self._characters, self._strings = Characters(tokenizer), StopStrings(stop)
         self._ends, self._until = stop_tokens(tokenizer), until
         self.tokens = 0

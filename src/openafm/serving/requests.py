@@ -9,6 +9,7 @@ import orjson
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from openafm.engine.guidance import json_schema
+from openafm.engine.protocol import CUTS, PENALTIES
 from openafm.sampling.sampler import Prompt
 from openafm.stage import Config
 
@@ -20,8 +21,6 @@ NEUTRAL: dict[str, Any] = {
 SILENT = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
 """Parameters that never change an answer."""
 MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS = 4, 256, 8
-CUTS = ("top_p", "frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")
-"""Sampling parameters that the native engine carries out; the last three are not OpenAI's."""
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
 
@@ -110,6 +109,7 @@ class Completion(_Body):
     top_p: float = Field(1.0, gt=0, le=1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
+    # OpenAI has not these three
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
@@ -150,7 +150,8 @@ class Completion(_Body):
 
     def cuts(self) -> dict[str, Any]:
         """Sampling parameters beside temperature and seed, as far as they change anything."""
-        return {name: value for name in CUTS if (value := getattr(self, name)) != type(self).model_fields[name].default}
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name in CUTS + PENALTIES if getattr(self, name) != fields[name].default}
 
     @property
     def limit(self) -> int | None:

@@ -45,24 +45,22 @@ CLOSE_SECONDS = 3
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may take, and from where."""
+    """What one client may take from the others."""
 
     queue: int = 8
     """Requests that may wait; the next one is refused."""
     seconds: float = 300.0
     """Time of a request, its wait included."""
-    adapters: Path | None = None
-    """Folder whose adapters requests may name; they can be added and removed while the server runs."""
     in_memory: int = 64
-    """Adapters of that folder that are kept in memory."""
+    """Adapters of the folder that are kept in memory."""
 
 
 class Serving:
     """One model behind HTTP: the state that requests share."""
 
-    def __init__(self, opened: Opened, key: str | None, limits: Limits):
+    def __init__(self, opened: Opened, key: str | None, limits: Limits, adapters: Path | None):
         self.opened, self.engine, self.key, self.limits = opened, opened.engine, key, limits
-        self.adapters = Adapters(self.engine, limits.adapters, limits.in_memory)
+        self.adapters = Adapters(self.engine, adapters, limits.in_memory)
         self.worker = Worker(self.engine, self.adapters, limits.queue)
         self.metrics = Metrics()
         self.created = int(time.time())
@@ -119,15 +117,14 @@ class Serving:
 
     async def respond(self, request: Request, asked: ChatCompletion | TextCompletion) -> Response:
         """Queue the answers, wait for the first piece so that errors still have a status, then send it."""
-        answers = await self._answers(asked)
-        try:
-            fetched = await run_in_threadpool(self.adapters.fetch, self.adapter(asked.model))
-        except Unusable as error:
-            raise ApiError(503, str(error), "model", "adapter_unusable") from None
-        jobs = self._submit(asked.model, answers, fetched)
+        adapter = self.adapter(asked.model)
+        answers = await self._answers(asked, adapter)
         reply = Reply(asked.model, chat=isinstance(asked, ChatCompletion))
+        jobs: list[Job] = []
         handed_on = False
         try:
+            fetched = await run_in_threadpool(self.adapters.fetch, adapter)
+            jobs = self._submit(asked.model, answers, fetched)
             if not asked.stream:
                 texts = await unless_gone(request, asyncio.gather(*map(_joined, jobs)))
                 return to_json(reply.whole(texts, answers))
@@ -147,9 +144,8 @@ class Serving:
                 for job in jobs:
                     job.stop()
 
-    async def _answers(self, asked: ChatCompletion | TextCompletion) -> list[Answer]:
+    async def _answers(self, asked: ChatCompletion | TextCompletion, adapter: str | None) -> list[Answer]:
         """Everything that can be refused is refused here."""
-        adapter = self.adapter(asked.model)
         until = time.monotonic() + self.limits.seconds
         try:
             prompt = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.text())
@@ -258,9 +254,14 @@ async def _events(reply: Reply, jobs: Sequence[Job], first: str, counts: bool) -
     yield b"data: [DONE]\n\n"
 
 
-def create_app(opened: Opened, key: str | None = None, limits: Limits = Limits()) -> FastAPI:
-    """Build the server of an opened model; where there is a `key`, all but `/` and `/health` ask for it."""
-    serving = Serving(opened, key, limits)
+def create_app(
+    opened: Opened, key: str | None = None, limits: Limits = Limits(), adapters: Path | None = None
+) -> FastAPI:
+    """Build the server of an opened model; where there is a `key`, all but `/` and `/health` ask for it.
+
+    Requests may also name the adapters of a folder, which come and go while the server runs.
+    """
+    serving = Serving(opened, key, limits, adapters)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -368,7 +369,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits) -> None:
+def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits, adapters: Path | None = None) -> None:
     """Serve the best model in `folder` until interrupted.
 
     Raises ValueError where others could reach the server without a key, OSError where the port is taken.
@@ -380,10 +381,10 @@ def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits) -
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         opened = open_model(folder)
-        app = create_app(opened, key, limits)
+        app = create_app(opened, key, limits, adapters)
         place = f"[{host}]" if ":" in host else host
-        adapters = ", ".join(opened.engine.adapters()) or "none"
-        print(f"model {opened.path} as {opened.name}, adapters: {adapters}")
+        carried = ", ".join(opened.engine.adapters()) or "none"
+        print(f"model {opened.path} as {opened.name}, adapters: {carried}")
         print(f"http://{place}:{listener.getsockname()[1]}  the page; …/v1 for clients. Ctrl-C stops.", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
         _Server(config).run(sockets=[listener])

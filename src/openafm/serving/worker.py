@@ -149,8 +149,8 @@ class Worker:
         try:
             if job.answer.late:
                 raise TimeoutError("the request's time was over before its turn came")
-            busy = {other.answer.options["adapter"] for other in self._making if other.row is not None}
-            self._adapters.enter(job.answer.options["adapter"], busy, job.fetched)
+            busy = {other.answer.adapter for other in self._making if other.row is not None}
+            self._adapters.enter(job.answer.adapter, busy, job.fetched)
             job.fetched = None
             job.row = self._batch.add(job.answer.prompt, **job.answer.options)
         except Exception as error:  # whatever it is, it belongs to this request
