@@ -31,7 +31,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
 
 clean: ## remove .venv, builds and caches; runs/ and downloads stay
-	rm -rf $(VENV) build dist src/*.egg-info src/openafm/engine/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist src/*.egg-info src/openafm/*/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(VENV)/.%: pyproject.toml constraints.txt .ci/setup setup.py $(wildcard native/*)
+$(VENV)/.%: pyproject.toml constraints.txt .ci/setup setup.py $(wildcard native/* native/html/*)
 	@bash .ci/setup $*

@@ -1,4 +1,4 @@
-"""Builds the native engine where there is a C++ compiler; without one, openafm is installed without it.
+"""Builds the native engine and the sweep over HTML where there is a C++ compiler; openafm can do without.
 
 Everything else is said in pyproject.toml. `python setup.py build_ext --inplace` builds it in a checkout.
 """
@@ -27,8 +27,8 @@ FLAGS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}.get(platform
 COMMON = ["-Wno-maybe-uninitialized", "-std=c++20", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-g0"]
 EXACT = {"palettize.cpp": ["-ffp-contract=off"]}  # equal to numpy's bytes, which fuses nothing
 WITHOUT = """
-openafm: the native engine was not built ({error}).
-openafm works without it: `chat` and `serve` use torch, which is several times slower.
+openafm: {name} was not built ({error}).
+openafm works without: `chat` and `serve` use torch, which is several times slower, and extraction takes twice the time.
 To get it, install a C++20 compiler (Debian: apt-get install g++ python3-dev) and run pip install again.
 """
 
@@ -45,7 +45,7 @@ class BuildNative(build_ext):
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
         except Exception as error:  # whatever it is, the rest of openafm does not depend on it
-            print(WITHOUT.format(error=error), file=sys.stderr)
+            print(WITHOUT.format(name=ext.name, error=error), file=sys.stderr)
 
     def _compile(self, source: Path, ext: Extension) -> str:
         def once(flags: list[str]) -> str:
@@ -76,7 +76,8 @@ setup(
             ],
             include_dirs=[str(NATIVE), nanobind.include_dir(), str(bindings.parent / "ext" / "robin_map" / "include")],
             optional=True,
-        )
+        ),
+        Extension("openafm.data._blocks", sources=[str(NATIVE / "html" / "blocks.cpp")], optional=True),
     ],
     cmdclass={"build_ext": BuildNative},
 )

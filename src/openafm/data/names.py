@@ -79,14 +79,18 @@ def _speaks(name: str) -> float:
     return -1.0 if _MILD.search(name) else 1.0 if _FOR.search(name) else 0.0
 
 
-@lru_cache(maxsize=8192)
-def weigh(tag: str, attributes: str) -> float:
+def names_of(attributes: str) -> str:
+    """Return the values of the attributes that name an element, in a row and without digits."""
+    return " ".join(_MARKS.findall(attributes)).translate(_DIGITS) if attributes else ""
+
+
+@lru_cache(maxsize=65_536)
+def weigh(tag: str, names: str) -> float:
     """Return how a tag with its names speaks for its text, from `COMMENTS` over 0 for nothing to `BODY`."""
     weight = _TAGS.get(tag, 0.0)
-    marks = _MARKS.findall(attributes) if attributes else None
-    if not marks:
+    if not names:
         return weight
-    said = {_speaks(name) for name in " ".join(marks).lower().translate(_DIGITS).split()}
+    said = {_speaks(name) for name in names.lower().split()}
     if POST in said:
         return POST
     if COMMENTS in said:
