@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -99,19 +100,25 @@ def with_stage(folder: Path) -> list[set[int]]:
 
 def with_datatrove(folder: Path) -> list[set[int]]:
     """Its four stages, one task each, in this process, on `folder/texts.jsonl`; words are cut at white space."""
+    from datatrove.pipeline.readers import JsonlReader
+
+    out = folder / "theirs"
+    shutil.rmtree(out, ignore_errors=True)
+    datatrove_minhash(JsonlReader(str(folder), glob_pattern="texts.jsonl"), out)
+    return _clusters(out / "clusters")
+
+
+def datatrove_minhash(reader: Any, out: Path) -> None:
+    """datatrove's four stages over what a reader of its own gives; what stays is in `out`/kept."""
     from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
     from datatrove.pipeline.dedup import MinhashDedupSignature as Signature
     from datatrove.pipeline.dedup.minhash import MinhashConfig
-    from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers.jsonl import JsonlWriter
     from datatrove.utils.logging import logger
 
     logger.remove()
-    out = folder / "theirs"
-    shutil.rmtree(out, ignore_errors=True)
     config = MinhashConfig(n_grams=5, num_buckets=BANDS, hashes_per_bucket=ROWS)
     paths = [str(out / name) for name in ("signatures", "buckets", "clusters", "kept")]
-    reader = JsonlReader(str(folder), glob_pattern="texts.jsonl")
     signature = Signature(paths[0], config=config, language=words_at_white_space())
     signature._hash_func = lambda text: xxhash.xxh64_intdigest(text.encode())  # xxhash 4 wants bytes
     signature.run(reader.run(rank=0, world_size=1), 0, 1)
@@ -119,11 +126,9 @@ def with_datatrove(folder: Path) -> list[set[int]]:
         MinhashDedupBuckets(paths[0], paths[1], config=config).run(None, bucket, BANDS)
     MinhashDedupCluster(paths[1], paths[2], config=config, save_cluster_id=True).run(None, 0, 1)
     filtered = MinhashDedupFilter(paths[2], load_cluster_ids=True)
-    writer = JsonlWriter(paths[3])
-    with writer:
+    with JsonlWriter(paths[3]) as writer:
         for document in filtered.run(reader.run(rank=0, world_size=1), 0, 1):
             writer.write(document)
-    return _clusters(Path(paths[2]))
 
 
 def _clusters(folder: Path) -> list[set[int]]:
