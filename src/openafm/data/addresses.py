@@ -9,9 +9,10 @@ import ipaddress
 import re
 from itertools import pairwise
 
-from openafm.data.spans import Places, before
+from openafm.data.spans import Places, before, in_digit_runs
 
 # --- streets -------------------------------------------------------------------------------------------------------
+# Expressions begin with a plain character and look behind it: so `re` skips to the next one that can begin a match.
 _NAME = r"(?:[A-ZÀ-Þ][\w'’.-]*|\d{1,3}(?:st|nd|rd|th)|de|la|le|del|von|der)"
 _STATE = (
     r"A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|P[AR]|RI|S[CD]|T[NX]|UT|V[AT]"
@@ -29,7 +30,7 @@ _LIKELY = (
     r"(?:Court|Ct\.?|Way|Place|Pl\.?|Terrace|Ter\.?|Circle|Cir\.?|Square|Sq\.?|Highway|Hwy\.?|Close|Crescent|Gardens"
     r"|Grove|Hill|Row|Walk|Mews|Quay|Trail|Loop|Park|Broadway|Plaza)"
 )
-_NUMBER = r"(?<![\w.,:/$#%-])(?<!\d )\d{1,5}[A-Za-z]?(?:[-/]\d{1,4})?,? "
+_NUMBER = r"\d(?<![\w.,:/$#%-].)(?<!\d .)\d{0,4}[A-Za-z]?(?:[-/]\d{1,4})?,? "
 _ENGLISH = re.compile(
     rf"{_NUMBER}(?:[NSEW]{{1,2}}\.? |(?:North|South|East|West) )?(?:{_NAME} ){{1,4}}?"
     rf"(?:{_CERTAIN}(?!\w)(?: [NSEW]{{1,2}}\b\.?)?{_UNIT}{_ENGLISH_TAIL}?|{_LIKELY}(?!\w){_UNIT}{_ENGLISH_TAIL})"
@@ -43,7 +44,7 @@ _GERMAN = re.compile(
     rf"(?:weg|platz|ring|ufer|plein|kade|hof|berg| Weg| Platz| Ring| Ufer) \d{{1,4}} ?[a-z]?{_GERMAN_TAIL}"
 )
 _FRENCH = re.compile(
-    r"(?<![\w.,:/-])\d{1,4}(?: ?(?:bis|ter))?,? "
+    r"\d(?<![\w.,:/-].)\d{0,3}(?: ?(?:bis|ter))?,? "
     r"(?:rue|avenue|boulevard|bd|place|chemin|all[ée]e|impasse|quai|route|cours|passage) "
     rf"(?:(?:d[eu]s?|de la|la|le|les) |de l['’]|d['’]|l['’])?{_NAME}(?:[ -](?:{_NAME}|et|du|des)){{0,4}}"
     rf"(?:,?\s{{1,2}}\d{{5}} {_TOWN})?"
@@ -60,7 +61,7 @@ _ROMANCE_SIGNS = (
     *("Calle ", "C/ ", "Avenida ", "Avda", "Plaza ", "Paseo ", "Via ", "Viale ", "Piazza ", "Corso ", "Largo ", "Rua "),
     "Av. ",
 )
-_HOUSE = re.compile(r"(?<=[a-zß.] )\d{1,4}(?!\d)")
+_HOUSE = re.compile(r"\d(?<=[a-zß.] .)\d{0,3}(?!\d)")
 _NOT_A_STREET = re.compile(r"\b(?:the|best|top|ways?|steps?|reasons?|of|and|in|on)\b", re.I)
 
 
@@ -89,7 +90,7 @@ def streets(text: str) -> Places:
 # --- IP addresses --------------------------------------------------------------------------------------------------
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d|/\d)")
 """Not in front of a slash and a digit: a network is nobody's address."""
-_IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-fA-F]{3}:[0-9a-fA-F:]{4,35}(?![\w:]|/\d)")
+_IPV6 = re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}:[0-9a-fA-F:]{4,35}(?![\w:]|/\d)")
 _SOMEBODY = re.compile(
     r"\b(?:ips?|ip[ -]?addr\w*|ipv[46]|address|host|server|client|visitor|user|peer|remote|src|source|origin|attacker"
     r"|dns|ping\w*|from|connect\w*|logged|log-?in|resolv\w*|ban(?:ned)?|block\w*|traced?|geolocat\w*|reached|ssh|telnet"
@@ -127,7 +128,7 @@ def _made_up(parts: list[int]) -> bool:
 
 def network_addresses(text: str) -> Places:
     """IPv4 and IPv6 addresses that are routed and not examples, networks or versions."""
-    for match in _IPV4.finditer(text):
+    for match in in_digit_runs(_IPV4, text):
         start, end = match.span()
         if not _routed(match[0]) or before(text, start, _VERSION, 24):
             continue

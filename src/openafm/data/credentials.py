@@ -32,8 +32,8 @@ _SIGNS = (
 )
 """Plain searches are twenty times as fast as the expression, which only runs on a text with one of these."""
 _NAME = re.compile(
-    r"passw(?:or)?d|pass(?:phrase|wd)|(?<=[_-])pass(?=[\"'\s]*[:=])|pwd|secret|(?:api|access|auth|private|account|signing)"
-    r"[_-]?key|token|credentials?|authorization|bearer"
+    r"passw(?:or)?d|passphrase|passwd|pass(?<=[_-]pass)(?=[\"'\s]*[:=])|pwd|secret|api[_-]?key|access[_-]?key"
+    r"|auth[_-]?key|private[_-]?key|account[_-]?key|signing[_-]?key|token|credentials?|authorization|bearer"
 )
 _ASSIGNED = re.compile(
     r"(?:[_-]?(?:access|key|token|id))*[\"']?\]?\s{0,4}(?:=>|:=|[:=])\s{0,4}(?:(?:Bearer|Basic|Token) )?[\"']?"
@@ -87,7 +87,7 @@ def secrets(text: str) -> Places:
     for url in _URL_PASSWORD.finditer(text) if "://" in text else ():
         if not _PLACEHOLDER.search(url[1]):
             yield url.span(1)
-    for pair in _DSN_PASSWORD.finditer(text):
+    for pair in _DSN_PASSWORD.finditer(text) if "password" in lower or "pwd" in lower else ():
         line = text[max(0, pair.start() - 160) : pair.end() + 80]
         if _DSN_SIGN.search(line) and not _PLACEHOLDER.search(pair[1]):
             yield pair.span(1)

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from openafm.data.spans import Places, near
+from openafm.data.spans import Places, in_digit_runs, near
 
 # --- cards ---------------------------------------------------------------------------------------------------------
 _CARD = re.compile(
@@ -53,7 +53,7 @@ def card_length_valid(digits: str) -> bool:
 
 def cards(text: str) -> Places:
     """Payment cards: issuer's prefix and length, Luhn's digit; rare lengths in a row need a word beside them."""
-    for match in _CARD.finditer(text):
+    for match in in_digit_runs(_CARD, text):
         digits = re.sub(r"\D", "", match[0])
         if not luhn(digits) or not card_length_valid(digits) or len(set(digits)) <= 2 - (digits[0] == "4"):
             continue
@@ -77,7 +77,7 @@ IBAN_LENGTHS = {
 }  # fmt: skip
 """Characters of an IBAN by country (SWIFT IBAN registry)."""
 _IBAN = re.compile(
-    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ \u00a0]?[A-Z0-9]{4}){2,7}(?:[ \u00a0]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"
+    r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d{2}(?:[ \u00a0]?[A-Z0-9]{4}){2,7}(?:[ \u00a0]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"
 )
 
 
@@ -111,7 +111,7 @@ _SSN_WORDS = re.compile(r"\bssn\b|\bitin\b|social[ -]security|taxpayer[ -]id", r
 
 def ssns(text: str) -> Places:
     """US social security numbers: by their dashes, or by a word beside nine digits."""
-    for match in _SSN.finditer(text):
+    for match in in_digit_runs(_SSN, text):
         dashed = match[1] not in ("", " ") and match[0][0] != "9"
         if dashed or near(text, match.span(), _SSN_WORDS):
             yield match.span()
@@ -190,7 +190,7 @@ REGISTERS = {
     ),
 }  # fmt: skip
 """By country and name of the number."""
-_RUN = re.compile(r"(?<![A-Za-z0-9])[\dA-Z][\dA-Z .+/|\u00a0-]{6,}[\dA-Zkx]?")
+_RUN = re.compile(r"[\dA-Z](?<![A-Za-z0-9].)[\dA-Z .+/|\u00a0-]{6,}[\dA-Zkx]?")
 _DIGITS = re.compile(r"\d")
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import phonenumbers
 
-from openafm.data.spans import Places, before, near
+from openafm.data.spans import Places, before, in_digit_runs, near
 
 _INTERNATIONAL = re.compile(
     r"(?<![\w+.=*/^)\]-])(?<!\d )(?:\(?\+|00(?=[1-9]\d[ ./-]))\d{1,3}\)?(?:[ \u00a0./-]{0,2}\(?\d{1,5}\)?){1,6}"
@@ -87,7 +87,7 @@ def _counted_up(written: str) -> bool:
 
 
 def _international(text: str) -> Places:
-    for match in _INTERNATIONAL.finditer(text):
+    for match in in_digit_runs(_INTERNATIONAL, text):
         digits = _digits(match[0]).removeprefix("00")
         bare = match[0].strip("(+").isdigit()
         if not 8 <= len(digits) <= 15 or _integer_limit(digits) or before(text, match.start(), _NOT_PHONE):
@@ -107,7 +107,7 @@ def _possible(digits: str) -> bool:
 
 
 def _american(text: str) -> Places:
-    for match in _AMERICAN.finditer(text):
+    for match in in_digit_runs(_AMERICAN, text):
         area, exchange = match[1] or match[2], match[4]
         consistent = match[1] is not None or match[3] == match[5]
         if area[1:] == "11" or exchange[1:] == "11" or not consistent or before(text, match.start(), _NOT_PHONE):
@@ -121,7 +121,7 @@ def _american(text: str) -> Places:
 
 
 def _national(text: str) -> Places:
-    for match in _NATIONAL.finditer(text):
+    for match in in_digit_runs(_NATIONAL, text):
         digits = _digits(match[0])
         if not 8 <= len(digits) <= 12 or _DATE.search(match[0]) or _counted_up(match[0]):
             continue
@@ -135,7 +135,7 @@ def _national(text: str) -> Places:
                 yield match.span()
         elif near(text, match.span(), _STRONG, 40, 16) and any(valid(match[0], region) for region in _REGIONS):
             yield match.span()
-    for match in _IN_A_ROW.finditer(text):
+    for match in in_digit_runs(_IN_A_ROW, text):
         said = before(text, match.start(), _STRONG, 32) and not before(text, match.start(), _NOT_PHONE, 32)
         if said and any(valid(match[0], region) for region in _REGIONS):
             yield match.span()

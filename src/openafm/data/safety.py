@@ -31,7 +31,8 @@ _HARMLESS = frozenset(
 """Words of foreign lists that technical and plain prose uses; found by counting hits on documentation."""
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
-_DISGUISED = re.compile(r"(?<![\w/.:@-])[a-z]*[0-9@$!*+|][a-z0-9@$!*+|]*(?![\w@])")
+_DISGUISED = re.compile(r"[0-9@$!*+|][a-z0-9@$!*+|]*(?![\w@])")
+_WITHIN = re.compile(r"[\w/.:@-]")
 _DRAWN_OUT = re.compile(r"(?<!\w)[a-z]*?([a-z])\1\1[a-z]*(?!\w)")
 _TRIPLE = re.compile(r"([a-z])\1\1")
 _TRIPLE_RUN = re.compile(r"([a-z])\1{2,}")
@@ -98,9 +99,22 @@ def _plain(run: str) -> str:
     return "".join(character for character in plain.lower() if not unicodedata.combining(character))
 
 
+def _disguised(folded: str) -> Iterable[str]:
+    """Yield the words with digits or signs in them, read from the sign back: most words have none."""
+    at = 0
+    while match := _DISGUISED.search(folded, at):
+        start = match.start()
+        while start and "a" <= folded[start - 1] <= "z":
+            start -= 1
+        inside = start > 0 and _WITHIN.match(folded, start - 1)
+        at = match.start() + 1 if inside else match.end()
+        if not inside:
+            yield folded[start : match.end()]
+
+
 def _undisguised(folded: str, words: Words) -> Iterable[str]:
     """Yield the terms behind leet (`sh1t`), stars (`f*ck`), drawn-out (`fuuuck`) and spaced (`f u c k`) spellings."""
-    for token in {match[0].strip("!|+*") for match in _DISGUISED.finditer(folded)}:
+    for token in {token.strip("!|+*") for token in _disguised(folded)}:
         letters = sum(map(str.isalpha, token))
         if not 4 <= len(token) <= 24 or letters < 2 or letters == len(token):
             continue

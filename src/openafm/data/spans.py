@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 Places = Iterator[tuple[int, int]]
 """Findings of one kind: start and end, in order of the text or not."""
@@ -15,6 +16,24 @@ class Span:
     start: int
     end: int
     kind: str
+
+
+_RUN = re.compile(r"\d[\d \u00a0().+/\u2010-\u2013-]{5,}")
+
+
+@lru_cache(maxsize=2)
+def digit_runs(text: str) -> list[tuple[int, int]]:
+    """Where digits stand with nothing but blanks and the signs of numbers between them, with two characters around.
+
+    Most of a text is none of that: expressions for numbers of six characters and more need only look in there.
+    """
+    return [(max(0, run.start() - 2), run.end() + 2) for run in _RUN.finditer(text)]
+
+
+def in_digit_runs(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """Find a pattern of digits, blanks and the signs of numbers, wherever it stands."""
+    for start, end in digit_runs(text):
+        yield from pattern.finditer(text, start, end)
 
 
 def before(text: str, start: int, words: re.Pattern[str], width: int = 48) -> bool:
