@@ -2,7 +2,8 @@
 
 AFM's worked example of a task adapter (arXiv 2407.21075, section 5.2) trains on summaries that the server model wrote
 and that were filtered. Here people wrote most of them (synopses, mail subjects); the writer model, standing in for
-the server model, may add its own, kept when short and made of the text's words.
+the server model, may add its own, kept when short and made of the text's words; and messages are made by rule
+(`notices`), whose summaries are known.
 """
 
 import random
@@ -14,6 +15,7 @@ from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.human import SUMMARISED, is_held_out, summarised, summary_example
 from openafm.synthesis.items import Collected, finish
+from openafm.synthesis.notices import notices
 from openafm.synthesis.tasks import Example
 from openafm.synthesis.writer import Writer, WriterConfig, line
 
@@ -31,6 +33,8 @@ class SummariesConfig(Config):
     """Longest summary in words."""
     min_words: int = 2
     """Shortest summary in words."""
+    made: int = 100
+    """Messages made by rule, with their summaries."""
     written: int = 6
     """Summaries that the writer model adds; 0 leaves the model out."""
     writer: WriterConfig | None = None
@@ -95,6 +99,8 @@ def summaries(config: SummariesConfig, context: Context, *, sources: Path) -> Me
     for rows in (collected.kept, held.kept, pool):
         rng.shuffle(rows)
     del collected.kept[config.train :], held.kept[config.heldout :]
+    for example in notices(config.made, config.max_text_words, context.seed):
+        collected.judge(example, _reason(config, example))
     writer = Writer.open(sources, context, config.written > 0, config.writer)
     if writer.present:
         for example in _written(config, writer, pool[: config.written]):
