@@ -29,11 +29,19 @@ def _details(rng: random.Random) -> dict[str, str]:
     day, later = sorted(rng.sample(range(len(DAYS)), 2))
     name, other = rng.sample(forms["people"].split(), 2)
     return {
-        "name": name, "other": other, "day": DAYS[day], "later": DAYS[later], "hour": f"{rng.randint(8, 20)}:{rng.choice(('00', '15', '30'))}",
-        "number": str(rng.randint(2, 12)), "money": str(rng.randint(10, 400)), "event": rng.choice(forms["events"].split()),
-        "place": rng.choice(forms["places"].split()), "thing": rng.choice(words["tools"]), "animal": rng.choice(words["animals"]),
+        "name": name,
+        "other": other,
+        "day": DAYS[day],
+        "later": DAYS[later],
+        "hour": f"{rng.randint(8, 20)}:{rng.choice(('00', '15', '30'))}",
+        "number": str(rng.randint(2, 12)),
+        "money": str(rng.randint(10, 400)),
+        "event": rng.choice(forms["events"].split()),
+        "place": rng.choice(forms["places"].split()),
+        "thing": rng.choice(words["tools"]),
+        "animal": rng.choice(words["animals"]),
         "colour": rng.choice(words["colors"]),
-    }  # fmt: skip
+    }
 
 
 def notices(count: int, max_words: int, seed: int) -> list[Example]:
