@@ -38,6 +38,7 @@ LABELS = Path(__file__).with_name("labels.jsonl")
 SDISTS = {
     "formasaurus==0.10.0": "e2bfdd91ffac16ae3be2238b35e4b221e8902c73d62e85ba1791a02aeec6760d",
     "htmldate==0.9.1": "93a2e060a8515826d8633d73c2bcef1aa8d1de46ce1b3cc808825cfe88658f47",
+    "perceval==0.25.0": "7f97589fcad3e6d248d44ebba53454fc59f7b85b2b1c3fd691abf11e2c09003b",
     "trafilatura==0.3.1": "94827b42777c09e2af095f24b13413f4fef9cc7cb748129ee25c04841bf0268c",
 }
 """Source distributions, whose test pages the wheels leave out."""
