@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from openafm.data.mathml import image_formula
-from openafm.data.names import weigh
+from openafm.data.names import POST, weigh
 
 MAX_TOKENS = 600_000
 """Tags read from one page; what follows is cut off, so that a hostile page costs seconds at most."""
@@ -171,6 +171,8 @@ def _group_list(blocks: list[Block], first: int) -> None:
 def _table(cells: list[Block], boxes: Boxes, group: int) -> list[Block]:
     """Join a data table's cells into blocks of rows, parted by headings; a table used for layout keeps its blocks."""
     if any(block.kind in ("pre", "table") or block.marker for block in cells):
+        return cells
+    if cells and POST in boxes.weight[cells[0].box : cells[-1].box + 1]:
         return cells
     joined: list[Block] = []
     start = 0

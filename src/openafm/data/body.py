@@ -14,7 +14,8 @@ from functools import lru_cache
 from importlib.resources import files
 
 from openafm.data.blocks import Block, Boxes
-from openafm.data.names import BODY, COMMENTS, POST
+from openafm.data.names import BODY, COMMENT_TEXT, COMMENTS, POST
+from openafm.data.posts import find_posts
 
 MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
@@ -152,7 +153,7 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
     mass, outside = [0.0] * size, 0.0
     commented = [False] * size
     for index in range(1, size):
-        commented[index] = commented[parent[index]] or weight[index] == COMMENTS
+        commented[index] = commented[parent[index]] or weight[index] <= COMMENT_TEXT
     for unit in found:
         plain = unit.characters - unit.linked
         mass[unit.box] += plain
@@ -166,7 +167,7 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
     half = 0.5 * mass[0]
     for index in range(1, size):
         own = weight[index]
-        if own == COMMENTS:
+        if own <= COMMENT_TEXT:
             own = comments
         elif own in (BODY, POST):
             own = 1.0
@@ -366,6 +367,9 @@ def select_body(blocks: list[Block], boxes: Boxes, thread: bool = False) -> list
 
     Where next to nothing passes, a page without paragraphs, everything outside of navigation is kept.
     """
+    posts = find_posts(blocks, boxes, thread)
+    if posts is not None:
+        return [block for block in blocks if posts[block.box]]
     view = look(blocks, boxes, thread)
     found, weights, inside = view.found, view.weights, view.inside
     keep = _with_neighbours([sum(WEIGHTS.get(signal, 0.0) for signal in signals(view, at)) for at in range(len(found))])

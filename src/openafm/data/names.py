@@ -11,6 +11,8 @@ BODY = 3.0
 """The weight of an element that is named as the body of the text."""
 COMMENTS = -10.0
 """The weight of an element that holds readers' comments."""
+COMMENT_TEXT = -9.0
+"""The weight of an element that holds the text of one of them: in a thread, that of a reply."""
 AGAINST = -2.0
 """The weight of an element that is furniture by its name."""
 
@@ -22,9 +24,12 @@ _DIGITS = str.maketrans("", "", "0123456789")
 _START, _END = r"(?<![a-z])(?:", r")(?![a-z])"
 
 _POST = re.compile(
-    r"postbody|post_message|messagetext|topic-?post|ipscomment_?content|commtext|forum-?post|post-?message|cpost|js-post__content"
-    r"|bbwrapper|bbp-reply-content|s-prose|post-text|qa-message|postcontent"
+    r"postbody|post_message|post_body|messagetext|topic-?post|ipscomment_?content|commtext|forum-?post|post-?message"
+    r"|cpost|js-post__content|bbwrapper|bbp-(?:reply|topic)-content|s-prose|post-text|qa-message|postcontent|postmsg"
+    r"|lia-message-body-content|usertext-body|email-body|bz_comment_text|d_post_content|boardcommentbody|jive-rendered"
+    r"|^(?:msg|pid)_$|qa-[qa]-(?:view|item)-content"
 )
+_COMMENT_TEXT = re.compile(r"comment-?_?(?:body|content|text|copy|message)(?![a-z])")
 _BODY = re.compile(
     r"article-?_?_?-?(?:body|content|text|copy)|(?:body|content)-?_?article"
     r"|(?:entry|post|story|td-post)-?_?_?-?(?:body|content|text|copy)(?!s)|(?:mw|markdown)-(?:parser-output|body)"
@@ -40,7 +45,7 @@ _AGAINST = re.compile(
     _START + r"ads?|adv|advert\w*|alerts?|banner|bio|breadcrumbs?|buttons?|btns?|byline|cart|carousel|complementary"
     r"|contentinfo|copyright|crumbs?|dialog|dropdown|follow|footers?|foot|login|logo|mega-?menu|menus?|modal|more|nav|navi"
     r"|next|noprint|overlay|pager|paywall|popular|popup|prev|previous|print|promo\w*|rail|rating|recirc\w*|recommend\w*"
-    r"|related\w*|rss|search|share\w*|sharing|shop-cart|signin|signup|skip|sitemap|social\w*|sponsor\w*|tab-?list|tags"
+    r"|related\w*|rss|search|share\w*|sharing|shop-cart|signatures?|signin|signup|skip|sitemap|social\w*|sponsor\w*|tab-?list|tags"
     r"|teasers?|toc|toolbar|tooltip|top-?bar|trending|upsell|voting|votes?|widgets?|wishlist"
     + _END
     + r"|about-?_?(?:the-?)?author|also-?(?:like|read)|author-?_?_?(?:bio|box|info|card|desc\w*|profile)|breadcrumb"
@@ -70,6 +75,8 @@ def _speaks(name: str) -> float:
     """Return what one class name or id says: one of the weights above, -1 for doubt, 1 for text, 0 for nothing."""
     if _POST.search(name):
         return POST
+    if _COMMENT_TEXT.search(name):
+        return COMMENT_TEXT
     if _COMMENTS.search(name):
         return COMMENTS
     if _AGAINST.search(name):
@@ -89,6 +96,8 @@ def weigh(tag: str, attributes: str) -> float:
     said = {_speaks(name) for name in " ".join(marks).lower().translate(_DIGITS).split()}
     if POST in said:
         return POST
+    if COMMENT_TEXT in said:
+        return COMMENT_TEXT
     if COMMENTS in said:
         return COMMENTS
     if AGAINST in said:

@@ -1,0 +1,221 @@
+"""The posts of a thread: which boxes of a page hold what people wrote, one after another (used by `body`).
+
+A forum's page is mostly furniture by count: names, ranks, dates, signatures and buttons stand between posts that may be
+one word long, so no signal of a single block tells a post from a user's rank. What tells is the page as a whole: posts
+are boxes of one build, side by side, and within that build the text is always at one place. Boxes named as posts by
+the forum's software are such a build; where nothing is named, siblings alike that carry dates and reply links are.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from openafm.data.blocks import Block, Boxes
+from openafm.data.names import AGAINST, BODY, COMMENT_TEXT, COMMENTS, POST
+
+MIN_RECORDS = 3
+"""Siblings alike that make a thread where nothing is named."""
+MAX_RECORD = 0.7
+"""Share of the text that one sibling may hold: with more it is the page's body, and the others are furniture."""
+MIN_AT_PLACE = 0.75
+"""Share of the posts' text that must stand at one place of their build for the rest to be furniture."""
+MIN_SHARE = 0.3
+"""Share of the page's running text that the posts must hold."""
+MAX_OUTSIDE = 600
+"""Characters of paragraphs outside of unnamed posts above which these are comments below an article."""
+SHORT, LONG = 12, 15
+"""Words up to which a line may be a post's date or button, and above which a block is a paragraph."""
+
+_AROUND = re.compile(
+    r"\d\d?:\d\d(?!\d)|\bago\b|\b(?:joined|registered|posts?|location|messages)\s*:|^#?\d{1,5}$|^#\d+|\bre:"
+    r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|senior member|junior member|newbie|likes? this)\b"
+    r"|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied|répondre|citer|inscrit|responder|citar|mensajes)\b"
+    r"|\bil y a \d|ответить|цитата|сообщени|回复|回覆|引用|举报|返信|発表于|发表于",
+    re.I,
+)
+"""What stands around a post and not around a paragraph."""
+_PART_OF_TEXT = frozenset("p pre li ul ol dl dt dd blockquote h1 h2 h3 h4 h5 h6 td th caption".split())
+"""Elements that are no build of a post by themselves."""
+_LEAVES = _PART_OF_TEXT - {"td", "dd"}
+"""Elements that the place of the text is not narrowed down to: a post's second paragraph belongs to it too."""
+
+
+@dataclass(slots=True)
+class Page:
+    """A page's blocks and boxes with the sums that are asked for again and again."""
+
+    blocks: Sequence[Block]
+    boxes: Boxes
+    children: list[list[int]]
+    mass: list[int]
+    """Characters of text outside of links, by box with all below it; furniture by name counts nothing."""
+
+
+def measure(blocks: Sequence[Block], boxes: Boxes) -> Page:
+    """Sum up a page's texts by box."""
+    size, parent = len(boxes), boxes.parent
+    mass = [0] * size
+    children: list[list[int]] = [[] for _ in range(size)]
+    for block in blocks:
+        mass[block.box] += len(block.text) - block.linked
+    for index in range(size - 1, 0, -1):
+        if _is_furniture(boxes, index):
+            mass[index] = 0
+        mass[parent[index]] += mass[index]
+        children[parent[index]].append(index)
+    for kids in children:
+        kids.reverse()
+    return Page(blocks, boxes, children, mass)
+
+
+def _is_furniture(boxes: Boxes, index: int) -> bool:
+    """Tell whether a box is furniture by its name; an `aside` without one is how some forums mark a quotation."""
+    weight = boxes.weight[index]
+    return COMMENT_TEXT < weight <= AGAINST and (weight < AGAINST or boxes.tag[index] != "aside")
+
+
+def find_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool] | None:
+    """Tell for each box whether it lies in a post's text, or None where the page is no thread of posts.
+
+    `thread` says that the page was written by a forum's software, so its names are believed.
+    """
+    if not thread and len(boxes) < MIN_RECORDS:
+        return None
+    page = measure(blocks, boxes)
+    records = _named(page, thread)
+    named = len(records) > 1 or (thread and bool(records))
+    if not named:
+        records = _alike(page)
+    if not records:
+        return None
+    texts = _place_of_text(page, records)
+    inside = _below(boxes, texts)
+    if (not (thread and len(records) > 1 and named) and not _enough(page, inside)) or (not thread and not _surrounded(page, records, inside)):
+        return None
+    if not named and (_titles(page, records) or (not thread and _outside(page, records) > MAX_OUTSIDE)):
+        return None
+    return _without_furniture(boxes, inside, texts)
+
+
+def _named(page: Page, thread: bool) -> list[int]:
+    """The outermost boxes that are named as posts, or, in a thread, as a body or the text of a comment."""
+    weight, parent = page.boxes.weight, page.boxes.parent
+    wanted = (POST, BODY, COMMENT_TEXT) if thread and POST not in weight else (POST, COMMENT_TEXT) if thread else (POST,)
+    within = [False] * len(weight)
+    found = []
+    for index in range(1, len(weight)):
+        if within[parent[index]]:
+            within[index] = True
+        elif weight[index] in wanted and page.mass[index]:
+            within[index] = True
+            found.append(index)
+    return found
+
+
+def _alike(page: Page) -> list[int]:
+    """The siblings of one tag and weight that hold most of the text, none of them nearly all of it."""
+    boxes, mass = page.boxes, page.mass
+    best: list[int] = []
+    best_mass = 0
+    for index, kids in enumerate(page.children):
+        if len(kids) < MIN_RECORDS or mass[index] <= best_mass:
+            continue
+        groups: dict[tuple[str, float], list[int]] = defaultdict(list)
+        for kid in kids:
+            if mass[kid] and boxes.tag[kid] not in _PART_OF_TEXT and boxes.weight[kid] > COMMENTS:
+                groups[boxes.tag[kid], boxes.weight[kid]].append(kid)
+        for group in groups.values():
+            total = sum(mass[kid] for kid in group)
+            if len(group) >= MIN_RECORDS and total > best_mass and max(mass[k] for k in group) <= MAX_RECORD * total:
+                best, best_mass = group, total
+    return best
+
+
+def _place_of_text(page: Page, records: list[int]) -> list[int]:
+    """Go down the common build of all posts for as long as nearly all their text stands at one place of it."""
+    boxes, mass = page.boxes, page.mass
+    at = records
+    while True:
+        total = sum(mass[index] for index in at)
+        places: dict[tuple[str, float, int], list[int]] = defaultdict(list)
+        for index in at:
+            seen: dict[tuple[str, float], int] = defaultdict(int)
+            for kid in page.children[index]:
+                kind = (boxes.tag[kid], boxes.weight[kid])
+                if kind[0] not in _LEAVES and mass[kid]:
+                    places[*kind, seen[kind]].append(kid)
+                    seen[kind] += 1
+        below = max(places.values(), key=lambda place: sum(mass[kid] for kid in place), default=[])
+        if len(below) < 0.7 * len(at) or sum(mass[kid] for kid in below) < MIN_AT_PLACE * total:
+            return at
+        at = below
+
+
+def _below(boxes: Boxes, tops: Iterable[int]) -> list[bool]:
+    """Tell for each box whether it is one of `tops` or lies in one."""
+    inside = [False] * len(boxes)
+    for index in tops:
+        inside[index] = True
+    for index in range(1, len(boxes)):
+        inside[index] = inside[index] or inside[boxes.parent[index]]
+    return inside
+
+
+def _without_furniture(boxes: Boxes, inside: list[bool], tops: list[int]) -> list[bool]:
+    """Take signatures and the like, which are named as furniture within the posts, out of them."""
+    kept, starts = [False] * len(boxes), set(tops)
+    for index in range(1, len(boxes)):
+        if inside[index]:
+            above = index in starts or kept[boxes.parent[index]]
+            kept[index] = above and not _is_furniture(boxes, index)
+    return kept
+
+
+def _enough(page: Page, inside: list[bool]) -> bool:
+    """Tell whether the posts hold a good part of the page's running text."""
+    held = total = 0
+    for block in page.blocks:
+        if block.words > 3 and 2 * block.linked < len(block.text):
+            total += block.words
+            held += block.words if inside[block.box] else 0
+    return held >= MIN_SHARE * total
+
+
+def _surrounded(page: Page, records: list[int], inside: list[bool]) -> bool:
+    """Tell whether dates, ranks and reply links stand around most of the texts."""
+    around = sum(
+        1
+        for block in page.blocks
+        if not inside[block.box] and block.words <= SHORT and block.kind == "p" and _AROUND.search(block.text)
+    )
+    return around >= max(2, 0.7 * len(records))
+
+
+def _titles(page: Page, records: list[int]) -> bool:
+    """Tell whether the siblings are entries of a list: most have a line that links to a page of their own."""
+    owner = [-1] * len(page.boxes)
+    for index in records:
+        owner[index] = index
+    for index in range(1, len(owner)):
+        if owner[index] < 0:
+            owner[index] = owner[page.boxes.parent[index]]
+    titled = {
+        owner[block.box]
+        for block in page.blocks
+        if owner[block.box] >= 0 and block.words >= 3 and block.linked > 0.6 * len(block.text)
+    }
+    return 2 * len(titled) >= len(records)
+
+
+def _outside(page: Page, records: list[int]) -> int:
+    """Characters of paragraphs outside of the siblings, boxes that are furniture by name left out."""
+    boxes = page.boxes
+    skip = _below(boxes, records)
+    for index in range(1, len(boxes)):
+        skip[index] = skip[index] or skip[boxes.parent[index]] or boxes.weight[index] <= -1.5
+    return sum(
+        len(block.text)
+        for block in page.blocks
+        if not skip[block.box] and block.words > LONG and 3 * block.linked < len(block.text)
+    )
