@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from openafm.data.blocks import Block, Boxes
-from openafm.data.names import AGAINST, BODY, COMMENT_TEXT, COMMENTS, POST
+from openafm.data.names import AGAINST, BODY, COMMENT_TEXT, POST
 
 MIN_RECORDS = 3
 """Siblings alike that make a thread where nothing is named."""
@@ -22,22 +22,23 @@ MIN_AT_PLACE = 0.75
 """Share of the posts' text that must stand at one place of their build for the rest to be furniture."""
 MIN_SHARE = 0.3
 """Share of the page's running text that the posts must hold."""
-MAX_OUTSIDE = 600
-"""Characters of paragraphs outside of unnamed posts above which these are comments below an article."""
+MAX_OUTSIDE, MAX_ABOVE_COMMENTS = 600, 300
+"""Characters of paragraphs outside of unnamed posts above which these are comments below an article, and the same where
+they are named as comments."""
 SHORT, LONG = 12, 15
 """Words up to which a line may be a post's date or button, and above which a block is a paragraph."""
 
 _AROUND = re.compile(
-    r"\d\d?:\d\d(?!\d)|\bago\b|\b(?:joined|registered|posts?|location|messages)\s*:|^#?\d{1,5}$|^#\d+|\bre:"
-    r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|senior member|junior member|newbie|likes? this)\b"
+    r"\d\d?:\d\d(?!\d)|\bago\b|\b(?:joined|registered|posts?|location|messages)\s*:|^#\d+|\bre:"
+    r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|senior member|junior member|newbie|likes? this|is o(?:ff|n)line)\b"
     r"|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied|répondre|citer|inscrit|responder|citar|mensajes)\b"
     r"|\bil y a \d|ответить|цитата|сообщени|回复|回覆|引用|举报|返信|発表于|发表于",
     re.I,
 )
 """What stands around a post and not around a paragraph."""
-_PART_OF_TEXT = frozenset("p pre li ul ol dl dt dd blockquote h1 h2 h3 h4 h5 h6 td th caption".split())
-"""Elements that are no build of a post by themselves."""
-_LEAVES = _PART_OF_TEXT - {"td", "dd"}
+_PART_OF_TEXT = frozenset("p pre ul ol dl dt blockquote h1 h2 h3 h4 h5 h6 td th caption".split())
+"""Elements that are no post by themselves."""
+_LEAVES = (_PART_OF_TEXT | {"li"}) - {"td"}
 """Elements that the place of the text is not narrowed down to: a post's second paragraph belongs to it too."""
 
 
@@ -80,22 +81,67 @@ def find_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool
 
     `thread` says that the page was written by a forum's software, so its names are believed.
     """
-    if not thread and len(boxes) < MIN_RECORDS:
-        return None
     page = measure(blocks, boxes)
     records = _named(page, thread)
-    named = len(records) > 1 or (thread and bool(records))
-    if not named:
-        records = _alike(page)
-    if not records:
-        return None
-    texts = _place_of_text(page, records)
-    inside = _below(boxes, texts)
-    if (not (thread and len(records) > 1 and named) and not _enough(page, inside)) or (not thread and not _surrounded(page, records, inside)):
-        return None
-    if not named and (_titles(page, records) or (not thread and _outside(page, records) > MAX_OUTSIDE)):
-        return None
+    if len(records) > 1 or (thread and records):
+        sure = thread and len(records) > 1
+        texts = _place_of_text(page, records)
+        inside = _below(boxes, texts)
+        if not sure and not (_enough(page, inside) and (thread or _surrounded(page, records, inside))):
+            return None
+        if _outside(page, records) > max(MAX_OUTSIDE, sum(page.mass[index] for index in records)):
+            return None
+    else:
+        records = _alike_with_dates(page, thread)
+        if not records:
+            return None
+        texts = _place_of_text(page, records)
+        inside = _below(boxes, texts)
+        if not (_enough(page, inside) and _told(page, texts)):
+            return None
     return _without_furniture(boxes, inside, texts)
+
+
+def _alike_with_dates(page: Page, thread: bool) -> list[int]:
+    """Siblings alike that most likely are posts; the lines around their texts lose their weight in `page.mass`."""
+    records = _alike(page)
+    if not records or _outside(page, records) > (MAX_ABOVE_COMMENTS if _are_comments(page.boxes, records) else MAX_OUTSIDE):
+        return []
+    owner = _owners(page.boxes, records)
+    around = [b for b in page.blocks if owner[b.box] >= 0 and _is_around(b)]
+    dated = {owner[block.box] for block in around}
+    if len(dated) < (2 if thread else MIN_RECORDS) or _titles(page, owner, dated):
+        return []
+    for block in around:
+        at, size = block.box, len(block.text) - block.linked
+        while at >= 0:
+            page.mass[at] = max(0, page.mass[at] - size)
+            at = page.boxes.parent[at]
+    return [index for index in records if index in dated]
+
+
+def _are_comments(boxes: Boxes, records: list[int]) -> bool:
+    """Tell whether boxes or one around them are named as readers' comments."""
+    at = records[0]
+    while at > 0 and boxes.weight[at] > COMMENT_TEXT:
+        at = boxes.parent[at]
+    return at > 0
+
+
+def _is_around(block: Block) -> bool:
+    """Tell whether a block is a short line such as stands around a post."""
+    return block.words <= SHORT and block.kind == "p" and _AROUND.search(block.text) is not None
+
+
+def _owners(boxes: Boxes, records: list[int]) -> list[int]:
+    """For each box the record that it lies in, or -1."""
+    owner = [-1] * len(boxes)
+    for index in records:
+        owner[index] = index
+    for index in range(1, len(owner)):
+        if owner[index] < 0:
+            owner[index] = owner[boxes.parent[index]]
+    return owner
 
 
 def _named(page: Page, thread: bool) -> list[int]:
@@ -123,7 +169,7 @@ def _alike(page: Page) -> list[int]:
             continue
         groups: dict[tuple[str, float], list[int]] = defaultdict(list)
         for kid in kids:
-            if mass[kid] and boxes.tag[kid] not in _PART_OF_TEXT and boxes.weight[kid] > COMMENTS:
+            if mass[kid] and boxes.tag[kid] not in _PART_OF_TEXT:
                 groups[boxes.tag[kid], boxes.weight[kid]].append(kid)
         for group in groups.values():
             total = sum(mass[kid] for kid in group)
@@ -172,6 +218,13 @@ def _without_furniture(boxes: Boxes, inside: list[bool], tops: list[int]) -> lis
     return kept
 
 
+def _told(page: Page, texts: list[int]) -> bool:
+    """Tell whether a good part of the texts are told in sentences, as the entries of an index are not."""
+    owner = _owners(page.boxes, texts)
+    told = {owner[b.box] for b in page.blocks if owner[b.box] >= 0 and b.words > LONG and 2 * b.linked < len(b.text)}
+    return len(told) >= max(2, len(texts) / 3)
+
+
 def _enough(page: Page, inside: list[bool]) -> bool:
     """Tell whether the posts hold a good part of the page's running text."""
     held = total = 0
@@ -184,26 +237,17 @@ def _enough(page: Page, inside: list[bool]) -> bool:
 
 def _surrounded(page: Page, records: list[int], inside: list[bool]) -> bool:
     """Tell whether dates, ranks and reply links stand around most of the texts."""
-    around = sum(
-        1
-        for block in page.blocks
-        if not inside[block.box] and block.words <= SHORT and block.kind == "p" and _AROUND.search(block.text)
-    )
+    around = sum(not inside[block.box] and _is_around(block) for block in page.blocks)
     return around >= max(2, 0.7 * len(records))
 
 
-def _titles(page: Page, records: list[int]) -> bool:
+def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
     """Tell whether the siblings are entries of a list: most have a line that links to a page of their own."""
-    owner = [-1] * len(page.boxes)
-    for index in records:
-        owner[index] = index
-    for index in range(1, len(owner)):
-        if owner[index] < 0:
-            owner[index] = owner[page.boxes.parent[index]]
     titled = {
         owner[block.box]
         for block in page.blocks
-        if owner[block.box] >= 0 and block.words >= 3 and block.linked > 0.6 * len(block.text)
+        if owner[block.box] in records and block.words > 3 and block.linked > 0.6 * len(block.text)
+        if not _is_around(block)
     }
     return 2 * len(titled) >= len(records)
 
