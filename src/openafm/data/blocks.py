@@ -172,7 +172,8 @@ def _table(cells: list[Block], boxes: Boxes, group: int) -> list[Block]:
     """Join a data table's cells into blocks of rows, parted by headings; a table used for layout keeps its blocks."""
     if any(block.kind in ("pre", "table") or block.marker for block in cells):
         return cells
-    if cells and POST in boxes.weight[cells[0].box : cells[-1].box + 1]:
+    held = slice(cells[0].box, cells[-1].box + 1) if cells else slice(0)
+    if POST in boxes.weight[held] or "table" in boxes.tag[held]:  # posts, or a table in a table that held no data
         return cells
     joined: list[Block] = []
     start = 0

@@ -20,6 +20,8 @@ MAX_RECORD = 0.7
 """Share of the text that one sibling may hold: with more it is the page's body, and the others are furniture."""
 MIN_AT_PLACE = 0.75
 """Share of the posts' text that must stand at one place of their build for the rest to be furniture."""
+MIN_INNERMOST = 0.6
+"""Share of the text of boxes named as posts that the innermost of them must hold to be the posts."""
 MIN_SHARE = 0.3
 """Share of the page's running text that the posts must hold."""
 MAX_OUTSIDE, MAX_ABOVE_COMMENTS = 600, 300
@@ -29,7 +31,8 @@ SHORT, LONG = 12, 15
 """Words up to which a line may be a post's date or button, and above which a block is a paragraph."""
 
 _AROUND = re.compile(
-    r"\d\d?:\d\d(?!\d)|\bago\b|\b(?:joined|registered|posts?|location|messages)\s*:|^#\d+|\bre:"
+    r"\d\d?:\d\d(?!\d)|\d{4}-\d\d-\d\d|\b\d\d?[./-]\d\d?[./-]\d\d|\bago\b"
+    r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* \d\d?\b|\b(?:joined|registered|posts?|location|messages)\s*:|^#\d+|\bre:"
     r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|senior member|junior member|newbie|likes? this|is o(?:ff|n)line)\b"
     r"|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied|répondre|citer|inscrit|responder|citar|mensajes)\b"
     r"|\bil y a \d|ответить|цитата|сообщени|回复|回覆|引用|举报|返信|発表于|发表于",
@@ -89,7 +92,7 @@ def find_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool
         inside = _below(boxes, texts)
         if not sure and not (_enough(page, inside) and (thread or _surrounded(page, records, inside))):
             return None
-        if _outside(page, records) > max(MAX_OUTSIDE, sum(page.mass[index] for index in records)):
+        if _outside(page, records, -1.5) > max(MAX_OUTSIDE, sum(page.mass[index] for index in records)):
             return None
     else:
         records = _alike_with_dates(page, thread)
@@ -105,32 +108,39 @@ def find_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool
 def _alike_with_dates(page: Page, thread: bool) -> list[int]:
     """Siblings alike that most likely are posts; the lines around their texts lose their weight in `page.mass`."""
     records = _alike(page)
-    if not records or _outside(page, records) > (MAX_ABOVE_COMMENTS if _are_comments(page.boxes, records) else MAX_OUTSIDE):
+    if not records or _is_below_article(page, records):
         return []
     owner = _owners(page.boxes, records)
-    around = [b for b in page.blocks if owner[b.box] >= 0 and _is_around(b)]
-    dated = {owner[block.box] for block in around}
+    dated = {owner[block.box] for block in page.blocks if owner[block.box] >= 0 and _is_around(block)}
     if len(dated) < (2 if thread else MIN_RECORDS) or _titles(page, owner, dated):
         return []
-    for block in around:
-        at, size = block.box, len(block.text) - block.linked
-        while at >= 0:
-            page.mass[at] = max(0, page.mass[at] - size)
-            at = page.boxes.parent[at]
     return [index for index in records if index in dated]
 
 
-def _are_comments(boxes: Boxes, records: list[int]) -> bool:
-    """Tell whether boxes or one around them are named as readers' comments."""
-    at = records[0]
+def _unweigh_around(page: Page, records: list[int]) -> None:
+    """Take the lines around the texts out of the sums, so that they weigh nothing against posts of a few words."""
+    owner = _owners(page.boxes, records)
+    for block in page.blocks:
+        if owner[block.box] >= 0 and _is_around(block):
+            at, size = block.box, len(block.text) - block.linked
+            while at >= 0:
+                page.mass[at] = max(0, page.mass[at] - size)
+                at = page.boxes.parent[at]
+
+
+def _is_below_article(page: Page, records: list[int]) -> bool:
+    """Tell whether there is text enough outside of the siblings for an article; where they are named as comments, the
+    names of other boxes are not believed either.
+    """
+    boxes, at = page.boxes, records[0]
     while at > 0 and boxes.weight[at] > COMMENT_TEXT:
         at = boxes.parent[at]
-    return at > 0
+    return _outside(page, records, -1.5) > MAX_OUTSIDE if not at else _outside(page, records, -9.5) > MAX_ABOVE_COMMENTS
 
 
 def _is_around(block: Block) -> bool:
     """Tell whether a block is a short line such as stands around a post."""
-    return block.words <= SHORT and block.kind == "p" and _AROUND.search(block.text) is not None
+    return block.words <= SHORT and block.kind != "table" and _AROUND.search(block.text) is not None
 
 
 def _owners(boxes: Boxes, records: list[int]) -> list[int]:
@@ -145,18 +155,24 @@ def _owners(boxes: Boxes, records: list[int]) -> list[int]:
 
 
 def _named(page: Page, thread: bool) -> list[int]:
-    """The outermost boxes that are named as posts, or, in a thread, as a body or the text of a comment."""
-    weight, parent = page.boxes.weight, page.boxes.parent
-    wanted = (POST, BODY, COMMENT_TEXT) if thread and POST not in weight else (POST, COMMENT_TEXT) if thread else (POST,)
-    within = [False] * len(weight)
-    found = []
+    """Boxes named as posts or, in a thread, as a body or the text of a comment; the innermost where these hold most."""
+    weight, parent, mass = page.boxes.weight, page.boxes.parent, page.mass
+    wanted = (POST,) if not thread else (POST, COMMENT_TEXT) if POST in weight else (BODY, COMMENT_TEXT)
+    if wanted[0] not in weight:
+        return []
+    nearest = [0] * len(weight)  # the named box that holds a box; -1 within furniture
+    outer, holders = [], set()
     for index in range(1, len(weight)):
-        if within[parent[index]]:
-            within[index] = True
-        elif weight[index] in wanted and page.mass[index]:
-            within[index] = True
-            found.append(index)
-    return found
+        above = nearest[parent[index]]
+        nearest[index] = -1 if _is_furniture(page.boxes, index) else above
+        if weight[index] in wanted and mass[index] and above >= 0:
+            nearest[index] = index
+            holders.add(above)
+            if not above:
+                outer.append(index)
+    inner = [index for index in range(1, len(weight)) if nearest[index] == index and index not in holders]
+    most = MIN_INNERMOST * sum(mass[index] for index in outer)
+    return inner if sum(mass[index] for index in inner) >= most else outer
 
 
 def _alike(page: Page) -> list[int]:
@@ -181,6 +197,7 @@ def _alike(page: Page) -> list[int]:
 def _place_of_text(page: Page, records: list[int]) -> list[int]:
     """Go down the common build of all posts for as long as nearly all their text stands at one place of it."""
     boxes, mass = page.boxes, page.mass
+    _unweigh_around(page, records)
     at = records
     while True:
         total = sum(mass[index] for index in at)
@@ -252,12 +269,12 @@ def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
     return 2 * len(titled) >= len(records)
 
 
-def _outside(page: Page, records: list[int]) -> int:
-    """Characters of paragraphs outside of the siblings, boxes that are furniture by name left out."""
+def _outside(page: Page, records: list[int], least: float) -> int:
+    """Characters of paragraphs outside of the posts, boxes of a weight of `least` or below left out."""
     boxes = page.boxes
     skip = _below(boxes, records)
     for index in range(1, len(boxes)):
-        skip[index] = skip[index] or skip[boxes.parent[index]] or boxes.weight[index] <= -1.5
+        skip[index] = skip[index] or skip[boxes.parent[index]] or boxes.weight[index] <= least
     return sum(
         len(block.text)
         for block in page.blocks
