@@ -24,7 +24,7 @@ _DIGITS = str.maketrans("", "", "0123456789")
 _START, _END = r"(?<![a-z])(?:", r")(?![a-z])"
 
 _POST = re.compile(
-    r"postbody|post_message|post_body|messagetext|topic-?post(?!s)|ipscomment_?content|commtext|forum-?post(?!s)|post-?message(?!s)"
+    r"postbody|post_message|messagetext|topic-?post(?!s)|ipscomment_?content|commtext|forum-?post(?!s)|post-?message(?!s)"
     r"|cpost|js-post__content|bbwrapper|bbp-(?:reply|topic)-content|s-prose|post-text|qa-message|postcontent|postmsg|usercontent"
     r"|lia-message-body-content|usertext-body|email-body|bz_comment_text|d_post_content|boardcommentbody|jive-rendered"
     r"|^(?:msg|pid)_$|qa-[qa]-(?:view|item)-content"

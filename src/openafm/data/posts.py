@@ -85,24 +85,41 @@ def find_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool
     `thread` says that the page was written by a forum's software, so its names are believed.
     """
     page = measure(blocks, boxes)
+    texts = _named_texts(page, thread) or _unnamed_texts(page, thread)
+    return _without_furniture(boxes, _below(boxes, texts), texts) if texts else None
+
+
+def _named_texts(page: Page, thread: bool) -> list[int]:
+    """The boxes of the posts' texts where they are named, and nothing says that they are something else."""
     records = _named(page, thread)
-    if len(records) > 1 or (thread and records):
-        sure = thread and len(records) > 1
-        texts = _place_of_text(page, records)
-        inside = _below(boxes, texts)
-        if not sure and not (_enough(page, inside) and (thread or _surrounded(page, records, inside))):
-            return None
-        if _outside(page, records, -1.5) > max(MAX_OUTSIDE, sum(page.mass[index] for index in records)):
-            return None
-    else:
-        records = _alike_with_dates(page, thread)
-        if not records:
-            return None
-        texts = _place_of_text(page, records)
-        inside = _below(boxes, texts)
-        if not (_enough(page, inside) and _told(page, texts)):
-            return None
-    return _without_furniture(boxes, inside, texts)
+    if len(records) < (1 if thread else 2 if POST in page.boxes.weight else MIN_RECORDS):
+        return []
+    texts = _place_of_text(page, records)
+    if thread and len(records) > 1:
+        most = max(MAX_OUTSIDE, sum(page.mass[index] for index in records))
+        return texts if _outside(page, records, -1.5) <= most else []
+    inside = _below(page.boxes, texts)
+    return texts if _enough(page, inside) and (thread or _is_discussion(page, records, inside)) else []
+
+
+def _unnamed_texts(page: Page, thread: bool) -> list[int]:
+    """The boxes of the posts' texts where nothing but their likeness and their dates tells them."""
+    records = _alike_with_dates(page, thread)
+    texts = _place_of_text(page, records) if records else []
+    return texts if texts and _enough(page, _below(page.boxes, texts)) and _told(page, texts) else []
+
+
+def _is_discussion(page: Page, records: list[int], inside: list[bool]) -> bool:
+    """Tell whether named texts are posts and not a blog's: dates around them, little else, and no titles with links."""
+    if _outside(page, records, -1.5) > MAX_OUTSIDE or not _surrounded(page, records, inside):
+        return False
+    titles = sum(b.kind[0] == "h" and not inside[b.box] and _is_title(b) for b in page.blocks)
+    return 2 * titles < len(records)
+
+
+def _is_title(block: Block) -> bool:
+    """Tell whether a line links to a page of its own."""
+    return block.words > 3 and block.linked > 0.6 * len(block.text) and not _is_around(block)
 
 
 def _alike_with_dates(page: Page, thread: bool) -> list[int]:
@@ -157,9 +174,10 @@ def _owners(boxes: Boxes, records: list[int]) -> list[int]:
 def _named(page: Page, thread: bool) -> list[int]:
     """Boxes named as posts or, in a thread, as a body or the text of a comment; the innermost where these hold most."""
     weight, parent, mass = page.boxes.weight, page.boxes.parent, page.mass
-    wanted = (POST,) if not thread else (POST, COMMENT_TEXT) if POST in weight else (BODY, COMMENT_TEXT)
-    if wanted[0] not in weight:
+    name = POST if POST in weight else BODY
+    if name not in weight:
         return []
+    wanted = (name, COMMENT_TEXT) if thread or _among(weight, name) else (name,)
     nearest = [0] * len(weight)  # the named box that holds a box; -1 within furniture
     outer, holders = [], set()
     for index in range(1, len(weight)):
@@ -173,6 +191,12 @@ def _named(page: Page, thread: bool) -> list[int]:
     inner = [index for index in range(1, len(weight)) if nearest[index] == index and index not in holders]
     most = MIN_INNERMOST * sum(mass[index] for index in outer)
     return inner if sum(mass[index] for index in inner) >= most else outer
+
+
+def _among(weight: list[float], name: float) -> bool:
+    """Tell whether comments stand between boxes of a name, so that they answer these and not the page as a whole."""
+    first = weight.index(name)
+    return COMMENT_TEXT in weight[first : len(weight) - weight[::-1].index(name)]
 
 
 def _alike(page: Page) -> list[int]:
@@ -263,8 +287,7 @@ def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
     titled = {
         owner[block.box]
         for block in page.blocks
-        if owner[block.box] in records and block.words > 3 and block.linked > 0.6 * len(block.text)
-        if not _is_around(block)
+        if owner[block.box] in records and _is_title(block)
     }
     return 2 * len(titled) >= len(records)
 
