@@ -79,34 +79,37 @@ def _is_furniture(boxes: Boxes, index: int) -> bool:
     return COMMENT_TEXT < weight <= AGAINST and (weight < AGAINST or boxes.tag[index] != "aside")
 
 
-def find_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool] | None:
-    """Tell for each box whether it lies in a post's text, or None where the page is no thread of posts.
+def named_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool] | None:
+    """Tell for each box whether it lies in the text of a post that is named as one, or None where there are none.
 
     `thread` says that the page was written by a forum's software, so its names are believed.
     """
+    least = 1 if thread else 2 if POST in boxes.weight else MIN_RECORDS
+    if boxes.weight.count(POST if POST in boxes.weight else BODY) < least:
+        return None
     page = measure(blocks, boxes)
-    texts = _named_texts(page, thread) or _unnamed_texts(page, thread)
-    return _without_furniture(boxes, _below(boxes, texts), texts) if texts else None
-
-
-def _named_texts(page: Page, thread: bool) -> list[int]:
-    """The boxes of the posts' texts where they are named, and nothing says that they are something else."""
     records = _named(page, thread)
-    if len(records) < (1 if thread else 2 if POST in page.boxes.weight else MIN_RECORDS):
-        return []
+    if len(records) < least:
+        return None
     texts = _place_of_text(page, records)
+    inside = _below(boxes, texts)
     if thread and len(records) > 1:
         most = max(MAX_OUTSIDE, sum(page.mass[index] for index in records))
-        return texts if _outside(page, records, -1.5) <= most else []
-    inside = _below(page.boxes, texts)
-    return texts if _enough(page, inside) and (thread or _is_discussion(page, records, inside)) else []
+        sure = _outside(page, records, -1.5) <= most
+    else:
+        sure = _enough(page, inside) and (thread or _is_discussion(page, records, inside))
+    return _without_furniture(boxes, inside, texts) if sure else None
 
 
-def _unnamed_texts(page: Page, thread: bool) -> list[int]:
-    """The boxes of the posts' texts where nothing but their likeness and their dates tells them."""
+def unnamed_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[bool] | None:
+    """The same where nothing but their likeness and the dates around them tells posts."""
+    page = measure(blocks, boxes)
     records = _alike_with_dates(page, thread)
-    texts = _place_of_text(page, records) if records else []
-    return texts if texts and _enough(page, _below(page.boxes, texts)) and _told(page, texts) else []
+    if not records:
+        return None
+    texts = _place_of_text(page, records)
+    inside = _below(boxes, texts)
+    return _without_furniture(boxes, inside, texts) if _enough(page, inside) and _told(page, texts) else None
 
 
 def _is_discussion(page: Page, records: list[int], inside: list[bool]) -> bool:
@@ -175,8 +178,6 @@ def _named(page: Page, thread: bool) -> list[int]:
     """Boxes named as posts or, in a thread, as a body or the text of a comment; the innermost where these hold most."""
     weight, parent, mass = page.boxes.weight, page.boxes.parent, page.mass
     name = POST if POST in weight else BODY
-    if name not in weight:
-        return []
     wanted = (name, COMMENT_TEXT) if thread or _among(weight, name) else (name,)
     nearest = [0] * len(weight)  # the named box that holds a box; -1 within furniture
     outer, holders = [], set()
