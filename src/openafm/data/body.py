@@ -133,15 +133,17 @@ def units(blocks: list[Block]) -> list[Unit]:
         group = block.group
     for unit in found:
         if unit.linked and unit.blocks[0].kind != "pre":
-            unit.link_density = min(1.0, unit.linked / max(1, unit.characters))
+            unit.link_density = min(1.0, unit.linked / unit.characters)
     return found
 
 
 def paragraph_score(unit: Unit) -> float:
     """Readability's score of a paragraph: one, its commas, a point per 100 characters up to three, less its links."""
-    if unit.characters < 25:
+    if unit.characters < 25 or unit.link_density == 1.0:
         return 0.0
-    commas = sum(block.text.count(",") + block.text.count("，") for block in unit.blocks)
+    commas = 0
+    for block in unit.blocks:
+        commas += block.text.count(",") + block.text.count("，")
     return (1 + min(commas, 10) + min(unit.characters / 100, 3.0)) * (1 - unit.link_density)
 
 
@@ -384,7 +386,7 @@ def _stands_together(view: View) -> bool:
     for unit in view.found:
         if unit.words > LONG and unit.link_density < 0.3:
             every += unit.characters
-            if unit.box == view.hold or view.boxes.parent[unit.box] == view.hold:
+            if len(unit.blocks) == 1 and view.hold in (unit.box, view.boxes.parent[unit.box]):
                 held += unit.characters
     return held >= TOGETHER * every
 

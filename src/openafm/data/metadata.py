@@ -45,7 +45,9 @@ def clean_line(text: str) -> str:
 def is_thread(source: str) -> bool:
     """Tell whether a page says that it comes from a forum or a site for questions and answers."""
     head = source[: max(source.find("<body"), 0) + 400]
-    return any(mark in head for mark in _THREAD_SOFTWARE) or any(mark in source for mark in _THREAD_MARKS)
+    if any(mark in head for mark in _THREAD_SOFTWARE):
+        return True
+    return "schema.org" in source and any(mark in source for mark in _THREAD_MARKS)
 
 
 def plain(text: str) -> str:

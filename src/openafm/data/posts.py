@@ -51,24 +51,28 @@ class Page:
 
     blocks: Sequence[Block]
     boxes: Boxes
-    children: list[list[int]]
+    children: dict[int, list[int]]
+    """The boxes in a box that hold text, in order."""
     mass: list[int]
     """Characters of text outside of links, by box with all below it; furniture by name counts nothing."""
 
 
 def measure(blocks: Sequence[Block], boxes: Boxes) -> Page:
     """Sum up a page's texts by box."""
-    size, parent = len(boxes), boxes.parent
+    size, parent, weight = len(boxes), boxes.parent, boxes.weight
     mass = [0] * size
-    children: list[list[int]] = [[] for _ in range(size)]
+    children: dict[int, list[int]] = defaultdict(list)
     for block in blocks:
         mass[block.box] += len(block.text) - block.linked
     for index in range(size - 1, 0, -1):
-        if _is_furniture(boxes, index):
+        held = mass[index]
+        if held and weight[index] <= AGAINST and _is_furniture(boxes, index):
             mass[index] = 0
-        mass[parent[index]] += mass[index]
-        children[parent[index]].append(index)
-    for kids in children:
+        elif held:
+            above = parent[index]
+            mass[above] += held
+            children[above].append(index)
+    for kids in children.values():
         kids.reverse()
     return Page(blocks, boxes, children, mass)
 
@@ -205,18 +209,18 @@ def _alike(page: Page) -> list[int]:
     boxes, mass = page.boxes, page.mass
     best: list[int] = []
     best_mass = 0
-    for index, kids in enumerate(page.children):
+    for index, kids in page.children.items():
         if len(kids) < MIN_RECORDS or mass[index] <= best_mass:
             continue
         groups: dict[tuple[str, float], list[int]] = defaultdict(list)
         for kid in kids:
-            if mass[kid] and boxes.tag[kid] not in _PART_OF_TEXT:
+            if boxes.tag[kid] not in _PART_OF_TEXT:
                 groups[boxes.tag[kid], boxes.weight[kid]].append(kid)
         for group in groups.values():
             total = sum(mass[kid] for kid in group)
             if len(group) >= MIN_RECORDS and total > best_mass and max(mass[k] for k in group) <= MAX_RECORD * total:
                 best, best_mass = group, total
-    return best
+    return best if best_mass >= MIN_SHARE * mass[0] else []
 
 
 def _place_of_text(page: Page, records: list[int]) -> list[int]:
@@ -229,7 +233,7 @@ def _place_of_text(page: Page, records: list[int]) -> list[int]:
         places: dict[tuple[str, float, int], list[int]] = defaultdict(list)
         for index in at:
             seen: dict[tuple[str, float], int] = defaultdict(int)
-            for kid in page.children[index]:
+            for kid in page.children.get(index, ()):
                 kind = (boxes.tag[kid], boxes.weight[kid])
                 if kind[0] not in _LEAVES and mass[kid]:
                     places[*kind, seen[kind]].append(kid)
@@ -295,12 +299,12 @@ def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
 
 def _outside(page: Page, records: list[int], least: float) -> int:
     """Characters of paragraphs outside of the posts, boxes of a weight of `least` or below left out."""
-    boxes = page.boxes
-    skip = _below(boxes, records)
-    for index in range(1, len(boxes)):
-        skip[index] = skip[index] or skip[boxes.parent[index]] or boxes.weight[index] <= least
-    return sum(
-        len(block.text)
-        for block in page.blocks
-        if not skip[block.box] and block.words > LONG and 3 * block.linked < len(block.text)
-    )
+    parent, weight, tops = page.boxes.parent, page.boxes.weight, set(records)
+    characters = 0
+    for block in page.blocks:
+        if block.words > LONG and 3 * block.linked < len(block.text):
+            at = block.box
+            while at > 0 and at not in tops and weight[at] > least:
+                at = parent[at]
+            characters += 0 if at > 0 else len(block.text)
+    return characters
