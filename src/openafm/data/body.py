@@ -3,7 +3,7 @@
 Reader mode (Readability, by Arc90 and Mozilla) looks at the tree: class names, scores of paragraphs summed up their
 ancestors. Boilerpipe (Kohlschuetter et al., WSDM 2010) looks at the flow of text: words and link density of a block and
 of its neighbours. Each fails where the other is strong, so a block is kept by a weighted sum of both; the weights are
-logistic regression's on the labelled development pages (`benchmarks/extraction_fit.py`).
+logistic regression's on the labelled development pages (`benchmarks/pages/fit.py`).
 """
 
 import re
@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from openafm.data.blocks import Block, Boxes
-from openafm.data.names import BODY, COMMENT_TEXT, COMMENTS, POST
+from openafm.data.names import BODY, COMMENT_TEXT, POST
 from openafm.data.posts import named_posts, unnamed_posts
 
 MAIN_SHARE = 0.7
@@ -177,7 +177,7 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
             continue
         if own <= COMMENT_TEXT:
             own = comments
-        elif own == BODY or own == POST:
+        elif own in (BODY, POST):
             own = 1.0
         elif own < 0.0 and mass[index] > half:
             own = 0.0
@@ -277,9 +277,7 @@ def signals(view: View) -> list[list[str]]:
         if weight > 0:
             said.append("body by name")
         elif weight < 0:
-            said.append(
-                "surely furniture by name" if weight <= -3 else "furniture by name" if weight <= -2 else "doubtful by name"
-            )
+            said.append(_AGAINST_NAME[min(3, int(-weight))])
         if inside[box]:
             said.append(main)
         if unit.blocks[-1].text[-1:] in _ENDS:
@@ -308,6 +306,7 @@ def signals(view: View) -> list[list[str]]:
 
 
 _LENGTHS = ["3 words"] * 4 + ["8 words"] * 5 + ["15 words"] * 7 + ["40 words"] * 25
+_AGAINST_NAME = ["doubtful by name"] * 2 + ["furniture by name", "surely furniture by name"]
 _ENDS = '.!?:;…。！？»”"'
 
 

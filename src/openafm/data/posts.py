@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from openafm.data.blocks import Block, Boxes
 from openafm.data.names import AGAINST, BODY, COMMENT_TEXT, POST
@@ -31,11 +32,13 @@ SHORT, LONG = 12, 15
 """Words up to which a line may be a post's date or button, and above which a block is a paragraph."""
 
 _AROUND = re.compile(
-    r"\d\d?:\d\d(?!\d)|\d{4}-\d\d-\d\d|\b\d\d?[./-]\d\d?[./-]\d\d|\bago\b"
-    r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* \d\d?\b|\b(?:joined|registered|posts?|location|messages)\s*:|^#\d+|\bre:"
-    r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|senior member|junior member|newbie|likes? this|is o(?:ff|n)line)\b"
-    r"|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied|répondre|citer|inscrit|responder|citar|mensajes)\b"
-    r"|\bil y a \d|ответить|цитата|сообщени|回复|回覆|引用|举报|返信|発表于|发表于",
+    r"\d\d?:\d\d(?!\d)|\d{4}-\d\d-\d\d|\b\d\d?[./-]\d\d?[./-]\d\d|\bago\b|^#\d+|\bre:"
+    r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* \d\d?\b"
+    r"|\b(?:joined|registered|posts?|location|messages)\s*:"
+    r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|likes? this|is o(?:ff|n)line)\b"
+    r"|\b(?:senior|junior) member\b|\bnewbie\b|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied)\b"
+    r"|\bil y a \d|\b(?:répondre|citer|inscrit|responder|citar|mensajes)\b|ответить|цитата|сообщени"
+    r"|回复|回覆|引用|举报|返信|発表于|发表于",
     re.I,
 )
 """What stands around a post and not around a paragraph."""
@@ -52,7 +55,7 @@ class Page:
     blocks: Sequence[Block]
     boxes: Boxes
     children: dict[int, list[int]]
-    """The boxes in a box that hold text, in order."""
+    """The boxes in a box that hold text, the last one first."""
     mass: list[int]
     """Characters of text outside of links, by box with all below it; furniture by name counts nothing."""
 
@@ -72,8 +75,6 @@ def measure(blocks: Sequence[Block], boxes: Boxes) -> Page:
             above = parent[index]
             mass[above] += held
             children[above].append(index)
-    for kids in children.values():
-        kids.reverse()
     return Page(blocks, boxes, children, mass)
 
 
@@ -144,12 +145,15 @@ def _alike_with_dates(page: Page, thread: bool) -> list[int]:
 def _unweigh_around(page: Page, records: list[int]) -> None:
     """Take the lines around the texts out of the sums, so that they weigh nothing against posts of a few words."""
     owner = _owners(page.boxes, records)
+    parent, mass = page.boxes.parent, page.mass
+    less = [0] * len(mass)
     for block in page.blocks:
-        if owner[block.box] >= 0 and _is_around(block):
-            at, size = block.box, len(block.text) - block.linked
-            while at >= 0:
-                page.mass[at] = max(0, page.mass[at] - size)
-                at = page.boxes.parent[at]
+        if owner[block.box] >= 0 and mass[block.box] and _is_around(block):
+            less[block.box] += len(block.text) - block.linked
+    for index in range(len(mass) - 1, 0, -1):
+        if less[index]:
+            mass[index] -= less[index]
+            less[parent[index]] += less[index] if mass[parent[index]] else 0
 
 
 def _is_below_article(page: Page, records: list[int]) -> bool:
@@ -164,7 +168,12 @@ def _is_below_article(page: Page, records: list[int]) -> bool:
 
 def _is_around(block: Block) -> bool:
     """Tell whether a block is a short line such as stands around a post."""
-    return block.words <= SHORT and block.kind != "table" and _AROUND.search(block.text) is not None
+    return block.words <= SHORT and block.kind != "table" and _says_around(block.text)
+
+
+@lru_cache(maxsize=65_536)
+def _says_around(text: str) -> bool:
+    return _AROUND.search(text) is not None
 
 
 def _owners(boxes: Boxes, records: list[int]) -> list[int]:
@@ -233,7 +242,7 @@ def _place_of_text(page: Page, records: list[int]) -> list[int]:
         places: dict[tuple[str, float, int], list[int]] = defaultdict(list)
         for index in at:
             seen: dict[tuple[str, float], int] = defaultdict(int)
-            for kid in page.children.get(index, ()):
+            for kid in reversed(page.children.get(index, ())):
                 kind = (boxes.tag[kid], boxes.weight[kid])
                 if kind[0] not in _LEAVES and mass[kid]:
                     places[*kind, seen[kind]].append(kid)
@@ -289,22 +298,21 @@ def _surrounded(page: Page, records: list[int], inside: list[bool]) -> bool:
 
 def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
     """Tell whether the siblings are entries of a list: most have a line that links to a page of their own."""
-    titled = {
-        owner[block.box]
-        for block in page.blocks
-        if owner[block.box] in records and _is_title(block)
-    }
+    titled = {owner[block.box] for block in page.blocks if owner[block.box] in records and _is_title(block)}
     return 2 * len(titled) >= len(records)
 
 
 def _outside(page: Page, records: list[int], least: float) -> int:
     """Characters of paragraphs outside of the posts, boxes of a weight of `least` or below left out."""
-    parent, weight, tops = page.boxes.parent, page.boxes.weight, set(records)
-    characters = 0
-    for block in page.blocks:
-        if block.words > LONG and 3 * block.linked < len(block.text):
-            at = block.box
-            while at > 0 and at not in tops and weight[at] > least:
-                at = parent[at]
-            characters += 0 if at > 0 else len(block.text)
-    return characters
+    parent, weight = page.boxes.parent, page.boxes.weight
+    skip = [False] * len(weight)
+    for index in records:
+        skip[index] = True
+    for index in range(1, len(weight)):
+        if not skip[index]:
+            skip[index] = skip[parent[index]] or weight[index] <= least
+    return sum(
+        len(block.text)
+        for block in page.blocks
+        if block.words > LONG and 3 * block.linked < len(block.text) and not skip[block.box]
+    )
