@@ -29,8 +29,8 @@ VBULLETIN = """<div align="center"><table><tr><td>#<a href="/p">{n}</a> 02-07-20
 <td class="alt1"><div id="post_message_{n}">{text}</div><div>______<br>My other bike is a car</div></td></tr>
 </table></div>"""
 XENFORO = """<article class="message"><h4><a href="/u">{name}</a></h4><h5>Well-known member</h5><dl><dt>Joined</dt>
-<dd>Feb 3, 2014</dd></dl><div><header class="message-attribution"><time>Feb 7, 2019</time> <a href="#p">#{n}</a></header>
-<article class="message-body"><div class="bbWrapper">{text}</div></article><aside class="message-signature"><div
+<dd>Feb 3, 2014</dd></dl><div><header class="message-attribution"><time>Feb 7, 2019</time>
+<a href="#p">#{n}</a></header><article class="message-body"><div class="bbWrapper">{text}</div></article><aside class="message-signature"><div
 class="bbWrapper">Ride more, work less, be happy with it</div></aside>
 <footer><a href="/r">Report</a></footer></div></article>"""
 HACKER_NEWS = """<table><tr><td></td><td><div><a href="/u">{name}</a> <a href="/i">{n} hours ago</a></div><br><div
