@@ -30,7 +30,8 @@ VBULLETIN = """<div align="center"><table><tr><td>#<a href="/p">{n}</a> 02-07-20
 </table></div>"""
 XENFORO = """<article class="message"><h4><a href="/u">{name}</a></h4><h5>Well-known member</h5><dl><dt>Joined</dt>
 <dd>Feb 3, 2014</dd></dl><div><header class="message-attribution"><time>Feb 7, 2019</time>
-<a href="#p">#{n}</a></header><article class="message-body"><div class="bbWrapper">{text}</div></article><aside class="message-signature"><div
+<a href="#p">#{n}</a></header>
+<article class="message-body"><div class="bbWrapper">{text}</div></article><aside class="message-signature"><div
 class="bbWrapper">Ride more, work less, be happy with it</div></aside>
 <footer><a href="/r">Report</a></footer></div></article>"""
 HACKER_NEWS = """<table><tr><td></td><td><div><a href="/u">{name}</a> <a href="/i">{n} hours ago</a></div><br><div
@@ -92,3 +93,10 @@ def test_nesting_of_any_depth_takes_no_longer_than_its_length():
     start = time.process_time()
     extract(f"<body>{deep}</body>".encode())
     assert time.process_time() - start < 5
+
+
+def test_a_manuals_signature_of_a_function_is_no_writers():
+    entry = f'<h3>open_{{n}}</h3><div class="signature">open_{{n}}(path, mode)</div><p>{TEXTS[1]}</p>'
+    body = "".join(entry.format(n=n) for n in range(4))
+    text = extract(f"<body><div class='section'><h1>Files</h1>{body}</div></body>".encode()).text
+    assert text.count("(path, mode)") == 4

@@ -16,10 +16,13 @@ COMMENT_TEXT = -9.0
 AGAINST = -2.0
 """The weight of an element that is furniture by its name."""
 
+SIGNATURE = -0.5
+"""The weight of an element that holds a signature: furniture in a thread, but in a manual it may be a function's."""
 POST = 2.5
 """The weight of an element that is named as one post of a forum's thread."""
 
 _MARKS = re.compile(r' (?:class|id|role|itemprop|data-component|data-testid)="([^"]*)"')
+_SIGNATURE = re.compile(r"(?:^|(?:post|user|message|forum)[-_]?)signature$")
 _DIGITS = str.maketrans("", "", "0123456789")
 _START, _END = r"(?<![a-z])(?:", r")(?![a-z])"
 
@@ -45,7 +48,7 @@ _AGAINST = re.compile(
     _START + r"ads?|adv|advert\w*|alerts?|banner|bio|breadcrumbs?|buttons?|btns?|byline|cart|carousel|complementary"
     r"|contentinfo|copyright|crumbs?|dialog|dropdown|follow|footers?|foot|login|logo|mega-?menu|menus?|modal|more|nav|navi"
     r"|next|noprint|overlay|pager|paywall|popular|popup|prev|previous|print|promo\w*|rail|rating|recirc\w*|recommend\w*"
-    r"|related\w*|rss|search|share\w*|sharing|shop-cart|signatures?|signin|signup|skip|sitemap|social\w*|sponsor\w*|tab-?list|tags"
+    r"|related\w*|rss|search|share\w*|sharing|shop-cart|signin|signup|skip|sitemap|social\w*|sponsor\w*|tab-?list|tags"
     r"|teasers?|toc|toolbar|tooltip|top-?bar|trending|upsell|voting|votes?|widgets?|wishlist"
     + _END
     + r"|about-?_?(?:the-?)?author|also-?(?:like|read)|author-?_?_?(?:bio|box|info|card|desc\w*|profile)|breadcrumb"
@@ -73,6 +76,8 @@ _TEXT_TAGS = frozenset("p li dd dt td th tr tbody h1 h2 h3 h4 h5 h6 pre blockquo
 @lru_cache(maxsize=65_536)
 def _speaks(name: str) -> float:
     """Return what one class name or id says: one of the weights above, -1 for doubt, 1 for text, 0 for nothing."""
+    if _SIGNATURE.search(name):
+        return SIGNATURE
     if _POST.search(name):
         return POST
     if _COMMENT_TEXT.search(name):
@@ -94,6 +99,8 @@ def weigh(tag: str, attributes: str) -> float:
     if not marks:
         return weight
     said = {_speaks(name) for name in " ".join(marks).lower().translate(_DIGITS).split()}
+    if SIGNATURE in said:
+        return weight if tag in _TEXT_TAGS else weight + SIGNATURE
     if POST in said:
         return POST
     if COMMENT_TEXT in said:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from openafm.data.blocks import Block, Boxes
-from openafm.data.names import AGAINST, BODY, COMMENT_TEXT, POST
+from openafm.data.names import AGAINST, BODY, COMMENT_TEXT, POST, SIGNATURE
 
 MIN_RECORDS = 3
 """Siblings alike that make a thread where nothing is named."""
@@ -69,7 +69,7 @@ def measure(blocks: Sequence[Block], boxes: Boxes) -> Page:
         mass[block.box] += len(block.text) - block.linked
     for index in range(size - 1, 0, -1):
         held = mass[index]
-        if held and weight[index] <= AGAINST and _is_furniture(boxes, index):
+        if held and weight[index] < 0 and _is_furniture(boxes, index):
             mass[index] = 0
         elif held:
             above = parent[index]
@@ -81,6 +81,8 @@ def measure(blocks: Sequence[Block], boxes: Boxes) -> Page:
 def _is_furniture(boxes: Boxes, index: int) -> bool:
     """Tell whether a box is furniture by its name; an `aside` without one is how some forums mark a quotation."""
     weight = boxes.weight[index]
+    if weight == SIGNATURE and boxes.tag[index] != "address":
+        return True
     return COMMENT_TEXT < weight <= AGAINST and (weight < AGAINST or boxes.tag[index] != "aside")
 
 
