@@ -45,7 +45,7 @@ def examples(page: Labelled) -> list[Example]:
     view = body.look(blocks, boxes, is_thread(page.html))
     said = [[word for block in unit.blocks for word in words(block.text)] for unit in view.found]
     truth, line = shingles(page.truth, 4), f" {' '.join(words(page.truth))} "
-    found = []
+    found, shown = [], body.signals(view)
     for at, unit in enumerate(view.found):
         own = said[at]
         if not own or unit.blocks[0].kind[0] == "h":
@@ -58,7 +58,7 @@ def examples(page: Labelled) -> list[Example]:
             good = any(
                 side and f" {' '.join(side)} " in line for side in (before and before + own, after and own + after)
             )
-        found.append(Example(list(body.signals(view, at)), good, 1 + min(len(own), 40) ** 0.7))
+        found.append(Example(shown[at], good, 1 + min(len(own), 40) ** 0.7))
     total = sum(example.weight for example in found)
     return [example._replace(weight=60 * example.weight / (60 + total**0.8)) for example in found]
 

@@ -264,7 +264,8 @@ PyObject* python_text(View text) {
 
 class Sweep {
  public:
-  Sweep(PyObject* hidden, PyObject* image_formula) : hidden_(hidden), image_formula_(image_formula) {
+  Sweep(PyObject* hidden, PyObject* image_formula, PyObject* is_post)
+      : hidden_(hidden), image_formula_(image_formula), is_post_(is_post) {
     boxes.push_back({-1, &body_, {}, 0, -1});
   }
 
@@ -311,7 +312,8 @@ class Sweep {
  private:
   struct Open {
     const Tag* tag;
-    size_t first;  // block inside
+    size_t first;    // block inside
+    size_t layouts;  // tables and posts up to here
   };
   struct List {
     bool ordered;
@@ -339,6 +341,12 @@ class Sweep {
     if (!marked) return false;
     const Ref given(python_text(attributes));
     const Ref answer(PyObject_CallOneArg(hidden_, given.object));
+    return answer.object == Py_True;
+  }
+
+  bool is_post(View names) const {
+    const Ref given(python_text(names));
+    const Ref answer(PyObject_CallOneArg(is_post_, given.object));
     return answer.object == Py_True;
   }
 
@@ -461,7 +469,9 @@ class Sweep {
     const int cell = tag.row ? -1 : around.cell == -1 && tag.cell ? box : around.cell;
     boxes.push_back({parent, &tag, names_of(attributes), row, cell});
     path_.push_back(box);
-    open_.push_back({&tag, blocks.size()});
+    layouts_ += tag.table || (tables_ && !boxes.back().names.empty() && is_post(boxes.back().names));
+    tables_ += tag.table;
+    open_.push_back({&tag, blocks.size(), layouts_});
     if (tag.pre) pre_ = 1;
     else if (tag.list) lists_.push_back({tag.ordered, 1});
     else if (tag.item && !lists_.empty()) {
@@ -475,7 +485,7 @@ class Sweep {
     if (pre_ && (pre_ -= tag.pre)) return;
     if (open_.empty() || open_.back().tag != &tag) return;
     if (pieces_) flush(tag.pre ? "pre" : tag.heading ? tag.name : "p");
-    const size_t first = open_.back().first;
+    const size_t first = open_.back().first, layouts = open_.back().layouts;
     open_.pop_back();
     path_.pop_back();
     if (tag.list) {
@@ -484,7 +494,8 @@ class Sweep {
     } else if (tag.item) {
       marker_.clear();
     } else if (tag.table) {
-      join_table(first);
+      tables_--;
+      if (layouts == layouts_) join_table(first);  // one that holds posts or another table has no rows of data
     }
   }
 
@@ -551,14 +562,14 @@ class Sweep {
   }
 
   static inline const Tag body_{Action::none, "body"};
-  PyObject *hidden_, *image_formula_;
+  PyObject *hidden_, *image_formula_, *is_post_;
   std::vector<Open> open_;
   std::vector<int> path_ = {0};
   std::vector<List> lists_;
   std::u32string running_;  // the pieces of the running text
   size_t pieces_ = 0, last_ = 0;  // how many, and where the last one begins
   Py_ssize_t linked_ = 0;
-  size_t pre_ = 0;
+  size_t pre_ = 0, tables_ = 0, layouts_ = 0;
   std::string marker_;
 };
 
@@ -589,9 +600,9 @@ template <class Item, class Make> PyObject* python_list(const std::vector<Item>&
 }
 
 PyObject* read_blocks(PyObject*, PyObject* arguments) {
-  PyObject *html, *type, *hidden, *image_formula;
+  PyObject *html, *type, *hidden, *image_formula, *is_post;
   Py_ssize_t limit;
-  if (!PyArg_ParseTuple(arguments, "UnO!OO", &html, &limit, &PyType_Type, &type, &hidden, &image_formula)) return nullptr;
+  if (!PyArg_ParseTuple(arguments, "UnO!OOO", &html, &limit, &PyType_Type, &type, &hidden, &image_formula, &is_post)) return nullptr;
   std::u32string page(static_cast<size_t>(PyUnicode_GET_LENGTH(html)), 0);
   if (!page.empty() && !PyUnicode_AsUCS4(html, reinterpret_cast<Py_UCS4*>(page.data()), PyUnicode_GET_LENGTH(html), 0)) return nullptr;
   static const auto names = [] {
@@ -600,7 +611,7 @@ PyObject* read_blocks(PyObject*, PyObject* arguments) {
     return made;
   }();
   try {
-    Sweep sweep(hidden, image_formula);
+    Sweep sweep(hidden, image_formula, is_post);
     sweep.read(page, limit);
     const Ref blocks(python_list(sweep.blocks, [&](const Block& b) { return python_block(reinterpret_cast<PyTypeObject*>(type), b, names); }));
     const Ref parents(python_list(sweep.boxes, [](const Box& b) { return PyLong_FromLong(b.parent); }));

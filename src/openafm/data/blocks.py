@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from openafm.data.mathml import image_formula
-from openafm.data.names import names_of, weigh
+from openafm.data.names import is_post, names_of, weigh
 
 try:
     from openafm.data import _blocks
@@ -97,8 +97,9 @@ class _Sweep:
         self.blocks: list[Block] = []
         self.boxes = Boxes([-1], ["body"], [0.0])
         self.cells = [(0, -1)]  # for each box its nearest row, and the outermost cell within that; -1 for none
-        self.open: list[tuple[str, int]] = []  # (tag, first block inside), innermost last; box indices in `path`
+        self.open: list[tuple[str, int, int]] = []  # (tag, first block inside, `layouts`); box indices in `path`
         self.path = [0]
+        self.layouts = 0  # tables and posts so far
         self.pieces: list[str] = []
         self.linked = self.pre = 0
         self.lists: list[list[int | str]] = []  # [tag, next number] of the open lists
@@ -138,9 +139,11 @@ class _Sweep:
         self.cells.append((row, cell))
         boxes.parent.append(self.path[-1])
         boxes.tag.append(tag)
-        boxes.weight.append(weigh(tag, names_of(attributes)))
+        names = names_of(attributes)
+        boxes.weight.append(weigh(tag, names))
+        self.layouts += tag == "table" or is_post(names)
         self.path.append(len(boxes.parent) - 1)
-        self.open.append((tag, len(self.blocks)))
+        self.open.append((tag, len(self.blocks), self.layouts))
         if tag in _PRE:
             self.pre = 1
         elif tag in ("ul", "ol"):
@@ -159,7 +162,7 @@ class _Sweep:
             return
         if self.pieces:
             self.flush("pre" if tag in _PRE else tag if tag in _HEADINGS else "p")
-        first = self.open.pop()[1]
+        _, first, layouts = self.open.pop()
         self.path.pop()
         if tag in ("ul", "ol"):
             self.lists.pop()
@@ -167,7 +170,7 @@ class _Sweep:
                 _group_list(self.blocks, first)
         elif tag == "li":
             self.marker = ""
-        elif tag == "table":
+        elif tag == "table" and layouts == self.layouts:  # one that holds posts or another table has no rows of data
             self.blocks[first:] = self.table(self.blocks[first:], first)
 
     def table(self, cells: list[Block], group: int) -> list[Block]:
@@ -209,7 +212,7 @@ def read_blocks(html: str) -> tuple[list[Block], Boxes]:
     """Return the text blocks of serialised HTML in reading order and the tree of boxes that holds them."""
     if _blocks is None:
         return read_blocks_portable(html)
-    blocks, parent, tag, names = _blocks.read_blocks(html, MAX_TOKENS, Block, _hidden, image_formula)
+    blocks, parent, tag, names = _blocks.read_blocks(html, MAX_TOKENS, Block, _hidden, image_formula, is_post)
     return blocks, Boxes(parent, tag, [0.0, *map(weigh, tag[1:], names[1:])])
 
 

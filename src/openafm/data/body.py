@@ -3,18 +3,18 @@
 Reader mode (Readability, by Arc90 and Mozilla) looks at the tree: class names, scores of paragraphs summed up their
 ancestors. Boilerpipe (Kohlschuetter et al., WSDM 2010) looks at the flow of text: words and link density of a block and
 of its neighbours. Each fails where the other is strong, so a block is kept by a weighted sum of both; the weights are
-logistic regression's on the labelled development pages (`benchmarks/extraction_fit.py`).
+logistic regression's on the labelled development pages (`benchmarks/pages/fit.py`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
 from openafm.data.blocks import Block, Boxes
-from openafm.data.names import BODY, COMMENTS, POST
+from openafm.data.names import BODY, COMMENT_TEXT, POST
+from openafm.data.posts import named_posts, unnamed_posts
 
 MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
@@ -26,6 +26,8 @@ MIN_OUTSIDE_COMMENTS = 300
 """Characters of text outside of the readers' comments above which the comments are no part of the body."""
 MAX_PHRASE = 200
 """Characters of the longest text that is compared with common phrases."""
+TOGETHER = 0.6
+"""Share of the long paragraphs that stand side by side in an article; posts stand each in a box of its own."""
 LONG = 15
 """Words that make a paragraph long: short ones before the first and after the last long one are often furniture."""
 
@@ -111,19 +113,16 @@ class Unit:
     characters: int
     linked: int
     box: int
-
-    @property
-    def link_density(self) -> float:
-        """Share of characters inside links; a listing's links are cross references, not navigation."""
-        return 0.0 if self.blocks[0].kind == "pre" else min(1.0, self.linked / max(1, self.characters))
+    link_density: float = 0.0
+    """Share of characters inside links; a listing's links are cross references, not navigation."""
 
 
 def units(blocks: list[Block]) -> list[Unit]:
     """Join the blocks of one list or table."""
     found: list[Unit] = []
+    group = -1
     for block in blocks:
-        last = found[-1].blocks[-1] if found else None
-        if last is not None and block.group >= 0 and block.group == last.group and (last.kind != "table"):
+        if block.group >= 0 and block.group == group and found[-1].blocks[-1].kind != "table":
             unit = found[-1]
             unit.blocks.append(block)
             unit.words += block.words
@@ -131,14 +130,20 @@ def units(blocks: list[Block]) -> list[Unit]:
             unit.linked += block.linked
         else:
             found.append(Unit([block], block.words, len(block.text), block.linked, block.box))
+        group = block.group
+    for unit in found:
+        if unit.linked and unit.blocks[0].kind != "pre":
+            unit.link_density = min(1.0, unit.linked / unit.characters)
     return found
 
 
 def paragraph_score(unit: Unit) -> float:
     """Readability's score of a paragraph: one, its commas, a point per 100 characters up to three, less its links."""
-    if unit.characters < 25:
+    if unit.characters < 25 or unit.link_density == 1.0:
         return 0.0
-    commas = sum(block.text.count(",") + block.text.count("，") for block in unit.blocks)
+    commas = 0
+    for block in unit.blocks:
+        commas += block.text.count(",") + block.text.count("，")
     return (1 + min(commas, 10) + min(unit.characters / 100, 3.0)) * (1 - unit.link_density)
 
 
@@ -151,8 +156,9 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
     parent, weight, tag = boxes.parent, boxes.weight, boxes.tag
     mass, outside = [0.0] * size, 0.0
     commented = [False] * size
-    for index in range(1, size):
-        commented[index] = commented[parent[index]] or weight[index] == COMMENTS
+    if min(weight) <= COMMENT_TEXT:
+        for index in range(1, size):
+            commented[index] = commented[parent[index]] or weight[index] <= COMMENT_TEXT
     for unit in found:
         plain = unit.characters - unit.linked
         mass[unit.box] += plain
@@ -165,17 +171,20 @@ def box_weights(found: list[Unit], boxes: Boxes, thread: bool) -> list[float]:
     total = [0.0] * size
     half = 0.5 * mass[0]
     for index in range(1, size):
-        own = weight[index]
-        if own == COMMENTS:
+        own, above = weight[index], total[parent[index]]
+        if not own:
+            total[index] = above
+            continue
+        if own <= COMMENT_TEXT:
             own = comments
         elif own in (BODY, POST):
             own = 1.0
         elif own < 0.0 and mass[index] > half:
             own = 0.0
-        above = total[parent[index]]
         if above > 0 and own < -1.0 and tag[index] in ("header", "footer"):
             own = -1.0  # an article's own header or footer
-        total[index] = max(-4.0, min(2.0, above + own))
+        own += above
+        total[index] = 2.0 if own > 2.0 else -4.0 if own < -4.0 else own
     return total
 
 
@@ -195,25 +204,38 @@ def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int
         score[unit.box] += paragraph_score(unit) * (0.1 if weights[unit.box] <= -1.5 else 1.0)
     for index in range(size - 1, 0, -1):
         score[parent[index]] += score[index]
-    needed = MAIN_SHARE * score[0]
-    main = max((index for index in range(size) if score[index] >= needed), default=0)
-    bodies = [i for i in range(size) if boxes.weight[i] == BODY or boxes.tag[i] == "article"]
-    outer = [i for i in bodies if parent[i] not in bodies]
-    share = ONLY_SHARE if len(outer) == 1 else NAMED_SHARE
-    named = max((i for i in bodies if boxes.weight[i] > 0 and score[i] >= share * score[0]), default=0)
-    main = max(main, named)
+    needed, main = MAIN_SHARE * score[0], size - 1
+    while score[main] < needed and main:
+        main -= 1
+    main = max(main, _named_body(boxes, score))
     if boxes.tag[main] == "td":
         main = parent[main]
     while main and boxes.tag[main] in _WITHIN:
         main = parent[main]
-    inside = [False] * size
-    inside[main] = True
-    for index in range(1, size):
-        inside[index] = inside[index] or inside[parent[index]]
     at, is_named = main, False
     while at > 0 and not is_named:
         is_named, at = boxes.weight[at] == BODY or boxes.tag[at] == "article", parent[at]
-    return main, inside, is_named
+    return main, below(boxes, main), is_named
+
+
+def _named_body(boxes: Boxes, score: list[float]) -> int:
+    """The last box that is named as the body and holds its share of the paragraphs, or 0."""
+    weight, tag, parent = boxes.weight, boxes.tag, boxes.parent
+    if BODY not in weight and "article" not in tag:
+        return 0
+    bodies = [i for i in range(len(boxes)) if weight[i] == BODY or tag[i] == "article"]
+    outer = [i for i in bodies if parent[i] not in bodies]
+    needed = (ONLY_SHARE if len(outer) == 1 else NAMED_SHARE) * score[0]
+    return max((i for i in bodies if weight[i] > 0 and score[i] >= needed), default=0)
+
+
+def below(boxes: Boxes, top: int) -> list[bool]:
+    """Tell for each box whether it is `top` or lies in it: boxes come in the page's order, so these are one stretch."""
+    size, parent = len(boxes), boxes.parent
+    end = top + 1
+    while end < size and parent[end] >= top:
+        end += 1
+    return [False] * top + [True] * (end - top) + [False] * (size - end)
 
 
 _TEXT_TAGS = {"p": "p", "li": "li", "td": "cell", "th": "cell", "dd": "dd", "dt": "dd", "blockquote": "p"}
@@ -236,63 +258,61 @@ class View:
     under: list[str]
 
 
-def signals(view: View, at: int) -> Iterator[str]:
-    """Name the signals that speak for or against one unit."""
-    unit = view.found[at]
-    block, words, density = unit.blocks[0], unit.words, unit.link_density
-    yield "bias"
-    yield "3 words" if words <= 3 else "8 words" if words <= 8 else "15 words" if words <= 15 else (
-        "40 words" if words <= 40 else "many words"
-    )  # fmt: skip
-    kind = block.kind
-    place = kind if kind != "p" else _TEXT_TAGS.get(view.boxes.tag[unit.box], "div")
-    yield f"a long {place}" if words > LONG and place in ("div", "li", "cell") else place
-    if density > 0.6:
-        yield "nearly all links"
-    elif density > 0.3:
-        yield "many links"
-    elif density > 0.05:
-        yield "some links"
-    weight = view.weights[unit.box]
-    if weight <= -3:
-        yield "surely furniture by name"
-    elif weight <= -2:
-        yield "furniture by name"
-    elif weight < 0:
-        yield "doubtful by name"
-    elif weight > 0:
-        yield "body by name"
-    if view.inside[unit.box]:
-        yield "in the named body" if view.named else "in the main box"
-    text = unit.blocks[-1].text
-    if text[-1:] in '.!?:;…。！？»”"':
-        yield "a sentence's end"
-    if words <= 12 and kind == "p":
-        if phrase := _phrase(block.text):
-            yield phrase
-        elif view.repeats[block.text] >= 3:
-            yield "repeated"
-    if view.under[at]:
-        yield view.under[at]
-    parent = view.boxes.parent[unit.box]
-    if view.hold in (unit.box, parent):
-        yield "beside the text"
-    elif view.below[unit.box]:
-        yield "below the text"
-    if at < view.first:
-        yield "before the text"
-    elif at > view.last:
-        yield "after the text"
-    if at and (other := view.found[at - 1]):
-        if other.link_density > 0.5:
-            yield "after links"
-        elif other.words > LONG:
-            yield "after a long one"
-    if at + 1 < len(view.found) and (other := view.found[at + 1]):
-        if other.link_density > 0.5:
-            yield "before links"
-        elif other.words > LONG:
-            yield "before a long one"
+def signals(view: View) -> list[list[str]]:
+    """Name the signals that speak for or against each unit."""
+    found, weights, inside, held = view.found, view.weights, view.inside, view.below
+    tag, parent, last = view.boxes.tag, view.boxes.parent, len(found) - 1
+    main = "in the named body" if view.named else "in the main box"
+    near = [_neighbour(unit) for unit in found]
+    named: list[list[str]] = []
+    for at, unit in enumerate(found):
+        block, words, density, box = unit.blocks[0], unit.words, unit.link_density, unit.box
+        kind = block.kind
+        place = kind if kind != "p" else _TEXT_TAGS.get(tag[box], "div")
+        said = ["bias", _LENGTHS[words] if words <= 40 else "many words"]
+        said.append(f"a long {place}" if words > LONG and place in ("div", "li", "cell") else place)
+        if density > 0.05:
+            said.append("nearly all links" if density > 0.6 else "many links" if density > 0.3 else "some links")
+        weight = weights[box]
+        if weight > 0:
+            said.append("body by name")
+        elif weight < 0:
+            said.append(_AGAINST_NAME[min(3, int(-weight))])
+        if inside[box]:
+            said.append(main)
+        if unit.blocks[-1].text[-1:] in _ENDS:
+            said.append("a sentence's end")
+        if words <= 12 and kind == "p":
+            if phrase := _phrase(block.text):
+                said.append(phrase)
+            elif view.repeats[block.text] >= 3:
+                said.append("repeated")
+        if view.under[at]:
+            said.append(view.under[at])
+        if view.hold == box or view.hold == parent[box]:
+            said.append("beside the text")
+        elif held[box]:
+            said.append("below the text")
+        if at < view.first:
+            said.append("before the text")
+        elif at > view.last:
+            said.append("after the text")
+        if at and near[at - 1]:
+            said.append("after " + near[at - 1])
+        if at < last and near[at + 1]:
+            said.append("before " + near[at + 1])
+        named.append(said)
+    return named
+
+
+_LENGTHS = ["3 words"] * 4 + ["8 words"] * 5 + ["15 words"] * 7 + ["40 words"] * 25
+_AGAINST_NAME = ["doubtful by name"] * 2 + ["furniture by name", "surely furniture by name"]
+_ENDS = '.!?:;…。！？»”"'
+
+
+def _neighbour(unit: Unit) -> str:
+    """What a unit is to the ones beside it."""
+    return "links" if unit.link_density > 0.5 else "a long one" if unit.words > LONG else ""
 
 
 def _with_neighbours(scores: list[float]) -> list[bool]:
@@ -332,11 +352,9 @@ def look(blocks: list[Block], boxes: Boxes, thread: bool) -> View:
     ]
     first, last = (long[0], long[-1]) if long else (0, len(found))
     hold = text_holder(found, boxes, long)
-    below = [False] * len(boxes)
-    below[hold] = True
-    for index in range(1, len(boxes)):
-        below[index] = below[index] or below[boxes.parent[index]]
-    return View(found, boxes, weights, inside, named, repeats, first, last, hold, below, sections(found, first))
+    return View(
+        found, boxes, weights, inside, named, repeats, first, last, hold, below(boxes, hold), sections(found, first)
+    )
 
 
 def sections(found: list[Unit], first: int) -> list[str]:
@@ -361,14 +379,32 @@ def text_holder(found: list[Unit], boxes: Boxes, long: list[int]) -> int:
     return max(held, key=lambda box: held[box], default=0)
 
 
+def _stands_together(view: View) -> bool:
+    """Tell whether most of the page's long paragraphs stand side by side in one box, as an article's do."""
+    held = every = 0
+    for unit in view.found:
+        if unit.words > LONG and unit.link_density < 0.3:
+            every += unit.characters
+            if len(unit.blocks) == 1 and view.hold in (unit.box, view.boxes.parent[unit.box]):
+                held += unit.characters
+    return held >= TOGETHER * every
+
+
 def select_body(blocks: list[Block], boxes: Boxes, thread: bool = False) -> list[Block]:
     """Return the blocks that are the page's body, in order; in a `thread`, the readers' replies are part of it.
 
     Where next to nothing passes, a page without paragraphs, everything outside of navigation is kept.
     """
-    view = look(blocks, boxes, thread)
+    posts = named_posts(blocks, boxes, thread)
+    if posts is None:
+        view = look(blocks, boxes, thread)
+        if not _stands_together(view):
+            posts = unnamed_posts(blocks, boxes, thread)
+    if posts is not None:
+        return [block for block in blocks if posts[block.box]]
     found, weights, inside = view.found, view.weights, view.inside
-    keep = _with_neighbours([sum(WEIGHTS.get(signal, 0.0) for signal in signals(view, at)) for at in range(len(found))])
+    weigh = WEIGHTS.get
+    keep = _with_neighbours([sum(weigh(signal, 0.0) for signal in said) for said in signals(view)])
     plain = [weights[unit.box] > -2 and unit.link_density < 0.5 for unit in found]
     size = sum(unit.characters for unit, kept in zip(found, keep, strict=True) if kept)
     if size < 0.15 * sum(unit.characters for unit, kept in zip(found, plain, strict=True) if kept):

@@ -3,6 +3,7 @@
 import datetime
 import re
 from html import unescape
+from itertools import islice
 from urllib.parse import urlsplit
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
@@ -45,7 +46,9 @@ def clean_line(text: str) -> str:
 def is_thread(source: str) -> bool:
     """Tell whether a page says that it comes from a forum or a site for questions and answers."""
     head = source[: max(source.find("<body"), 0) + 400]
-    return any(mark in head for mark in _THREAD_SOFTWARE) or any(mark in source for mark in _THREAD_MARKS)
+    if any(mark in head for mark in _THREAD_SOFTWARE):
+        return True
+    return "schema.org" in source and any(mark in source for mark in _THREAD_MARKS)
 
 
 def plain(text: str) -> str:
@@ -106,7 +109,7 @@ def _from_json(source: str) -> str:
 
 
 def _from_times(source: str) -> str:
-    times = [_attributes(match[0]) for match in _TIME.finditer(source)][:40]
+    times = [_attributes(match[0]) for match in islice(_TIME.finditer(source), 40)]
     named = [fields for fields in times if "pubdate" in fields or "publi" in " ".join(fields.values()).lower()]
     return next((date for fields in named + times[:1] if (date := iso_date(fields.get("datetime", "")))), "")
 

@@ -11,20 +11,28 @@ BODY = 3.0
 """The weight of an element that is named as the body of the text."""
 COMMENTS = -10.0
 """The weight of an element that holds readers' comments."""
+COMMENT_TEXT = -9.0
+"""The weight of an element that holds the text of one of them: in a thread, that of a reply."""
 AGAINST = -2.0
 """The weight of an element that is furniture by its name."""
 
+SIGNATURE = -0.5
+"""The weight of an element that holds a signature: furniture in a thread, but in a manual it may be a function's."""
 POST = 2.5
 """The weight of an element that is named as one post of a forum's thread."""
 
 _MARKS = re.compile(r' (?:class|id|role|itemprop|data-component|data-testid)="([^"]*)"')
+_SIGNATURE = re.compile(r"(?:^|(?:post|user|message|forum)[-_]?)signature$")
 _DIGITS = str.maketrans("", "", "0123456789")
 _START, _END = r"(?<![a-z])(?:", r")(?![a-z])"
 
 _POST = re.compile(
-    r"postbody|post_message|messagetext|topic-?post|ipscomment_?content|commtext|forum-?post|post-?message|cpost|js-post__content"
-    r"|bbwrapper|bbp-reply-content|s-prose|post-text|qa-message|postcontent"
+    r"postbody|post_message|messagetext|topic-?post(?!s)|ipscomment_?content|commtext|forum-?post(?!s)|post-?message(?!s)"
+    r"|cpost|js-post__content|bbwrapper|bbp-(?:reply|topic)-content|s-prose|post-text|qa-message|postcontent|postmsg|usercontent"
+    r"|lia-message-body-content|usertext-body|email-body|bz_comment_text|d_post_content|boardcommentbody|jive-rendered"
+    r"|^(?:msg|pid)_$|qa-[qa]-(?:view|item)-content"
 )
+_COMMENT_TEXT = re.compile(r"comment-?_?(?:body|content|text|copy|message)(?![a-z])")
 _BODY = re.compile(
     r"article-?_?_?-?(?:body|content|text|copy)|(?:body|content)-?_?article"
     r"|(?:entry|post|story|td-post)-?_?_?-?(?:body|content|text|copy)(?!s)|(?:mw|markdown)-(?:parser-output|body)"
@@ -68,8 +76,12 @@ _TEXT_TAGS = frozenset("p li dd dt td th tr tbody h1 h2 h3 h4 h5 h6 pre blockquo
 @lru_cache(maxsize=65_536)
 def _speaks(name: str) -> float:
     """Return what one class name or id says: one of the weights above, -1 for doubt, 1 for text, 0 for nothing."""
+    if _SIGNATURE.search(name):
+        return SIGNATURE
     if _POST.search(name):
         return POST
+    if _COMMENT_TEXT.search(name):
+        return COMMENT_TEXT
     if _COMMENTS.search(name):
         return COMMENTS
     if _AGAINST.search(name):
@@ -91,8 +103,12 @@ def weigh(tag: str, names: str) -> float:
     if not names:
         return weight
     said = {_speaks(name) for name in names.lower().split()}
+    if SIGNATURE in said:
+        return weight if tag in _TEXT_TAGS else weight + SIGNATURE
     if POST in said:
         return POST
+    if COMMENT_TEXT in said:
+        return COMMENT_TEXT
     if COMMENTS in said:
         return COMMENTS
     if AGAINST in said:
@@ -100,3 +116,9 @@ def weigh(tag: str, names: str) -> float:
     if BODY in said:
         return weight if tag in _TEXT_TAGS else BODY
     return weight + (-1.0 if -1.0 in said else 1.0 if 1.0 in said else 0.0)
+
+
+@lru_cache(maxsize=65_536)
+def is_post(names: str) -> bool:
+    """Tell whether an element's names are those of one post of a thread."""
+    return weigh("div", names) == POST
