@@ -35,7 +35,7 @@ _AROUND = re.compile(
     r"\d\d?:\d\d(?!\d)|\d{4}-\d\d-\d\d|\b\d\d?[./-]\d\d?[./-]\d\d|\bago\b|^#\d+|\bre:"
     r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* \d\d?\b"
     r"|\b(?:joined|registered|posts?|location|messages)\s*:"
-    r"|\b(?:posted|wrote|said|permalink|repl(?:y|ies)|quote|report|likes? this|is o(?:ff|n)line)\b"
+    r"|\b(?:posted|wrote|asked|answered|said|permalink|repl(?:y|ies)|quote|report|likes? this|is o(?:ff|n)line)\b"
     r"|\b(?:senior|junior) member\b|\bnewbie\b|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied)\b"
     r"|\bil y a \d|\b(?:répondre|citer|inscrit|responder|citar|mensajes)\b|ответить|цитата|сообщени"
     r"|回复|回覆|引用|举报|返信|発表于|发表于",
@@ -116,7 +116,12 @@ def unnamed_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[b
         return None
     texts = _place_of_text(page, records)
     inside = _below(boxes, texts)
-    return _without_furniture(boxes, inside, texts) if _enough(page, inside) and _told(page, texts) else None
+    if not _enough(page, inside) or not _told(page, texts):
+        return None
+    kept = _without_furniture(boxes, inside, texts)
+    for block in _paragraphs_outside(page, records, -1.5):
+        kept[block.box] = kept[block.box] or block.box < records[0]  # what opens the thread, and is built otherwise
+    return kept
 
 
 def _is_discussion(page: Page, records: list[int], inside: list[bool]) -> bool:
@@ -306,6 +311,10 @@ def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
 
 def _outside(page: Page, records: list[int], least: float) -> int:
     """Characters of paragraphs outside of the posts, boxes of a weight of `least` or below left out."""
+    return sum(len(block.text) for block in _paragraphs_outside(page, records, least))
+
+
+def _paragraphs_outside(page: Page, records: list[int], least: float) -> list[Block]:
     parent, weight = page.boxes.parent, page.boxes.weight
     skip = [False] * len(weight)
     for index in records:
@@ -313,8 +322,8 @@ def _outside(page: Page, records: list[int], least: float) -> int:
     for index in range(1, len(weight)):
         if not skip[index]:
             skip[index] = skip[parent[index]] or weight[index] <= least
-    return sum(
-        len(block.text)
+    return [
+        block
         for block in page.blocks
         if block.words > LONG and 3 * block.linked < len(block.text) and not skip[block.box]
-    )
+    ]
