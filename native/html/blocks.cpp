@@ -332,16 +332,35 @@ class Sweep {
     return found == all.end() ? nullptr : &found->second;
   }
 
+  // Asks Python only about what may hide: its attributes are few.
   bool is_hidden(View attributes) const {
-    static constexpr std::array<View, 6> marks = {U"hid", U"none", U"lineno", U"line-number", U"copybtn", U"athJax_Preview"};
-    bool marked = false;
-    for (size_t i = 0; i < attributes.size() && !marked; i++)
-      if (const char32_t c = attributes[i]; c == U'h' || c == U'n' || c == U'l' || c == U'c' || c == U'a')
-        marked = std::any_of(marks.begin(), marks.end(), [&](View mark) { return starts(attributes, i, mark); });
-    if (!marked) return false;
+    bool asked = false;
+    for (size_t at = 0; at < attributes.size() && !asked;) {
+      const size_t equals = find(attributes, U'=', at);
+      const View name = attributes.substr(at + 1, equals - at - 1);
+      const size_t end = find(attributes, U'"', equals + 2);
+      if (name == U"class" || name == U"id") asked = may_be_of_listing(attributes.substr(equals + 2, end - equals - 2));
+      else asked = name == U"style" || name == U"hidden" || name == U"aria-hidden";
+      at = end + 1;
+    }
+    if (!asked) return false;
     const Ref given(python_text(attributes));
     const Ref answer(PyObject_CallOneArg(hidden_, given.object));
     return answer.object == Py_True;
+  }
+
+  static bool may_be_of_listing(View value) {
+    static constexpr std::array<View, 3> marks = {U"line", U"copybtn", U"mathjax"};
+    for (size_t at = 0; at < value.size(); at++) {
+      const char32_t c = value[at] | 0x20;
+      if (c != U'l' && c != U'c' && c != U'm') continue;
+      for (const View mark : marks) {
+        size_t same = 0;
+        while (same < mark.size() && at + same < value.size() && (value[at + same] | 0x20) == mark[same]) same++;
+        if (same == mark.size()) return true;
+      }
+    }
+    return false;
   }
 
   bool is_post(View names) const {

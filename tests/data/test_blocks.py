@@ -15,6 +15,7 @@ MARKUP = [
     *('<a href="/">', "</a>", "#", "[edit]", "¶", "<br>", "<hr>", '<img class="latex" alt="\\alpha &lt; Ω">', "<img>"),
     *("<script>", "</script>", '<script x="1">if (a <b) </p>', "<noscript>", "</noscript>", "<svg>", "</svg>"),
     *("<!--", "-->", "<!-->", "<!doctype html>", "</caption>", "&nbsp;", "&lt;", "&amp;lt;", "&"),
+    *('<span class="LineNos">', '<b href="lineno" id="x-lineno">', '<i class="a" STYLE="DISPLAY: NONE">', "</span>"),
     *("two words", "Some words of a sentence, long enough to be a paragraph. " * 3),
 ]  # fmt: skip
 page = st.lists(st.sampled_from(MARKUP), max_size=60).map("".join)

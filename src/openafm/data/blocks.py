@@ -27,9 +27,11 @@ _TOKEN = re.compile(
     + rf"|<(/?)([a-z][^\s/>]*){_ATTRIBUTES} ?/?>|<!--.*?-->|<[^>]*>",
     re.S,
 )
-_HIDDEN = re.compile(r' hidden="| aria-hidden="true"| style="[^"]*(?:display: ?none|visibility: ?hidden)', re.I)
-_MAYBE_HIDDEN = ("hid", "none", "lineno", "line-number", "copybtn", "athJax_Preview")
-_LINE_NUMBERS = re.compile(r"(?<![a-z-])(linenos?|line-?numbers?|copybtn|mathjax_preview)(?![a-z])", re.I)
+_HIDDEN = re.compile(r' hidden="| aria-hidden="true"| style="[^"]*(?i:display: ?none|visibility: ?hidden)')
+_LINE_NUMBERS = re.compile(
+    r' (?:class|id)="(?i:(?:[^"]*[^"a-z-])?(?:linenos?|line-?numbers?|copybtn|mathjax_preview)(?![a-z]))'
+)
+_MAYBE_HIDDEN = ("hidden=", "style=", "line", "copybtn", "mathjax")
 
 _BOX, _SKIP, _BREAK, _LINK, _RULE, _VOID = range(1, 7)
 _ACTIONS = dict.fromkeys(
@@ -84,10 +86,10 @@ class Block:
 
 def _hidden(attributes: str) -> bool:
     """Tell whether an element with these attributes is not shown, or shows what is no text of the page."""
-    for mark in _MAYBE_HIDDEN:  # plain searches first: they are far faster
-        if mark in attributes:
-            return bool(_HIDDEN.search(attributes) or _LINE_NUMBERS.search(attributes))
-    return False
+    lower = attributes.lower()
+    return any(mark in lower for mark in _MAYBE_HIDDEN) and bool(  # plain searches are far faster
+        _HIDDEN.search(attributes) or _LINE_NUMBERS.search(attributes)
+    )
 
 
 class _Sweep:

@@ -7,7 +7,7 @@ logistic regression's on the labelled development pages (`benchmarks/pages/fit.p
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -101,7 +101,8 @@ WEIGHTS = {
     "table": 0.85,
     "under a common phrase": 0.13,
 }
-"""What each signal adds to a block's log-odds of being body text."""
+"""What each signal adds to a block's log-odds of being body text; one that is not here adds nothing."""
+_weight_of = defaultdict(float, WEIGHTS).__getitem__
 
 
 @dataclass(slots=True)
@@ -403,8 +404,7 @@ def select_body(blocks: list[Block], boxes: Boxes, thread: bool = False) -> list
     if posts is not None:
         return [block for block in blocks if posts[block.box]]
     found, weights, inside = view.found, view.weights, view.inside
-    weigh = WEIGHTS.get
-    keep = _with_neighbours([sum(weigh(signal, 0.0) for signal in said) for said in signals(view)])
+    keep = _with_neighbours([sum(map(_weight_of, said)) for said in signals(view)])
     plain = [weights[unit.box] > -2 and unit.link_density < 0.5 for unit in found]
     size = sum(unit.characters for unit, kept in zip(found, keep, strict=True) if kept)
     if size < 0.15 * sum(unit.characters for unit, kept in zip(found, plain, strict=True) if kept):

@@ -73,6 +73,8 @@ def inline_formulas(html: str) -> str:
     Texts are searched, not the tree: resiliparse's collections take quadratic time on deeply nested pages. The visible
     copies that KaTeX and MathJax put beside the MathML are hidden from screen readers, and so from `read_blocks`.
     """
+    if "math" not in html:
+        return html
     if "<math" in html:
         html = _MATH.sub(lambda math: _dollars(_formula(math[0]), ' display="block"' in math[1]), html)
     if '"math/tex' in html:

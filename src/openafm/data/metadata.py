@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 _SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
-_META = re.compile(r"<meta\s[^>]{1,600}>", re.I)
+_META = re.compile(r"<[mM][eE][tT][aA]\s[^>]{1,600}>")
 _ATTRIBUTE = re.compile(r"""([a-zA-Z:-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
-_TIME = re.compile(r"<time\s[^>]{0,300}>", re.I)
+_TIME = re.compile(r"<[tT][iI][mM][eE]\s[^>]{0,300}>")
 _DATE_KEYS = (
     "article:published_time", "og:published_time", "datepublished", "date", "pubdate", "publishdate", "publish-date",
     "publish_date", "dc.date", "dc.date.issued", "dc.date.created", "dcterms.created", "dcterms.date", "dcterms.issued",
