@@ -622,7 +622,8 @@ PyObject* read_blocks(PyObject*, PyObject* arguments) {
   PyObject *html, *type, *hidden, *image_formula, *is_post;
   Py_ssize_t limit;
   if (!PyArg_ParseTuple(arguments, "UnO!OOO", &html, &limit, &PyType_Type, &type, &hidden, &image_formula, &is_post)) return nullptr;
-  std::u32string page(static_cast<size_t>(PyUnicode_GET_LENGTH(html)), 0);
+  static thread_local std::u32string page;  // its memory stays: asking for it anew costs as much as reading it
+  page.resize(static_cast<size_t>(PyUnicode_GET_LENGTH(html)));
   if (!page.empty() && !PyUnicode_AsUCS4(html, reinterpret_cast<Py_UCS4*>(page.data()), PyUnicode_GET_LENGTH(html), 0)) return nullptr;
   static const auto names = [] {
     std::array<PyObject*, 8> made{};
