@@ -114,7 +114,7 @@ def test_a_model_takes_what_it_proposed_itself(package):
         proposed = engine.model.draft(a, TEXT, None, _native.Sampler(temperature=1.0, seed=seed), 5)
         sampler = _native.Sampler(temperature=1.0, seed=seed + 1000)
         chosen = engine.model.take(b, TEXT, None, sampler, proposed)
-        assert [token for token, _ in chosen[:-1]] == proposed.tokens
+        assert [token for token, _, _ in chosen[:-1]] == proposed.tokens
 
 
 @given(tokens=st.lists(st.integers(0, 4), min_size=1, max_size=60), pieces=st.lists(st.integers(1, 9), max_size=30))

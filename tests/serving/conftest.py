@@ -28,13 +28,13 @@ SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_head
 class Gated(TorchEngine):
     """Makes a token for each `permits.release()`, and counts those it made; `fail_at` breaks it there."""
 
-    def generate(self, *args, **options):
-        for token in super().generate(*args, **options):
+    def choices(self, *args, **options):
+        for choice in super().choices(*args, **options):
             self.permits.acquire()
             if self.made == self.fail_at:
                 raise RuntimeError("the engine broke")
             self.made += 1
-            yield token
+            yield choice
 
 
 @pytest.fixture(scope="session")

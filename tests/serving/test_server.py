@@ -133,7 +133,9 @@ def test_answers_in_json(server, opened, gated):
         ({"n": 9}, "n", "less than or equal to 8"),
         ({"top_p": 1.5}, "top_p", "less than or equal to 1"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported value of logit_bias"),
-        ({"logprobs": True}, "logprobs", "unsupported parameter: logprobs"),
+        ({"top_logprobs": 3}, None, "goes with logprobs=true only"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"logprobs": 1}, "logprobs", "valid boolean"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported value of tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "goes with type json_schema"),
         (

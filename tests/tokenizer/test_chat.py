@@ -97,3 +97,11 @@ def test_bad_messages_are_refused(ours):
         ours.render_chat([{"role": "user<|end|>", "content": "x"}])
     with pytest.raises(ValueError, match="content must be text"):
         ours.render_chat([{"role": "user"}])
+
+
+@given(text=CONTENT)
+@settings(max_examples=50, deadline=None)
+def test_pieces_add_up_to_the_text(ours, imported, text):
+    for tokenizer in (ours, imported):
+        assert b"".join(map(tokenizer.piece, tokenizer.encode(text))).decode() == text
+    assert (ours.piece(ours.end_of_turn_id), imported.piece(imported.end_of_turn_id)) == (b"<|end|>", b"<|im_end|>")

@@ -16,12 +16,12 @@ from openafm.adapters.store import AdapterStore
 from openafm.engine.guidance import Guide, vocabulary
 from openafm.engine.loading import read_folder, read_package
 from openafm.engine.package import Package, find_package
-from openafm.engine.protocol import CUTS, PENALTIES
+from openafm.engine.protocol import CUTS, PENALTIES, TOP_LOGPROBS
 from openafm.engine.speculation import Draft, LookUp, Plain, Proposer, common, fits
 from openafm.engine.together import Computed, NativeRow, Together
 from openafm.files import cores
 from openafm.model.config import ModelConfig, load_config
-from openafm.model.generation import Generation
+from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 
@@ -60,7 +60,7 @@ def kernels() -> list[str]:
 class NativeEngine:
     """Decodes with one model; each request names its adapter, and those of a batch may differ."""
 
-    options = frozenset({"grammar", *CUTS, *PENALTIES})
+    options = frozenset({TOP_LOGPROBS, "grammar", *CUTS, *PENALTIES})
 
     def __init__(
         self,
@@ -157,24 +157,17 @@ class NativeEngine:
         finally:
             self.model.release(sequence)
 
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        max_tokens: int,
-        temperature: float = 1.0,
-        seed: int = 0,
-        adapter: str | None = None,
-        grammar: str | None = None,
-        **cuts: Any,
-    ) -> Iterator[int]:
-        """Yield the answer's tokens, the stop token last where the model ends by itself.
+    def generate(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[int]:
+        """Yield the tokens of `choices`."""
+        return (choice.token for choice in self.choices(prompt, max_tokens=max_tokens, **options))
 
-        `grammar` is one of openafm.engine.guidance: the answer keeps to it. `cuts` may be `top_k`, `top_p`, `min_p`,
-        `presence_penalty`, `frequency_penalty` and `repetition_penalty`.
+    def choices(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[Choice]:
+        """Yield the answer one token at a time, the stop token last where the model ends by itself.
+
+        `options` are `temperature`, `seed`, `adapter`, `grammar` (of openafm.engine.guidance: the answer keeps to it),
+        `top_k`, `top_p`, `min_p`, `presence_penalty`, `frequency_penalty`, `repetition_penalty` and `top_logprobs`.
         """
         batch = self.together()
-        options = {"temperature": temperature, "seed": seed, "adapter": adapter, "grammar": grammar, **cuts}
         row = batch.add(prompt, max_tokens=max_tokens, **options)
         try:
             while not row.over:
@@ -204,7 +197,7 @@ class NativeEngine:
         """Answer many prompts together, with log-probabilities; `adapters` names one for each prompt instead.
 
         Each answer is drawn with a seed of its own, so it does not depend on what it shares its steps with. Prompts
-        that begin alike share the keys and values of their beginning. `grammar` and `cuts` as in `generate`.
+        that begin alike share the keys and values of their beginning. `grammar` and `cuts` as in `choices`.
         """
         named = [adapter] * len(prompts) if adapters is None else list(adapters)
         for name in named:
@@ -221,9 +214,9 @@ class NativeEngine:
                     return answers
                 for row, made in batch.step():
                     answer = answers[rows[row]]
-                    answer.tokens += made
+                    answer.tokens += [choice.token for choice in made]
+                    answer.logprobs += [choice.logprob for choice in made if choice.logprob is not None]
                     if row.over:
-                        answer.logprobs = row.logprobs
                         if answer.tokens and answer.tokens[-1] in self.stop:
                             answer.stop = answer.tokens.pop()
                         del rows[row]
@@ -242,6 +235,7 @@ class NativeEngine:
         temperature: float = 1.0,
         seed: int = 0,
         grammar: str | None = None,
+        top_logprobs: int | None = None,
         **cuts: Any,
     ) -> tuple[Guide | None, Any, Proposer]:
         """What an answer needs beside the model: its grammar's state, its sampler, and who guesses its tokens."""
@@ -249,7 +243,7 @@ class NativeEngine:
             raise ValueError("an empty prompt: give at least the token that begins a text")
         self._known(adapter)
         guide = self._guide(grammar)
-        sampler = _native.Sampler(temperature=temperature, seed=seed, **cuts)
+        sampler = _native.Sampler(temperature=temperature, seed=seed, alternatives=top_logprobs or 0, **cuts)
         sampler.read(prompt)
         return guide, sampler, self._proposer(prompt, temperature, seed, cuts)
 

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from openafm.adapters.store import AdapterStore
-from openafm.model.generation import Generation
+from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 
 CUTS = ("top_k", "top_p", "min_p")
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 """With `CUTS`, what a sampler takes beside temperature and seed."""
+TOP_LOGPROBS = "top_logprobs"
+"""Option: log-probabilities are told, and those of so many of the likeliest tokens beside each."""
 
 
 class Row(Protocol):
@@ -30,7 +32,7 @@ class Batch(Protocol):
         """Take an answer in; `options` as of `Engine.generate`. Raises ValueError for a bad one."""
         ...
 
-    def step(self) -> Sequence[tuple[Row, list[int]]]:
+    def step(self) -> Sequence[tuple[Row, list[Choice]]]:
         """Bring the answers forward; returns the tokens that were made."""
         ...
 
@@ -46,7 +48,7 @@ class Engine(Protocol):
     max_length: int
     """Longest sequence in tokens, prompt and answer together."""
     options: frozenset[str]
-    """What else `generate` takes: `grammar`, and the sampler's cuts and penalties."""
+    """What else answers may ask for: `top_logprobs`, `grammar`, and the sampler's cuts and penalties."""
 
     def generate(
         self,
@@ -58,7 +60,20 @@ class Engine(Protocol):
         adapter: str | None = None,
         **options: Any,
     ) -> Iterator[int]:
-        """Yield the answer's tokens one by one; the stop token, where the model ends by itself, comes last.
+        """Yield the tokens of `choices`."""
+        ...
+
+    def choices(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        adapter: str | None = None,
+        **options: Any,
+    ) -> Iterator[Choice]:
+        """Yield the answer one token at a time; the stop token, where the model ends by itself, comes last.
 
         The answer keeps to a `grammar` (openafm.engine.guidance). Raises ValueError for options it does not take.
         """

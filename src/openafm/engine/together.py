@@ -5,7 +5,7 @@ steps, whatever their adapters. A prompt is computed beside them, in pieces, so 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from openafm.engine.guidance import Guide
 from openafm.engine.protocol import Engine, Row
 from openafm.engine.speculation import Proposer
+from openafm.model.generation import Choice
 
 if TYPE_CHECKING:
     from openafm.engine.native_engine import NativeEngine
 
 Computed = tuple[int, list[int], str | None]
 """A sequence in the model's cache, its tokens, of which the first are computed, and their adapter."""
+Told = tuple[int, float, list[tuple[int, float]]]
+"""What the model says of a choice: the fields of `Choice`."""
 TOGETHER = 16
 """Most answers in one step: as many go through the weights at once."""
 BESIDE = 32
@@ -40,8 +43,6 @@ class NativeRow:
     """How many `tokens` there may be."""
     sequence: int = -1
     """In the model's cache; -1 until its prompt has its turn."""
-    logprobs: list[float] = field(default_factory=list)
-    """Of the tokens made, under the untempered model."""
     over: bool = False
     error: Exception | None = None
 
@@ -55,7 +56,7 @@ class Together:
         self.room = TOGETHER
 
     def add(self, prompt: list[int], *, max_tokens: int, adapter: str | None = None, **options: Any) -> NativeRow:
-        """Take an answer in; `options` as of `NativeEngine.generate`. Raises ValueError for a bad one."""
+        """Take an answer in; `options` as of `NativeEngine.choices`. Raises ValueError for a bad one."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: an answer has at least 1")
         guide, sampler, proposer = self._engine.begin_answer(prompt, adapter, **options)
@@ -72,7 +73,7 @@ class Together:
             computed = self._engine.model.length(row.sequence)
             self._engine.keep(row.sequence, row.tokens[:computed], row.adapter)
 
-    def step(self) -> list[tuple[NativeRow, list[int]]]:
+    def step(self) -> list[tuple[NativeRow, list[Choice]]]:
         """One step of the model; returns the tokens that were made. Of a row that is over, `error` may say why."""
         going = [row for row in self._rows if not row.over]
         ready = [row for row in going if row.sequence >= 0 and len(self._feed(row)) == 1]
@@ -80,7 +81,7 @@ class Together:
         if prompting is None and len(ready) == 1:
             return self._alone(ready[0])
         masks = self._masks(ready)
-        failed: list[tuple[NativeRow, list[int]]] = [(row, []) for row in ready if row.over]
+        failed: list[tuple[NativeRow, list[Choice]]] = [(row, []) for row in ready if row.over]
         ready = [row for row in ready if not row.over]
         rows, feeds = list(ready), [self._feed(row) for row in ready]
         if prompting is not None and (piece := self._piece(prompting, bool(ready))):
@@ -91,7 +92,7 @@ class Together:
         chosen = self._engine.model.choose(
             [row.sequence for row in rows], feeds, [row.adapter for row in rows], [row.sampler for row in ready], masks
         )
-        return failed + [self._made(row, [choice]) for row, choice in zip(ready, chosen, strict=True)]
+        return failed + [self._made(row, [told]) for row, told in zip(ready, chosen, strict=True)]
 
     def _feed(self, row: NativeRow) -> list[int]:
         """What of its tokens is not computed yet."""
@@ -119,7 +120,7 @@ class Together:
         free = np.full(words, 0xFFFFFFFF, np.uint32)
         return np.stack([free if mask is None else mask for mask in masks]) if masks else None
 
-    def _alone(self, row: NativeRow) -> list[tuple[NativeRow, list[int]]]:
+    def _alone(self, row: NativeRow) -> list[tuple[NativeRow, list[Choice]]]:
         """A step of one answer has room for tokens that are only guessed."""
         left = row.end - len(row.tokens)
         guessed = row.proposer.propose(row.tokens, min(left - 1, self._engine.max_length - len(row.tokens)))
@@ -133,19 +134,18 @@ class Together:
         chosen = self._engine.model.take(row.sequence, self._feed(row), row.adapter, row.sampler, guessed, masks)
         return [self._made(row, chosen)]
 
-    def _made(self, row: NativeRow, chosen: list[tuple[int, float]]) -> tuple[NativeRow, list[int]]:
+    def _made(self, row: NativeRow, chosen: list[Told]) -> tuple[NativeRow, list[Choice]]:
         """Put down what a step chose, up to the token that ends the answer."""
         made = []
-        for token, logprob in chosen:
-            made.append(token)
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            row.over = token in self._engine.stop or len(row.tokens) >= row.end
+        for choice in map(Choice._make, chosen):
+            made.append(choice)
+            row.tokens.append(choice.token)
+            row.over = choice.token in self._engine.stop or len(row.tokens) >= row.end
             if row.over:
                 break
         if row.guide and not row.over:
             try:
-                row.guide.take(made)
+                row.guide.take([choice.token for choice in made])
             except ValueError as error:
                 row.over, row.error = True, error
         return row, made
@@ -155,7 +155,7 @@ class Together:
 class StreamedRow:
     """The answer of an engine that makes one at a time."""
 
-    tokens: Iterator[int]
+    choices: Iterator[Choice]
     over: bool = False
     error: Exception | None = None
 
@@ -170,9 +170,9 @@ class OneByOne:
         self._row: StreamedRow | None = None
 
     def add(self, prompt: list[int], **options: Any) -> StreamedRow:
-        """Take an answer in; there must be none. `options` as of `Engine.generate`."""
+        """Take an answer in; there must be none. `options` as of `Engine.choices`."""
         assert self._row is None
-        self._row = StreamedRow(self._engine.generate(prompt, **options))
+        self._row = StreamedRow(self._engine.choices(prompt, **options))
         return self._row
 
     def remove(self, row: Row) -> None:
@@ -180,11 +180,11 @@ class OneByOne:
         assert row is self._row
         self._row = None
 
-    def step(self) -> Sequence[tuple[StreamedRow, list[int]]]:
+    def step(self) -> Sequence[tuple[StreamedRow, list[Choice]]]:
         """The answer's next token."""
         row = self._row
         if row is None or row.over:
             return []
-        token = next(row.tokens, None)
-        row.over = token is None
-        return [(row, [] if token is None else [token])]
+        choice = next(row.choices, None)
+        row.over = choice is None
+        return [(row, [] if choice is None else [choice])]

@@ -10,11 +10,12 @@ from typing import Any
 from openafm.adapters.lora import detach, load_adapter
 from openafm.adapters.store import Adapter, AdapterStore
 from openafm.engine.package import Package, find_package
+from openafm.engine.protocol import TOP_LOGPROBS
 from openafm.engine.together import OneByOne
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.generate import generate, stream
-from openafm.model.generation import Generation
+from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 
@@ -22,7 +23,7 @@ from openafm.tokenizer import load as load_tokenizer
 class TorchEngine:
     """Decodes with one model; a request with another adapter than the last one's swaps the low-rank matrices."""
 
-    options: frozenset[str] = frozenset()
+    options = frozenset({TOP_LOGPROBS})
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -78,7 +79,11 @@ class TorchEngine:
             self._current = adapter
         return self.model.eval()
 
-    def generate(
+    def generate(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[int]:
+        """Yield the tokens of `choices`."""
+        return (choice.token for choice in self.choices(prompt, max_tokens=max_tokens, **options))
+
+    def choices(
         self,
         prompt: list[int],
         *,
@@ -86,9 +91,10 @@ class TorchEngine:
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
+        top_logprobs: int | None = None,
         **options: Any,
-    ) -> Iterator[int]:
-        """Yield the answer's tokens, the stop token last where the model ends by itself.
+    ) -> Iterator[Choice]:
+        """Yield the answer one token at a time, the stop token last where the model ends by itself.
 
         One answer at a time: a request with another adapter waits for this one to end. Raises ValueError for a
         grammar, and for whatever else only the native engine does.
@@ -96,9 +102,10 @@ class TorchEngine:
         if asked := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"torch does not carry out {', '.join(asked)}: build the native engine (openafm doctor)")
         model = self.use(adapter)
-        for token in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), temperature=temperature, seed=seed):
-            yield token
-            if token in self._stop:
+        sampling: dict[str, Any] = {"temperature": temperature, "seed": seed, "top_logprobs": top_logprobs}
+        for choice in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), **sampling):
+            yield choice
+            if choice.token in self._stop:
                 return
 
     def together(self) -> OneByOne:

@@ -9,7 +9,7 @@ import orjson
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from openafm.engine.guidance import json_schema
-from openafm.engine.protocol import CUTS, PENALTIES
+from openafm.engine.protocol import CUTS, PENALTIES, TOP_LOGPROBS
 from openafm.sampling.sampler import Prompt
 from openafm.stage import Config
 
@@ -20,7 +20,7 @@ NEUTRAL: dict[str, Any] = {
 """Parameters that are accepted with the value that changes nothing, and refused with any other."""
 SILENT = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
 """Parameters that never change an answer."""
-MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS = 4, 256, 8
+MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS, MAX_ALTERNATIVES = 4, 256, 8, 20
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
 
@@ -148,10 +148,16 @@ class Completion(_Body):
             raise ValueError("stream_options goes with stream=true only")
         return self
 
-    def cuts(self) -> dict[str, Any]:
-        """Sampling parameters beside temperature and seed, as far as they change anything."""
+    @property
+    def told(self) -> int | None:
+        """How many alternatives the log-probabilities of each token are told with; None: none are told."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """What the engine is asked for beside temperature and seed, as far as it changes anything."""
         fields = type(self).model_fields
-        return {name: getattr(self, name) for name in CUTS + PENALTIES if getattr(self, name) != fields[name].default}
+        cuts = {name: getattr(self, name) for name in CUTS + PENALTIES if getattr(self, name) != fields[name].default}
+        return cuts if self.told is None else {**cuts, TOP_LOGPROBS: self.told}
 
     @property
     def limit(self) -> int | None:
@@ -163,6 +169,19 @@ class ChatCompletion(Completion):
     """Body of `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_ALTERNATIVES)
+
+    @model_validator(mode="after")
+    def _told_with(self) -> "ChatCompletion":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs=true only")
+        return self
+
+    @property
+    def told(self) -> int | None:
+        """Alternatives of each token."""
+        return self.top_logprobs if self.logprobs else None
 
     def text(self) -> Prompt:
         """The conversation; OpenAI's newer name of the system role is taken as that."""
@@ -176,6 +195,12 @@ class TextCompletion(Completion):
     prompt: str
     max_tokens: int | None = Field(16, ge=1)
     """As with OpenAI, 16 unless told."""
+    logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+
+    @property
+    def told(self) -> int | None:
+        """Alternatives of each token."""
+        return self.logprobs
 
     @field_validator("prompt", mode="before")
     @classmethod

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from openafm.engine import Engine
 from openafm.engine.protocol import Row
+from openafm.model.generation import Choice
 from openafm.serving.adapters import Adapters, Fetched
-from openafm.serving.answer import Answer
+from openafm.serving.answer import Answer, Piece
 
 
 class Busy(Exception):  # noqa: N818  names the state, as queue.Full does
@@ -26,7 +27,7 @@ class Job:
     def __init__(self, worker: "Worker", answer: Answer, over: Callable[["Job"], None], fetched: Fetched | None):
         self._worker, self.answer, self._over, self.fetched = worker, answer, over, fetched
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         self.row: Row | None = None
         self.stopped = False
         self.began = self.ended = 0.0
@@ -36,7 +37,7 @@ class Job:
         """Iterate over the pieces; an error of the engine is raised here."""
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> Piece:
         """Wait for the next piece."""
         piece = await self._arrived.get()
         if piece is None:
@@ -51,10 +52,10 @@ class Job:
         self._worker.give_up(self)
         self._arrived.put_nowait(Stopped())  # for who still waits, when the server ends
 
-    def push(self, tokens: list[int]) -> None:
+    def push(self, chosen: list[Choice]) -> None:
         """Send what the engine made, up to where the answer ends; in the worker's thread."""
-        for token in tokens:
-            self._send(self.answer.push(token))
+        for choice in chosen:
+            self._send(self.answer.push(choice))
             if self.answer.over:
                 break
 
@@ -62,11 +63,11 @@ class Job:
         """Send the last of it; in the worker's thread, or for a job that never began."""
         self.ended = time.monotonic()
         if error is None and self.began and (rest := self.answer.rest()):
-            self._send(rest)
+            self._send(Piece(rest))
         self._loop.call_soon_threadsafe(self._over, self)
         self._send(error)
 
-    def _send(self, piece: str | Exception | None) -> None:
+    def _send(self, piece: Piece | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
 
 
@@ -165,10 +166,10 @@ class Worker:
                 self._leave(job, error)
             return
         jobs = {job.row: job for job in self._making}
-        for row, tokens in made:
+        for row, chosen in made:
             job = jobs[row]
             try:
-                job.push(tokens)
+                job.push(chosen)
             except Exception as error:
                 self._leave(job, error)
                 continue
