@@ -10,8 +10,9 @@ import orjson
 
 from openafm.model.generation import Choice
 from openafm.serving.answer import Answer, Piece
+from openafm.serving.body import ApiError
+from openafm.serving.calls import CallReader, Delta
 from openafm.serving.logprobs import Teller
-from openafm.serving.requests import ApiError
 
 Chunk = dict[str, Any]
 
@@ -62,10 +63,12 @@ class CompletionReply:
 
     model: str
     chat: bool
-    counts: bool = False
-    """A stream ends with the token counts."""
+    readers: Sequence[CallReader]
+    """One for each answer."""
     tellers: Sequence[Teller] = ()
     """One for each answer, where log-probabilities are told."""
+    counts: bool = False
+    """A stream ends with the token counts."""
     key: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     done = b"data: [DONE]\n\n"
@@ -79,12 +82,21 @@ class CompletionReply:
         """The finished answers."""
         choices = []
         for index, (pieces, answer) in enumerate(zip(made, answers, strict=True)):
-            text = "".join(piece.text for piece in pieces)
-            message = {"role": "assistant", "content": text, "refusal": None}
-            content = {"message": message} if self.chat else {"text": text}
             told = self._told(index, [piece.choice for piece in pieces])
-            choices.append({"index": index, **content, "logprobs": told, "finish_reason": answer.finish})
+            content = self._content(self.readers[index], "".join(piece.text for piece in pieces))
+            choices.append({"index": index, **content, "logprobs": told, "finish_reason": self._finish(index, answer)})
         return {**self._head("chat.completion"), "choices": choices, "usage": usage(answers)}
+
+    def _content(self, reader: CallReader, text: str) -> Chunk:
+        said = "".join(delta.text for delta in [*reader.push(text), *reader.rest()] if delta.kind == "text")
+        if not self.chat:
+            return {"text": said}
+        message: Chunk = {"role": "assistant", "content": said, "refusal": None}
+        if reader.calls:
+            calls = [{"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                     for call in reader.calls]  # fmt: skip
+            message |= {"content": said or None, "tool_calls": calls}
+        return {"message": message}
 
     def begin(self, count: int) -> list[Chunk]:
         """A chat's roles."""
@@ -92,15 +104,41 @@ class CompletionReply:
         return [self._chunk(index, role, None) for index in range(count)] if self.chat else []
 
     def piece(self, index: int, piece: Piece) -> list[Chunk]:
-        """A chunk with more text; where log-probabilities are told, a token's has them and may have no text."""
-        told = self._told(index, [piece.choice])
-        if not piece.text and not (told and piece.choice):
-            return []
-        return [self._chunk(index, {"content": piece.text} if self.chat else piece.text, None, told)]
+        """Chunks with more text or calls; where log-probabilities are told, a token's has them and may have no text."""
+        told = self._told(index, [piece.choice]) if piece.choice else None
+        contents = self._deltas(index, self.readers[index].push(piece.text))
+        if told and not contents:
+            contents = [{"content": ""} if self.chat else ""]
+        return [self._chunk(index, content, None, None if i else told) for i, content in enumerate(contents)]
+
+    def _deltas(self, index: int, deltas: Sequence[Delta]) -> list[Any]:
+        """What of a stream's chunks a text becomes."""
+        if not self.chat:
+            return [delta.text for delta in deltas]
+        calls = self.readers[index].calls
+        number = len(calls) - 1 - sum(delta.kind == "call" for delta in deltas)
+        contents: list[Any] = []
+        for delta in deltas:
+            if delta.kind == "text":
+                contents.append({"content": delta.text})
+                continue
+            call: Chunk = {"function": {"arguments": delta.text}}
+            if delta.kind == "call":
+                number += 1
+                call = {"id": calls[number].id, "type": "function", "function": {"name": delta.text, "arguments": ""}}
+            contents.append({"tool_calls": [{"index": number, **call}]})
+        return contents
 
     def last(self, index: int, answer: Answer) -> list[Chunk]:
-        """The chunk that says why an answer ended."""
-        return [self._chunk(index, {} if self.chat else "", answer.finish)]
+        """What was held back, and the chunk that says why an answer ended."""
+        rest = self._deltas(index, self.readers[index].rest())
+        chunks = [self._chunk(index, content, None) for content in rest]
+        return [*chunks, self._chunk(index, {} if self.chat else "", self._finish(index, answer))]
+
+    def _finish(self, index: int, answer: Answer) -> str:
+        """Why an answer ended: with calls that are whole, or for the reason that cut the last one."""
+        calls = self.readers[index].calls
+        return "tool_calls" if calls and calls[-1].whole else answer.finish
 
     def end(self, answers: Sequence[Answer]) -> list[Chunk]:
         """The token counts, if asked for."""

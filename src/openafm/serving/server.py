@@ -16,9 +16,10 @@ from pathlib import Path
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 
+from openafm.serving.body import parse
 from openafm.serving.metrics import MEDIA_TYPE
 from openafm.serving.opening import Opened, open_model
-from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion, parse
+from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion
 from openafm.serving.service import Limits, Serving, is_loopback
 from openafm.serving.transport import Counting, answer_errors, read_body, to_json
 

@@ -15,12 +15,15 @@ from fastapi.concurrency import run_in_threadpool
 from openafm.sampling.sampler import prompt_tokens
 from openafm.serving.adapters import Adapters, Fetched
 from openafm.serving.answer import Answer
+from openafm.serving.body import ApiError
+from openafm.serving.calls import CallReader
 from openafm.serving.logprobs import Teller
 from openafm.serving.metrics import Metrics
 from openafm.serving.opening import Opened
 from openafm.serving.replies import CompletionReply, Reply
-from openafm.serving.requests import ApiError, ChatCompletion, Completion, LoraAdapter, TextCompletion
+from openafm.serving.requests import ChatCompletion, Completion, LoraAdapter, TextCompletion
 from openafm.serving.streams import events, refusal, whole
+from openafm.serving.tools import Manner, Toolbox
 from openafm.serving.transport import EventStream, to_json, unless_gone
 from openafm.serving.worker import Busy, Job, Worker
 
@@ -48,6 +51,7 @@ class Serving:
         self.adapters = Adapters(self.engine, adapters, limits.in_memory)
         self.worker = Worker(self.engine, self.adapters, limits.queue)
         self.metrics = Metrics()
+        self._manner = Manner(self.engine.tokenizer, opened.short_calls)
         self.created = int(time.time())
 
     def models(self) -> list[str]:
@@ -104,9 +108,9 @@ class Serving:
         """Answer a chat or a text completion."""
         chat = isinstance(asked, ChatCompletion)
         tellers = [] if asked.told is None else [Teller(self.engine.tokenizer, chat) for _ in range(asked.n)]
-        return await self._respond(
-            request, asked, CompletionReply(asked.model, chat, asked.stream_options.include_usage, tellers)
-        )
+        readers = [self._reader(asked) for _ in range(asked.n)]
+        reply = CompletionReply(asked.model, chat, readers, tellers, asked.stream_options.include_usage)
+        return await self._respond(request, asked, reply)
 
     async def _respond(self, request: Request, asked: ChatCompletion | TextCompletion, reply: Reply) -> Response:
         """Queue the answers, wait for the first piece so that errors still have a status, then send it."""
@@ -133,17 +137,17 @@ class Serving:
         """Everything that can be refused is refused here."""
         until = time.monotonic() + self.limits.seconds
         try:
-            prompt = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.text())
+            prompt = await run_in_threadpool(self._prompt, asked)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
-        options = asked.options()
+        options, guided_by = asked.options(), "tools" if _toolbox(asked) else "response_format"
         try:
-            if (grammar := await run_in_threadpool(asked.response_format.grammar)) is not None:
+            if (grammar := await run_in_threadpool(self._grammar, asked)) is not None:
                 options["grammar"] = grammar
         except ValueError as error:
-            raise ApiError(400, str(error), "response_format", "unsupported_value") from None
+            raise ApiError(400, str(error), guided_by, "unsupported_value") from None
         if unknown := sorted(options.keys() - self.engine.options):
-            name = {"grammar": "response_format"}.get(unknown[0], unknown[0])
+            name = {"grammar": guided_by}.get(unknown[0], unknown[0])
             message = f"{name}: this engine does not carry it out: leave it out, or build the native engine"
             raise ApiError(400, message, name, "unsupported_value")
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
@@ -162,6 +166,26 @@ class Serving:
             for index in range(asked.n)
         ]
 
+    def _prompt(self, asked: Completion) -> list[int]:
+        """What the model reads; OpenAI's newer name of the system role is taken as that."""
+        if isinstance(asked, TextCompletion):
+            return prompt_tokens(self.engine.tokenizer, asked.prompt)
+        assert isinstance(asked, ChatCompletion)
+        turns = [
+            {"role": {"developer": "system"}.get(m.role, m.role), "content": self._manner.turn(m.content, m.tool_calls)}
+            for m in asked.messages
+        ]
+        shown = [] if asked.tool_choice == "none" else [tool.function for tool in asked.tools]
+        return self._manner.prompt(turns, shown)
+
+    def _grammar(self, asked: Completion) -> str | None:
+        toolbox = _toolbox(asked)
+        return toolbox.grammar(self._manner.form) if toolbox else asked.response_format.grammar()
+
+    def _reader(self, asked: Completion) -> CallReader:
+        toolbox = _toolbox(asked)
+        return CallReader.of(self._manner.form, toolbox.names) if toolbox else CallReader({})
+
     def _submit(self, model: str, answers: list[Answer], fetched: Fetched | None) -> list[Job]:
         asked_at = time.monotonic()
 
@@ -178,6 +202,10 @@ class Serving:
         except Busy:
             message = f"{self.worker.waiting} requests are waiting already: try again later"
             raise ApiError(429, message, code="queue_full") from None
+
+
+def _toolbox(asked: Completion) -> Toolbox | None:
+    return asked.toolbox if isinstance(asked, ChatCompletion) else None
 
 
 def _room(asked: Completion, prompt: int, longest: int) -> int:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from openafm.serving.adapters import Unusable
 from openafm.serving.answer import Piece
+from openafm.serving.body import ApiError
 from openafm.serving.replies import Reply
-from openafm.serving.requests import ApiError
 from openafm.serving.worker import Job, Stopped
 
 

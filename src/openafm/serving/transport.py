@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from openafm.serving.body import ApiError
 from openafm.serving.metrics import Metrics
-from openafm.serving.requests import ApiError
 from openafm.serving.worker import Job
 
 Result = TypeVar("Result")

@@ -6,14 +6,15 @@ the same files, so `load` takes either. Special tokens only ever come from `rend
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
 
-from openafm.tokenizer.chat import Message, render_chat
+from openafm.tokenizer.calls import CallForm, form_of
+from openafm.tokenizer.chat import Message, compiled, render_chat
 
 CONFIG = "tokenizer_config.json"
 SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
@@ -47,8 +48,13 @@ class Tokenizer(Protocol):
     def piece(self, token: int) -> bytes:
         """What one token adds to a text, maybe part of a character only; of a special token, its name."""
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Tokens of a conversation under the model's chat template; see `openafm.tokenizer.chat`."""
+
+    def call_form(self) -> CallForm | None:
+        """How the template writes calls of tools; None where it knows none."""
 
 
 class _Special(ABC):
@@ -68,7 +74,9 @@ class _Special(ABC):
     def encode(self, text: str) -> list[int]:
         """As `Tokenizer` has it."""
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Tokens of a conversation; contents cannot inject special tokens."""
         return render_chat(
             messages,
@@ -77,7 +85,13 @@ class _Special(ABC):
             names=self._names,
             special=self._special,
             encode=self.encode,
+            tools=tools,
         )
+
+    def call_form(self) -> CallForm | None:
+        """How the template writes calls of tools; None where it knows none."""
+        template = compiled(self._template)
+        return form_of(lambda **shown: template.render(**shown, **self._names), self._special)
 
 
 class SentencePieceTokenizer(_Special):
