@@ -20,6 +20,7 @@ from openafm.serving.body import parse
 from openafm.serving.metrics import MEDIA_TYPE
 from openafm.serving.opening import Opened, open_model
 from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion
+from openafm.serving.responses import ResponseRequest
 from openafm.serving.service import Limits, Serving, is_loopback
 from openafm.serving.transport import Counting, answer_errors, read_body, to_json
 
@@ -60,6 +61,10 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/completions", dependencies=admitted)
     async def completions(request: Request) -> Response:
         return await serving.complete(request, parse(TextCompletion, await read_body(request)))
+
+    @app.post("/v1/responses", dependencies=admitted)
+    async def responses(request: Request) -> Response:
+        return await serving.respond(request, parse(ResponseRequest, await read_body(request)))
 
     @app.get("/v1/models", dependencies=admitted)
     async def models() -> Response:

@@ -22,6 +22,7 @@ from openafm.serving.metrics import Metrics
 from openafm.serving.opening import Opened
 from openafm.serving.replies import CompletionReply, Reply
 from openafm.serving.requests import ChatCompletion, Completion, LoraAdapter, TextCompletion
+from openafm.serving.responses import NAMES, ResponseReply, ResponseRequest
 from openafm.serving.streams import events, refusal, whole
 from openafm.serving.tools import Manner, Toolbox
 from openafm.serving.transport import EventStream, to_json, unless_gone
@@ -111,6 +112,18 @@ class Serving:
         readers = [self._reader(asked) for _ in range(asked.n)]
         reply = CompletionReply(asked.model, chat, readers, tellers, asked.stream_options.include_usage)
         return await self._respond(request, asked, reply)
+
+    async def respond(self, request: Request, asked: ResponseRequest) -> Response:
+        """Answer a request for a response."""
+        chat = asked.chat()
+        try:
+            return await self._respond(request, chat, ResponseReply(asked, self._reader(chat)))
+        except ApiError as error:
+            name = NAMES.get(error.param or "")
+            if name is None:
+                raise
+            message = error.message.replace(str(error.param), name)
+            raise ApiError(error.status, message, name, error.code) from None
 
     async def _respond(self, request: Request, asked: ChatCompletion | TextCompletion, reply: Reply) -> Response:
         """Queue the answers, wait for the first piece so that errors still have a status, then send it."""

@@ -1,6 +1,7 @@
 """Answers on their way to the client: all of them whole, or as events while they are made; and what ends them early."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 from openafm.serving.adapters import Unusable
@@ -8,6 +9,8 @@ from openafm.serving.answer import Piece
 from openafm.serving.body import ApiError
 from openafm.serving.replies import Reply
 from openafm.serving.worker import Job, Stopped
+
+LOG = logging.getLogger(__name__)
 
 
 def refusal(error: Exception) -> ApiError | None:
@@ -61,9 +64,9 @@ async def events(reply: Reply, jobs: Sequence[Job], first: Piece) -> AsyncIterat
     except Exception as error:  # the status is sent already: the protocol tells errors in the stream
         told = refusal(error)
         yield reply.frame(reply.error(told or ApiError(500, "the engine failed in the middle of the answer")))
-        if told:
-            return
-        raise
+        if not told:
+            LOG.exception("an answer failed")
+        return
     for chunk in reply.end(answers):
         yield reply.frame(chunk)
     yield reply.done
