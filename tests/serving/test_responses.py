@@ -130,12 +130,6 @@ def test_calls_are_streamed(api):
 
 @native
 def test_text_keeps_to_a_schema(api):
-    form = {
-        "type": "json_schema",
-        "name": "n",
-        "strict": True,
-        "schema": ADD["parameters"] | {"additionalProperties": False},
-    }
     made = api.responses.create(model=MODEL, input="words", text={"format": FORM})
     assert json.loads(made.output_text)["a"] in (1, 2) and made.text.format.type == "json_schema"
     with pytest.raises(openai.BadRequestError, match="cannot guide") as caught:
