@@ -73,6 +73,21 @@ nb::object logits_of(Model& model, const std::vector<int>& sequences, const std:
   return owned(copy, {wanted, vocabulary});
 }
 
+nb::object hidden_of(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
+                     const std::vector<std::optional<std::string>>& adapters) {
+  const auto requests = requests_of(sequences, tokens, adapters);
+  const size_t width = model.shape().width;
+  size_t count = 0;
+  float* copy = nullptr;
+  {
+    nb::gil_scoped_release release;
+    const float* hidden = model.hidden(requests, count);
+    copy = new float[count * width];
+    for (size_t i = 0; i < count; i++) std::copy_n(hidden + i * round_up(width, kRows), width, copy + i * width);
+  }
+  return owned(copy, {count, width});
+}
+
 // A step, and a choice for each request that has a sampler: the first ones. `masks` is empty, or [samplers][ceil(vocabulary / 32)].
 std::vector<Told> choose(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
                          const std::vector<std::optional<std::string>>& adapters, const std::vector<Sampler*>& samplers,
@@ -211,8 +226,10 @@ NB_MODULE(_native, m) {
       .def("fork", [](Model& model, int id) { return model.cache().fork(id); })
       .def("release", [](Model& model, int id) { model.cache().release(id); })
       .def("truncate", [](Model& model, int id, size_t length) { model.cache().truncate(id, length); })
+      .def("limit_cache", [](Model& model, size_t bytes) { model.cache().limit(bytes); })
       .def("length", [](Model& model, int id) { return model.cache().at(id).length; })
       .def("logits", &logits_of, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("every") = false)
+      .def("hidden", &hidden_of, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"))
       .def("choose", &choose, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("samplers"),
            nb::arg("masks") = nb::none())
       .def("draft",

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from openafm.adapters.store import AdapterStore
 from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
@@ -15,21 +18,32 @@ TOP_LOGPROBS = "top_logprobs"
 
 
 class Row(Protocol):
-    """An answer in a batch."""
+    """An answer, or a reading, in a batch."""
 
     over: bool
     """It has ended: by its stop token, by its length or by an error."""
     error: Exception | None
 
 
+class Reading(Row, Protocol):
+    """Texts in a batch that are read, not answered."""
+
+    vectors: list[NDArray[np.float32]]
+    """Of the texts that are read so far: the mean of the last hidden states, without the token that begins a text."""
+
+
 class Batch(Protocol):
-    """Answers that are made together, and come and go between steps."""
+    """Answers that are made together, and texts that are read beside them; they come and go between steps."""
 
     room: int
     """How many there may be."""
 
     def add(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Row:
         """Take an answer in; `options` as of `Engine.generate`. Raises ValueError for a bad one."""
+        ...
+
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None) -> Reading:
+        """Take in texts, each of two tokens or more; together they have the place of one answer."""
         ...
 
     def step(self) -> Sequence[tuple[Row, list[Choice]]]:

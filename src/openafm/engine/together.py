@@ -5,19 +5,20 @@ steps, whatever their adapters. A prompt is computed beside them, in pieces, so 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openafm.engine.guidance import Guide
-from openafm.engine.protocol import Engine, Row
+from openafm.engine.protocol import Row
 from openafm.engine.speculation import Proposer
 from openafm.model.generation import Choice
 
 if TYPE_CHECKING:
     from openafm.engine.native_engine import NativeEngine
+    from openafm.engine.torch_engine import TorchEngine
 
 Computed = tuple[int, list[int], str | None]
 """A sequence in the model's cache, its tokens, of which the first are computed, and their adapter."""
@@ -47,12 +48,28 @@ class NativeRow:
     error: Exception | None = None
 
 
+@dataclass(eq=False)
+class NativeReading:
+    """Texts that are being read."""
+
+    adapter: str | None
+    texts: Sequence[list[int]]
+    sequence: int = -1
+    """Of the text that is begun, in the model's cache."""
+    total: NDArray[np.float64] | None = None
+    """Sum of its hidden states so far."""
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    over: bool = False
+    error: Exception | None = None
+
+
 class Together:
-    """The answers that a native engine is making."""
+    """The answers that a native engine is making, and the texts that it reads."""
 
     def __init__(self, engine: "NativeEngine"):
         self._engine = engine
         self._rows: list[NativeRow] = []
+        self._readings: list[NativeReading] = []
         self.room = TOGETHER
 
     def add(self, prompt: list[int], *, max_tokens: int, adapter: str | None = None, **options: Any) -> NativeRow:
@@ -64,8 +81,18 @@ class Together:
         self._rows.append(row)
         return row
 
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None) -> NativeReading:
+        """Take in texts to read."""
+        self._readings.append(NativeReading(adapter, texts))
+        return self._readings[-1]
+
     def remove(self, row: Row) -> None:
         """Let an answer go, whole or not; what was computed stays for prompts that begin like it."""
+        if isinstance(row, NativeReading):
+            self._readings.remove(row)
+            if row.sequence >= 0:
+                self._engine.model.release(row.sequence)
+            return
         assert isinstance(row, NativeRow)
         self._rows.remove(row)
         row.proposer.close()
@@ -73,8 +100,36 @@ class Together:
             computed = self._engine.model.length(row.sequence)
             self._engine.keep(row.sequence, row.tokens[:computed], row.adapter)
 
-    def step(self) -> list[tuple[NativeRow, list[Choice]]]:
+    def step(self) -> Sequence[tuple[Row, list[Choice]]]:
         """One step of the model; returns the tokens that were made. Of a row that is over, `error` may say why."""
+        answered = self._answer()
+        reading = next((reading for reading in self._readings if not reading.over), None)
+        if reading is None:
+            return answered
+        try:
+            self._read_on(reading, BESIDE if any(not row.over for row in self._rows) else self._engine.most_tokens)
+        except Exception as error:  # this reading's own: the answers have their tokens
+            reading.over, reading.error = True, error
+        return [*answered, (reading, [])]
+
+    def _read_on(self, reading: NativeReading, most: int) -> None:
+        """Read up to so many tokens of the text that is begun; its first token has no part in the mean."""
+        model = self._engine.model
+        if reading.sequence < 0:
+            reading.sequence = model.create()
+        text, read = reading.texts[len(reading.vectors)], model.length(reading.sequence)
+        piece = text[read : read + most]
+        states = self._engine.within_memory(lambda: model.hidden([reading.sequence], [piece], [reading.adapter]))
+        total = states[0 if read else 1 :].sum(0, dtype=np.float64)
+        reading.total = total if reading.total is None else reading.total + total
+        if read + len(piece) < len(text):
+            return
+        reading.vectors.append((reading.total / (len(text) - 1)).astype(np.float32))
+        model.release(reading.sequence)
+        reading.sequence, reading.total = -1, None
+        reading.over = len(reading.vectors) == len(reading.texts)
+
+    def _answer(self) -> list[tuple[NativeRow, list[Choice]]]:
         going = [row for row in self._rows if not row.over]
         ready = [row for row in going if row.sequence >= 0 and len(self._feed(row)) == 1]
         prompting = next((row for row in going if row not in ready), None)
@@ -89,8 +144,10 @@ class Together:
             feeds.append(piece)
         if not rows:
             return failed
-        chosen = self._engine.model.choose(
-            [row.sequence for row in rows], feeds, [row.adapter for row in rows], [row.sampler for row in ready], masks
+        sequences, adapters = [row.sequence for row in rows], [row.adapter for row in rows]
+        samplers = [row.sampler for row in ready]
+        chosen = self._engine.within_memory(
+            lambda: self._engine.model.choose(sequences, feeds, adapters, samplers, masks)
         )
         return failed + [self._made(row, [told]) for row, told in zip(ready, chosen, strict=True)]
 
@@ -131,7 +188,10 @@ class Together:
         except ValueError as error:
             row.over, row.error = True, error
             return [(row, [])]
-        chosen = self._engine.model.take(row.sequence, self._feed(row), row.adapter, row.sampler, guessed, masks)
+        feed = self._feed(row)
+        chosen = self._engine.within_memory(
+            lambda: self._engine.model.take(row.sequence, feed, row.adapter, row.sampler, guessed, masks)
+        )
         return [self._made(row, chosen)]
 
     def _made(self, row: NativeRow, chosen: list[Told]) -> tuple[NativeRow, list[Choice]]:
@@ -160,31 +220,52 @@ class StreamedRow:
     error: Exception | None = None
 
 
+@dataclass(eq=False)
+class StreamedReading:
+    """Texts that such an engine reads, one a step."""
+
+    coming: Iterator[NDArray[np.float32]]
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    over: bool = False
+    error: Exception | None = None
+
+
 class OneByOne:
     """The same for an engine that makes one answer at a time."""
 
     room = 1
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: "TorchEngine"):
         self._engine = engine
-        self._row: StreamedRow | None = None
+        self._row: StreamedRow | StreamedReading | None = None
 
     def add(self, prompt: list[int], **options: Any) -> StreamedRow:
         """Take an answer in; there must be none. `options` as of `Engine.choices`."""
         assert self._row is None
-        self._row = StreamedRow(self._engine.choices(prompt, **options))
-        return self._row
+        self._row = row = StreamedRow(self._engine.choices(prompt, **options))
+        return row
+
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None) -> StreamedReading:
+        """Take in texts to read; there must be no answer."""
+        assert self._row is None
+        self._row = row = StreamedReading(self._engine.embed(text, adapter) for text in texts)
+        return row
 
     def remove(self, row: Row) -> None:
         """Let the answer go."""
         assert row is self._row
         self._row = None
 
-    def step(self) -> Sequence[tuple[StreamedRow, list[Choice]]]:
-        """The answer's next token."""
+    def step(self) -> Sequence[tuple[Row, list[Choice]]]:
+        """The answer's next token, or the next text."""
         row = self._row
         if row is None or row.over:
             return []
+        if isinstance(row, StreamedReading):
+            vector = next(row.coming, None)
+            row.over = vector is None
+            row.vectors += [] if vector is None else [vector]
+            return [(row, [])]
         choice = next(row.choices, None)
         row.over = choice is None
         return [(row, [] if choice is None else [choice])]

@@ -4,8 +4,13 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from openafm.adapters.lora import detach, load_adapter
 from openafm.adapters.store import Adapter, AdapterStore
@@ -18,6 +23,17 @@ from openafm.model.generate import generate, stream
 from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Python's error where torch has its own for want of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 class TorchEngine:
@@ -103,10 +119,18 @@ class TorchEngine:
             raise ValueError(f"torch does not carry out {', '.join(asked)}: build the native engine (openafm doctor)")
         model = self.use(adapter)
         sampling: dict[str, Any] = {"temperature": temperature, "seed": seed, "top_logprobs": top_logprobs}
-        for choice in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), **sampling):
-            yield choice
-            if choice.token in self._stop:
-                return
+        with _memory_errors():
+            for choice in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), **sampling):
+                yield choice
+                if choice.token in self._stop:
+                    return
+
+    @torch.inference_mode()
+    def embed(self, text: list[int], adapter: str | None = None) -> NDArray[np.float32]:
+        """The mean of a text's last hidden states, without the token that begins it."""
+        with _memory_errors():
+            states = self.use(adapter).hidden(torch.tensor([text]))[0, 1:].float()
+        return np.asarray(states.mean(0), dtype=np.float32)
 
     def together(self) -> OneByOne:
         """A batch of one answer."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from openafm.engine import Engine
+from openafm.engine.protocol import Batch, Row
 from openafm.model.generation import Choice
 from openafm.sampling.sampler import stop_tokens
 from openafm.tokenizer import Tokenizer
@@ -108,6 +109,10 @@ class Answer:
         """How many were generated so far, the stop token included."""
         self.finish: Literal["stop", "length"] = "length"
         """"stop" once the model or a stop string ended the answer; else it is cut by `max_tokens` or `until`."""
+
+    def begin(self, batch: Batch) -> Row:
+        """Join an engine's batch."""
+        return batch.add(self.prompt, **self.options)
 
     @property
     def late(self) -> bool:

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 
 from openafm.serving.body import parse
+from openafm.serving.embeddings import EmbeddingRequest
 from openafm.serving.metrics import MEDIA_TYPE
 from openafm.serving.opening import Opened, open_model
 from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion
@@ -65,6 +66,10 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/responses", dependencies=admitted)
     async def responses(request: Request) -> Response:
         return await serving.respond(request, parse(ResponseRequest, await read_body(request)))
+
+    @app.post("/v1/embeddings", dependencies=admitted)
+    async def embeddings(request: Request) -> Response:
+        return await serving.embed(request, parse(EmbeddingRequest, await read_body(request)))
 
     @app.get("/v1/models", dependencies=admitted)
     async def models() -> Response:

@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from openafm.serving.adapters import Adapters, Fetched
 from openafm.serving.answer import Answer
 from openafm.serving.body import ApiError
 from openafm.serving.calls import CallReader
+from openafm.serving.embeddings import EmbeddingRequest, Reading, embeddings
 from openafm.serving.logprobs import Teller
 from openafm.serving.metrics import Metrics
 from openafm.serving.opening import Opened
@@ -26,7 +28,7 @@ from openafm.serving.responses import NAMES, ResponseReply, ResponseRequest
 from openafm.serving.streams import events, refusal, whole
 from openafm.serving.tools import Manner, Toolbox
 from openafm.serving.transport import EventStream, to_json, unless_gone
-from openafm.serving.worker import Busy, Job, Worker
+from openafm.serving.worker import Busy, Job, Task, Worker
 
 KNOWN = 20
 """Most model ids that an error lists."""
@@ -138,13 +140,36 @@ class Serving:
                 return to_json(reply.whole(await unless_gone(request, whole(jobs)), answers))
             first = await unless_gone(request, anext(jobs[0]))
             handed_on = True
-            return EventStream(events(reply, jobs, first), jobs)
+            return EventStream(events(reply, jobs, answers, first), jobs)
         except Exception as error:
             raise refusal(error) or error from None
         finally:
             if not handed_on:
                 for job in jobs:
                     job.stop()
+
+    async def embed(self, request: Request, asked: EmbeddingRequest) -> Response:
+        """Read texts and tell their vectors."""
+        adapter = self.adapter(asked.model)
+        texts = await run_in_threadpool(lambda: [prompt_tokens(self.engine.tokenizer, text) for text in asked.input])
+        for number, text in enumerate(texts):
+            if len(text) > self.engine.max_length:
+                message = (
+                    f"text {number} has {len(text)} tokens, more than this model's {self.engine.max_length}: cut it"
+                )
+                raise ApiError(400, message, "input", "context_length_exceeded")
+        reading = Reading(texts, adapter, time.monotonic() + self.limits.seconds)
+        jobs: list[Job] = []
+        try:
+            fetched = await run_in_threadpool(self.adapters.fetch, adapter)
+            jobs = self._submit(asked.model, [reading], fetched)
+            await unless_gone(request, whole(jobs))
+            return to_json(embeddings(asked, reading))
+        except Exception as error:
+            raise refusal(error) or error from None
+        finally:
+            for job in jobs:
+                job.stop()
 
     async def _answers(self, asked: ChatCompletion | TextCompletion, adapter: str | None) -> list[Answer]:
         """Everything that can be refused is refused here."""
@@ -199,7 +224,7 @@ class Serving:
         toolbox = _toolbox(asked)
         return CallReader.of(self._manner.form, toolbox.names) if toolbox else CallReader({})
 
-    def _submit(self, model: str, answers: list[Answer], fetched: Fetched | None) -> list[Job]:
+    def _submit(self, model: str, answers: Sequence[Task], fetched: Fetched | None) -> list[Job]:
         asked_at = time.monotonic()
 
         def over(job: Job) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 from openafm.serving.adapters import Unusable
-from openafm.serving.answer import Piece
+from openafm.serving.answer import Answer, Piece
 from openafm.serving.body import ApiError
 from openafm.serving.replies import Reply
 from openafm.serving.worker import Job, Stopped
@@ -52,9 +52,8 @@ async def _pieces(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Piece | None]
             future.cancel()
 
 
-async def events(reply: Reply, jobs: Sequence[Job], first: Piece) -> AsyncIterator[bytes]:
+async def events(reply: Reply, jobs: Sequence[Job], answers: Sequence[Answer], first: Piece) -> AsyncIterator[bytes]:
     """The answers as server-sent events; `first` is the first answer's first piece."""
-    answers = [job.answer for job in jobs]
     for chunk in [*reply.begin(len(jobs)), *reply.piece(0, first)]:
         yield reply.frame(chunk)
     try:

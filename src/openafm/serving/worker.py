@@ -4,13 +4,14 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from openafm.engine import Engine
-from openafm.engine.protocol import Row
+from openafm.engine.protocol import Batch, Row
 from openafm.model.generation import Choice
 from openafm.serving.adapters import Adapters, Fetched
-from openafm.serving.answer import Answer, Piece
+from openafm.serving.answer import Piece
 
 
 class Busy(Exception):  # noqa: N818  names the state, as queue.Full does
@@ -21,10 +22,40 @@ class Stopped(Exception):  # noqa: N818
     """The job was stopped before its answer was whole."""
 
 
-class Job:
-    """An answer that is waiting, being made, or over: `async for` gives its pieces as they come."""
+class Task(Protocol):
+    """What a job is about: an answer, or texts to read."""
 
-    def __init__(self, worker: "Worker", answer: Answer, over: Callable[["Job"], None], fetched: Fetched | None):
+    prompt: list[int]
+    adapter: str | None
+    tokens: int
+
+    @property
+    def late(self) -> bool:
+        """Whether its time is over."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether no further token is wanted."""
+        ...
+
+    def begin(self, batch: Batch) -> Row:
+        """Join an engine's batch."""
+        ...
+
+    def push(self, choice: Choice) -> Piece:
+        """Take in a token; returns the text that it completes."""
+        ...
+
+    def rest(self) -> str:
+        """What is still held back when no token follows."""
+        ...
+
+
+class Job:
+    """A task that is waiting, being done, or over: `async for` gives an answer's pieces as they come."""
+
+    def __init__(self, worker: "Worker", answer: Task, over: Callable[["Job"], None], fetched: Fetched | None):
         self._worker, self.answer, self._over, self.fetched = worker, answer, over, fetched
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
@@ -95,7 +126,7 @@ class Worker:
         """Jobs in the queue."""
         return len(self._waiting)
 
-    def submit(self, answers: list[Answer], over: Callable[[Job], None], fetched: Fetched | None = None) -> list[Job]:
+    def submit(self, answers: Sequence[Task], over: Callable[[Job], None], fetched: Fetched | None = None) -> list[Job]:
         """Queue all answers, or none and raise Busy; `over` is called with each job when it has ended, anyhow.
 
         `fetched` is their adapter, where it was not in memory.
@@ -153,7 +184,7 @@ class Worker:
             busy = {other.answer.adapter for other in self._making if other.row is not None}
             self._adapters.enter(job.answer.adapter, busy, job.fetched)
             job.fetched = None
-            job.row = self._batch.add(job.answer.prompt, **job.answer.options)
+            job.row = job.answer.begin(self._batch)
         except Exception as error:  # whatever it is, it belongs to this request
             self._leave(job, error)
 
