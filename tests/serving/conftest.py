@@ -67,9 +67,9 @@ def client(url, key="unused"):
 
 
 @contextmanager
-def listening(opened, key=None, limits=Limits(), adapters=None):
+def listening(opened, key=None, limits=Limits(), adapters=None, **options):
     """Serve on a free port of the loopback; yields the address and the app."""
-    app = create_app(opened, key, limits, adapters)
+    app = create_app(opened, key, limits, adapters, **options)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

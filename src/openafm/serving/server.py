@@ -8,14 +8,19 @@ import base64
 import hashlib
 import re
 import socket
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
+from starlette.middleware.cors import CORSMiddleware
 
+from openafm.serving.accounting import Accounting
 from openafm.serving.body import parse
 from openafm.serving.embeddings import EmbeddingRequest
 from openafm.serving.metrics import MEDIA_TYPE
@@ -23,19 +28,27 @@ from openafm.serving.opening import Opened, open_model
 from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion
 from openafm.serving.responses import ResponseRequest
 from openafm.serving.service import Limits, Serving, is_loopback
-from openafm.serving.transport import Counting, answer_errors, read_body, to_json
+from openafm.serving.transport import answer_errors, read_body, to_json
 
 CLOSE_SECONDS = 3
 """How long a stopped server waits for connections before it cuts them."""
 
 
 def create_app(
-    opened: Opened, key: str | None = None, limits: Limits = Limits(), adapters: Path | None = None
+    opened: Opened,
+    key: str | None = None,
+    limits: Limits = Limits(),
+    adapters: Path | None = None,
+    *,
+    cors: Sequence[str] = (),
+    log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Build the server of an opened model; where there is a `key`, all but `/` and `/health` ask for it.
 
-    Requests may also name the adapters of a folder, which come and go while the server runs.
+    Requests may also name the adapters of a folder, which come and go while the server runs. Pages of the origins
+    `cors` may ask too. `log` is given a line of JSON for each request. Raises ValueError for what is no origin.
     """
+    allowed = [_origin(given) for given in cors]
     serving = Serving(opened, key, limits, adapters)
 
     @asynccontextmanager
@@ -45,10 +58,25 @@ def create_app(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.worker = serving.worker
-    app.add_middleware(Counting, metrics=serving.metrics)
+    app.add_middleware(Accounting, metrics=serving.metrics, log=log)
+    if allowed:
+        seen = ["x-request-id", "retry-after"]
+        app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"],
+                           expose_headers=seen)  # fmt: skip
     answer_errors(app)
     _add_routes(app, serving)
     return app
+
+
+def _origin(given: str) -> str:
+    """An origin as browsers write it; never `*`, with which any page could use the server of who looks at it."""
+    parts = urlsplit(given)
+    exact = f"{parts.scheme}://{parts.netloc}".lower()
+    if parts.scheme not in ("http", "https") or not parts.hostname or given.rstrip("/").lower() != exact:
+        raise ValueError(
+            f"--cors {given}: name each origin whole, such as https://app.example or http://localhost:3000"
+        )
+    return exact
 
 
 def _add_routes(app: FastAPI, serving: Serving) -> None:
@@ -136,8 +164,18 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits, adapters: Path | None = None) -> None:
-    """Serve the best model in `folder` until interrupted.
+def serve(
+    folder: Path,
+    host: str,
+    port: int,
+    key: str | None,
+    limits: Limits,
+    adapters: Path | None = None,
+    *,
+    cors: Sequence[str] = (),
+    log_json: bool = False,
+) -> None:
+    """Serve the best model in `folder` until interrupted; `log_json`: requests are logged on standard output.
 
     Raises ValueError where others could reach the server without a key, OSError where the port is taken.
     """
@@ -145,13 +183,20 @@ def serve(folder: Path, host: str, port: int, key: str | None, limits: Limits, a
         raise ValueError("the API key is empty: give one, or none (then only this machine may ask)")
     if key is None and not is_loopback(host):
         raise ValueError(f"others can reach {host}: set OPENAFM_API_KEY or --api-key, or serve on 127.0.0.1")
+    cors = [_origin(given) for given in cors]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         opened = open_model(folder)
-        app = create_app(opened, key, limits, adapters)
+        log = partial(print, flush=True) if log_json else None
+        app = create_app(opened, key, limits, adapters, cors=cors, log=log)
+        out = sys.stderr if log_json else sys.stdout  # a log is JSON only
         place = f"[{host}]" if ":" in host else host
         carried = ", ".join(opened.engine.adapters()) or "none"
-        print(f"model {opened.path} as {opened.name}, adapters: {carried}")
-        print(f"http://{place}:{listener.getsockname()[1]}  the page; …/v1 for clients. Ctrl-C stops.", flush=True)
+        print(f"model {opened.path} as {opened.name}, adapters: {carried}", file=out)
+        print(
+            f"http://{place}:{listener.getsockname()[1]}  the page; …/v1 for clients. Ctrl-C stops.",
+            file=out,
+            flush=True,
+        )
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
         _Server(config).run(sockets=[listener])

@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from openafm.sampling.sampler import prompt_tokens
+from openafm.serving.accounting import record
 from openafm.serving.adapters import Adapters, Fetched
 from openafm.serving.answer import Answer
 from openafm.serving.body import ApiError
@@ -129,18 +130,20 @@ class Serving:
 
     async def _respond(self, request: Request, asked: ChatCompletion | TextCompletion, reply: Reply) -> Response:
         """Queue the answers, wait for the first piece so that errors still have a status, then send it."""
-        adapter = self.adapter(asked.model)
+        kept = record(request)
+        kept.model, kept.answer = asked.model, reply.id
+        kept.adapter = adapter = self.adapter(asked.model)
         answers = await self._answers(asked, adapter)
         jobs: list[Job] = []
         handed_on = False
         try:
             fetched = await run_in_threadpool(self.adapters.fetch, adapter)
-            jobs = self._submit(asked.model, answers, fetched)
+            kept.jobs = jobs = self._submit(asked.model, answers, fetched)
             if not asked.stream:
                 return to_json(reply.whole(await unless_gone(request, whole(jobs)), answers))
             first = await unless_gone(request, anext(jobs[0]))
             handed_on = True
-            return EventStream(events(reply, jobs, answers, first), jobs)
+            return EventStream(events(reply, jobs, answers, first, kept), jobs)
         except Exception as error:
             raise refusal(error) or error from None
         finally:
@@ -150,7 +153,9 @@ class Serving:
 
     async def embed(self, request: Request, asked: EmbeddingRequest) -> Response:
         """Read texts and tell their vectors."""
-        adapter = self.adapter(asked.model)
+        kept = record(request)
+        kept.model = asked.model
+        kept.adapter = adapter = self.adapter(asked.model)
         texts = await run_in_threadpool(lambda: [prompt_tokens(self.engine.tokenizer, text) for text in asked.input])
         for number, text in enumerate(texts):
             if len(text) > self.engine.max_length:
@@ -162,7 +167,7 @@ class Serving:
         jobs: list[Job] = []
         try:
             fetched = await run_in_threadpool(self.adapters.fetch, adapter)
-            jobs = self._submit(asked.model, [reading], fetched)
+            kept.jobs = jobs = self._submit(asked.model, [reading], fetched)
             await unless_gone(request, whole(jobs))
             return to_json(embeddings(asked, reading))
         except Exception as error:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 
+from openafm.serving.accounting import Record
 from openafm.serving.adapters import Unusable
 from openafm.serving.answer import Answer, Piece
 from openafm.serving.body import ApiError
@@ -52,7 +53,9 @@ async def _pieces(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Piece | None]
             future.cancel()
 
 
-async def events(reply: Reply, jobs: Sequence[Job], answers: Sequence[Answer], first: Piece) -> AsyncIterator[bytes]:
+async def events(
+    reply: Reply, jobs: Sequence[Job], answers: Sequence[Answer], first: Piece, kept: Record
+) -> AsyncIterator[bytes]:
     """The answers as server-sent events; `first` is the first answer's first piece."""
     for chunk in [*reply.begin(len(jobs)), *reply.piece(0, first)]:
         yield reply.frame(chunk)
@@ -61,10 +64,11 @@ async def events(reply: Reply, jobs: Sequence[Job], answers: Sequence[Answer], f
             for chunk in reply.last(index, answers[index]) if piece is None else reply.piece(index, piece):
                 yield reply.frame(chunk)
     except Exception as error:  # the status is sent already: the protocol tells errors in the stream
-        told = refusal(error)
-        yield reply.frame(reply.error(told or ApiError(500, "the engine failed in the middle of the answer")))
-        if not told:
+        known = refusal(error)
+        if not known:
             LOG.exception("an answer failed")
+        kept.failed = known or ApiError(500, "the engine failed in the middle of the answer")
+        yield reply.frame(reply.error(kept.failed))
         return
     for chunk in reply.end(answers):
         yield reply.frame(chunk)

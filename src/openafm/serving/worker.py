@@ -61,8 +61,8 @@ class Job:
         self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         self.row: Row | None = None
         self.stopped = False
-        self.began = self.ended = 0.0
-        """`time.monotonic()`; 0 before."""
+        self.began = self.first = self.ended = 0.0
+        """`time.monotonic()` of its turn, its first token and its end; 0 before."""
 
     def __aiter__(self) -> "Job":
         """Iterate over the pieces; an error of the engine is raised here."""
@@ -85,6 +85,7 @@ class Job:
 
     def push(self, chosen: list[Choice]) -> None:
         """Send what the engine made, up to where the answer ends; in the worker's thread."""
+        self.first = self.first or time.monotonic()
         for choice in chosen:
             self._send(self.answer.push(choice))
             if self.answer.over:
