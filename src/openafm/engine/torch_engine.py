@@ -129,8 +129,9 @@ class TorchEngine:
     def embed(self, text: list[int], adapter: str | None = None) -> NDArray[np.float32]:
         """The mean of a text's last hidden states, without the token that begins it."""
         with _memory_errors():
-            states = self.use(adapter).hidden(torch.tensor([text]))[0, 1:].float()
-        return np.asarray(states.mean(0), dtype=np.float32)
+            model = self.use(adapter)
+            states = model.hidden(torch.tensor([text], device=model.model.embed_tokens.weight.device))
+        return np.asarray(states[0, 1:].float().mean(0).cpu(), dtype=np.float32)
 
     def together(self) -> OneByOne:
         """A batch of one answer."""

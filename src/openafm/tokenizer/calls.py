@@ -11,6 +11,8 @@ from typing import Any
 
 import jinja2
 
+REFUSALS = (ValueError, TypeError, LookupError, jinja2.TemplateError)
+"""What a template may raise for a turn that it is not made for."""
 _SAID, _NAME, _ARGUMENTS = "zzsaid", "zzname", {"zzkey": 1}
 _TOOL = {"type": "function", "function": {"name": _NAME, "description": "", "parameters": {"type": "object"}}}
 _USER = {"role": "user", "content": "zzuser"}
@@ -55,13 +57,13 @@ def form_of(render: Callable[..., str], special: Collection[str]) -> CallForm | 
         if _NAME not in render(messages=[_USER], tools=[_TOOL], add_generation_prompt=True):
             return None
         found = _cut(assistant(content=_SAID), assistant(**_calling(1)), special)
-    except (ValueError, jinja2.TemplateError):
+    except REFUSALS:
         return None
     if found is None:
         return None
     try:
         twice = assistant(**_calling(2))
-    except (ValueError, jinja2.TemplateError):  # Llama 3.1's refuses more than one call
+    except REFUSALS:  # Llama 3.1's refuses more than one call
         return found
     _, _, after = twice.partition(found.write(_NAME, _ARGUMENTS))
     between, again, _ = after.partition(found.marker(_NAME))
@@ -75,8 +77,8 @@ def _calling(times: int) -> dict[str, Any]:
 
 def _cut(said: str, called: str, special: Collection[str]) -> CallForm | None:
     """What of a turn with a call is the call: the rest stands around words that are said, too."""
-    lead, tail = said.split(_SAID, 1)
-    if not called.startswith(lead) or not called.endswith(tail):
+    lead, given, tail = said.partition(_SAID)
+    if not given or not called.startswith(lead) or not called.endswith(tail):
         return None
     call = called[len(lead) : len(called) - len(tail)].strip()
     begin, named, rest = call.partition(_NAME)
