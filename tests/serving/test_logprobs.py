@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import openai
 import pytest
 import torch
 from tests.serving.conftest import client, listening
@@ -10,7 +11,7 @@ from tests.serving.conftest import client, listening
 from openafm.engine import NativeEngine, TorchEngine
 from openafm.engine.native_engine import missing
 from openafm.sampling.endpoint import EndpointSampler
-from openafm.sampling.sampler import EngineSampler
+from openafm.sampling.sampler import EngineSampler, TorchSampler
 from openafm.serving.logprobs import Teller
 from openafm.serving.opening import Opened
 
@@ -136,3 +137,44 @@ def test_the_endpoint_sampler_reads_them(served, prompt):
     ((own,),) = EngineSampler(engine).sample([prompt], max_tokens=20, temperature=0.0)
     assert sampler.logprobs and (told.text, told.finished) == (own.text, own.finished)
     assert told.logprobs == pytest.approx(own.logprobs, abs=2e-3) and all(map(math.isfinite, told.logprobs))
+
+
+def test_a_prompt_is_scored_by_echo(served, reference):
+    engine, url = served
+    text = "some words to learn from " * 5
+    made = client(url).completions.create(model="toy", prompt=text, max_tokens=0, echo=True, logprobs=2)
+    (choice,) = made.choices
+    tokens = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
+    rows = reference(tokens)
+    expected = [row[token] for row, token in zip(rows, tokens[1:], strict=False)]
+    assert choice.text == text and choice.logprobs.token_logprobs == pytest.approx(expected, abs=2e-3)
+    assert made.usage.prompt_tokens == len(tokens) and made.usage.completion_tokens == 0
+    for at, token, top, row in zip(
+        choice.logprobs.text_offset, choice.logprobs.tokens, choice.logprobs.top_logprobs, rows, strict=False
+    ):
+        assert text[at:].startswith(token) and max(top.values()) == pytest.approx(row.max(), abs=2e-3)
+
+
+def test_the_endpoint_sampler_scores(served, run):
+    engine, url = served
+    prompts, options = ["some", "a few of"], [" words", " them", "x"]
+    found = EndpointSampler(f"{url}/v1", "toy").score(prompts, options)
+    own = TorchSampler(TorchEngine.load(run / "recovery").model, engine.tokenizer).score(prompts, options)
+    for row, wanted in zip(found, own, strict=True):
+        assert row == pytest.approx(wanted, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"echo": True}, "echo goes with max_tokens=0"),
+        ({"max_tokens": 0}, "echo goes with max_tokens=0"),
+        ({"echo": True, "max_tokens": 0}, "give a prompt and logprobs"),
+        ({"echo": True, "max_tokens": 0, "logprobs": 1, "stream": True}, "without stream and n"),
+        ({"echo": True, "max_tokens": 0, "logprobs": 1, "prompt": "a " * 5000}, "more tokens than"),
+    ],
+)
+def test_what_is_no_echo_is_refused(served, change, message):
+    _, url = served
+    with pytest.raises(openai.BadRequestError, match=message):
+        client(url).post("/completions", body={"model": "toy", "prompt": "some", **change}, cast_to=object)

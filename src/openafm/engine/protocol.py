@@ -3,9 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from openafm.adapters.store import AdapterStore
 from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
@@ -28,8 +25,9 @@ class Row(Protocol):
 class Reading(Row, Protocol):
     """Texts in a batch that are read, not answered."""
 
-    vectors: list[NDArray[np.float32]]
-    """Of the texts that are read so far: the mean of the last hidden states, without the token that begins a text."""
+    results: list[Any]
+    """Of the texts that are read so far: a vector, the mean of the last hidden states without the token that begins a
+    text; or, where log-probabilities are told, a `Choice` for each token after that."""
 
 
 class Batch(Protocol):
@@ -42,8 +40,11 @@ class Batch(Protocol):
         """Take an answer in; `options` as of `Engine.generate`. Raises ValueError for a bad one."""
         ...
 
-    def read(self, texts: Sequence[list[int]], adapter: str | None = None) -> Reading:
-        """Take in texts, each of two tokens or more; together they have the place of one answer."""
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None, told: int | None = None) -> Reading:
+        """Take in texts, each of two tokens or more; together they have the place of one answer.
+
+        With `told`, log-probabilities are wanted, and those of so many alternatives.
+        """
         ...
 
     def step(self) -> Sequence[tuple[Row, list[Choice]]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from openafm.engine.guidance import Guide
 from openafm.engine.protocol import Row
+from openafm.engine.reading import NativeReading
 from openafm.engine.speculation import Proposer
 from openafm.model.generation import Choice
 
@@ -48,21 +49,6 @@ class NativeRow:
     error: Exception | None = None
 
 
-@dataclass(eq=False)
-class NativeReading:
-    """Texts that are being read."""
-
-    adapter: str | None
-    texts: Sequence[list[int]]
-    sequence: int = -1
-    """Of the text that is begun, in the model's cache."""
-    total: NDArray[np.float64] | None = None
-    """Sum of its hidden states so far."""
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
-    over: bool = False
-    error: Exception | None = None
-
-
 class Together:
     """The answers that a native engine is making, and the texts that it reads."""
 
@@ -81,9 +67,9 @@ class Together:
         self._rows.append(row)
         return row
 
-    def read(self, texts: Sequence[list[int]], adapter: str | None = None) -> NativeReading:
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None, told: int | None = None) -> NativeReading:
         """Take in texts to read."""
-        self._readings.append(NativeReading(adapter, texts))
+        self._readings.append(NativeReading(adapter, texts, told))
         return self._readings[-1]
 
     def remove(self, row: Row) -> None:
@@ -107,27 +93,11 @@ class Together:
         if reading is None:
             return answered
         try:
-            self._read_on(reading, BESIDE if any(not row.over for row in self._rows) else self._engine.most_tokens)
+            beside = any(not row.over for row in self._rows)
+            reading.advance(self._engine, BESIDE if beside else self._engine.most_tokens)
         except Exception as error:  # this reading's own: the answers have their tokens
             reading.over, reading.error = True, error
         return [*answered, (reading, [])]
-
-    def _read_on(self, reading: NativeReading, most: int) -> None:
-        """Read up to so many tokens of the text that is begun; its first token has no part in the mean."""
-        model = self._engine.model
-        if reading.sequence < 0:
-            reading.sequence = model.create()
-        text, read = reading.texts[len(reading.vectors)], model.length(reading.sequence)
-        piece = text[read : read + most]
-        states = self._engine.within_memory(lambda: model.hidden([reading.sequence], [piece], [reading.adapter]))
-        total = states[0 if read else 1 :].sum(0, dtype=np.float64)
-        reading.total = total if reading.total is None else reading.total + total
-        if read + len(piece) < len(text):
-            return
-        reading.vectors.append((reading.total / (len(text) - 1)).astype(np.float32))
-        model.release(reading.sequence)
-        reading.sequence, reading.total = -1, None
-        reading.over = len(reading.vectors) == len(reading.texts)
 
     def _answer(self) -> list[tuple[NativeRow, list[Choice]]]:
         going = [row for row in self._rows if not row.over]
@@ -224,8 +194,8 @@ class StreamedRow:
 class StreamedReading:
     """Texts that such an engine reads, one a step."""
 
-    coming: Iterator[NDArray[np.float32]]
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    coming: Iterator[Any]
+    results: list[Any] = field(default_factory=list)
     over: bool = False
     error: Exception | None = None
 
@@ -245,10 +215,10 @@ class OneByOne:
         self._row = row = StreamedRow(self._engine.choices(prompt, **options))
         return row
 
-    def read(self, texts: Sequence[list[int]], adapter: str | None = None) -> StreamedReading:
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None, told: int | None = None) -> StreamedReading:
         """Take in texts to read; there must be no answer."""
         assert self._row is None
-        self._row = row = StreamedReading(self._engine.embed(text, adapter) for text in texts)
+        self._row = row = StreamedReading(self._engine.read(text, adapter, told) for text in texts)
         return row
 
     def remove(self, row: Row) -> None:
@@ -262,9 +232,9 @@ class OneByOne:
         if row is None or row.over:
             return []
         if isinstance(row, StreamedReading):
-            vector = next(row.coming, None)
-            row.over = vector is None
-            row.vectors += [] if vector is None else [vector]
+            result = next(row.coming, None)
+            row.over = result is None
+            row.results += [] if result is None else [result]
             return [(row, [])]
         choice = next(row.choices, None)
         row.over = choice is None

@@ -19,7 +19,7 @@ from openafm.engine.protocol import TOP_LOGPROBS
 from openafm.engine.together import OneByOne
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.model.generate import generate, stream
+from openafm.model.generate import choice, generate, stream
 from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
@@ -97,7 +97,7 @@ class TorchEngine:
 
     def generate(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[int]:
         """Yield the tokens of `choices`."""
-        return (choice.token for choice in self.choices(prompt, max_tokens=max_tokens, **options))
+        return (made.token for made in self.choices(prompt, max_tokens=max_tokens, **options))
 
     def choices(
         self,
@@ -120,17 +120,20 @@ class TorchEngine:
         model = self.use(adapter)
         sampling: dict[str, Any] = {"temperature": temperature, "seed": seed, "top_logprobs": top_logprobs}
         with _memory_errors():
-            for choice in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), **sampling):
-                yield choice
-                if choice.token in self._stop:
+            for made in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), **sampling):
+                yield made
+                if made.token in self._stop:
                     return
 
     @torch.inference_mode()
-    def embed(self, text: list[int], adapter: str | None = None) -> NDArray[np.float32]:
-        """The mean of a text's last hidden states, without the token that begins it."""
+    def read(self, text: list[int], adapter: str | None, told: int | None) -> NDArray[np.float32] | list[Choice]:
+        """The mean of a text's last hidden states without the token that begins it, or what its tokens were told."""
         with _memory_errors():
             model = self.use(adapter)
             states = model.hidden(torch.tensor([text], device=model.model.embed_tokens.weight.device))
+            if told is not None:
+                rows = model.logits(states[0, :-1]).float()
+                return [choice(token, row, told) for token, row in zip(text[1:], rows, strict=True)]
         return np.asarray(states[0, 1:].float().mean(0).cpu(), dtype=np.float32)
 
     def together(self) -> OneByOne:

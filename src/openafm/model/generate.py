@@ -108,11 +108,12 @@ def stream(
         token = int(choose(logits, temperature, top_k, generator))
         if token in stop_ids:
             return
-        yield Choice(token) if top_logprobs is None else _told(token, logits[0], top_logprobs)
+        yield Choice(token) if top_logprobs is None else choice(token, logits[0], top_logprobs)
         tokens = torch.tensor([[token]], device=weight.device)
 
 
-def _told(token: int, logits: Tensor, most: int) -> Choice:
+def choice(token: int, logits: Tensor, most: int) -> Choice:
+    """A token, with what the model thought of it and of so many likely ones."""
     logprobs = torch.log_softmax(logits, -1)
     values, tokens = logprobs.topk(min(most, len(logprobs)))
     return Choice(token, float(logprobs[token]), list(zip(tokens.tolist(), values.tolist(), strict=True)))

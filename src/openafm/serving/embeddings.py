@@ -5,19 +5,14 @@ like matters, but less well than a sentence encoder's.
 """
 
 import base64
-import math
-import time
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from openafm.engine.protocol import Batch
-from openafm.engine.protocol import Reading as ReadingRow
-from openafm.model.generation import Choice
-from openafm.serving.answer import Piece
 from openafm.serving.body import Body
+from openafm.serving.reading import Reading
 
 MAX_TEXTS = 2048
 """As OpenAI has it."""
@@ -53,45 +48,6 @@ class EmbeddingRequest(Body):
         raise ValueError("this model was not trained for vectors that can be cut: leave it out")
 
 
-class Reading:
-    """Texts to read, as a job of the worker."""
-
-    tokens = 0
-    """Made: none."""
-    over = False
-
-    def __init__(self, texts: list[list[int]], adapter: str | None, until: float = math.inf):
-        """Each text begins with the token that begins a text; `until` is the `time.monotonic()` that ends it."""
-        self._texts, self.adapter, self._until = texts, adapter, until
-        self.prompt = [token for text in texts for token in text]
-        self._row: ReadingRow | None = None
-
-    @property
-    def late(self) -> bool:
-        """Whether its time is over."""
-        return time.monotonic() > self._until
-
-    def begin(self, batch: Batch) -> ReadingRow:
-        """Join an engine's batch."""
-        self._row = batch.read(self._texts, self.adapter)
-        return self._row
-
-    def push(self, choice: Choice) -> Piece:
-        """No token comes."""
-        raise AssertionError(choice)
-
-    def rest(self) -> str:
-        """Nothing is said."""
-        return ""
-
-    def vectors(self) -> list[NDArray[np.float32]]:
-        """Of length 1, one a text. Raises TimeoutError where time has not sufficed."""
-        found = self._row.vectors if self._row else []
-        if len(found) < len(self._texts):
-            raise TimeoutError(f"the request's time was over after {len(found)} of {len(self._texts)} texts")
-        return [vector / max(float(np.linalg.norm(vector)), 1e-12) for vector in found]
-
-
 def embeddings(asked: EmbeddingRequest, reading: Reading) -> dict[str, Any]:
     """OpenAI's object."""
 
@@ -102,7 +58,11 @@ def embeddings(asked: EmbeddingRequest, reading: Reading) -> dict[str, Any]:
 
     data = [
         {"object": "embedding", "index": index, "embedding": written(vector)}
-        for index, vector in enumerate(reading.vectors())
+        for index, vector in enumerate(map(_unit, reading.results()))
     ]
     counts = {"prompt_tokens": len(reading.prompt), "total_tokens": len(reading.prompt)}
     return {"object": "list", "data": data, "model": asked.model, "usage": counts}
+
+
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)

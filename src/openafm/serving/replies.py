@@ -87,6 +87,13 @@ class CompletionReply:
             choices.append({"index": index, **content, "logprobs": told, "finish_reason": self._finish(index, answer)})
         return {**self._head("chat.completion"), "choices": choices, "usage": usage(answers)}
 
+    def echo(self, prompt: str, read: Sequence[Choice]) -> Chunk:
+        """A prompt with its log-probabilities, and nothing made."""
+        choice = {"index": 0, "text": prompt, "logprobs": self._told(0, read), "finish_reason": "length"}
+        count = len(read) + 1
+        usage = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
+        return {**self._head(""), "choices": [choice], "usage": usage}
+
     def _content(self, reader: CallReader, text: str) -> Chunk:
         said = "".join(delta.text for delta in [*reader.push(text), *reader.rest()] if delta.kind == "text")
         if not self.chat:

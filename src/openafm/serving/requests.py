@@ -83,7 +83,7 @@ class Completion(Body):
     """What chats and text completions have in common."""
 
     neutral: ClassVar[dict[str, Any]] = {
-        "best_of": 1, "logit_bias": {}, "echo": False, "suffix": "", "modalities": ["text"], "store": False,
+        "best_of": 1, "logit_bias": {}, "suffix": "", "modalities": ["text"], "store": False,
         "service_tier": "auto",
     }  # fmt: skip
     model: str
@@ -209,9 +209,19 @@ class TextCompletion(Completion):
 
     neutral: ClassVar[dict[str, Any]] = {**Completion.neutral, "tools": []}
     prompt: str
-    max_tokens: int | None = Field(16, ge=1)
-    """As with OpenAI, 16 unless told."""
+    max_tokens: int | None = Field(16, ge=0)
+    """As with OpenAI, 16 unless told; 0 with `echo`."""
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    echo: bool = False
+    """The prompt itself is told with its log-probabilities; nothing is made."""
+
+    @model_validator(mode="after")
+    def _only_told(self) -> "TextCompletion":
+        if self.echo != (self.max_tokens == 0):
+            raise ValueError("echo goes with max_tokens=0, and that only with echo: a prompt is scored, or continued")
+        if self.echo and (self.logprobs is None or self.stream or self.n > 1 or not self.prompt):
+            raise ValueError("echo tells log-probabilities: give a prompt and logprobs, without stream and n")
+        return self
 
     @property
     def told(self) -> int | None:

@@ -19,10 +19,11 @@ from openafm.serving.adapters import Adapters, Fetched
 from openafm.serving.answer import Answer
 from openafm.serving.body import ApiError
 from openafm.serving.calls import CallReader
-from openafm.serving.embeddings import EmbeddingRequest, Reading, embeddings
+from openafm.serving.embeddings import EmbeddingRequest, embeddings
 from openafm.serving.logprobs import Teller
 from openafm.serving.metrics import Metrics
 from openafm.serving.opening import Opened
+from openafm.serving.reading import Reading
 from openafm.serving.replies import CompletionReply, Reply
 from openafm.serving.requests import ChatCompletion, Completion, LoraAdapter, TextCompletion
 from openafm.serving.responses import NAMES, ResponseReply, ResponseRequest
@@ -110,6 +111,8 @@ class Serving:
 
     async def complete(self, request: Request, asked: ChatCompletion | TextCompletion) -> Response:
         """Answer a chat or a text completion."""
+        if isinstance(asked, TextCompletion) and asked.echo:
+            return await self._echo(request, asked)
         chat = isinstance(asked, ChatCompletion)
         tellers = [] if asked.told is None else [Teller(self.engine.tokenizer, chat) for _ in range(asked.n)]
         readers = [self._reader(asked) for _ in range(asked.n)]
@@ -153,9 +156,6 @@ class Serving:
 
     async def embed(self, request: Request, asked: EmbeddingRequest) -> Response:
         """Read texts and tell their vectors."""
-        kept = record(request)
-        kept.model = asked.model
-        kept.adapter = adapter = self.adapter(asked.model)
         texts = await run_in_threadpool(lambda: [prompt_tokens(self.engine.tokenizer, text) for text in asked.input])
         for number, text in enumerate(texts):
             if len(text) > self.engine.max_length:
@@ -163,13 +163,30 @@ class Serving:
                     f"text {number} has {len(text)} tokens, more than this model's {self.engine.max_length}: cut it"
                 )
                 raise ApiError(400, message, "input", "context_length_exceeded")
-        reading = Reading(texts, adapter, time.monotonic() + self.limits.seconds)
+        return to_json(embeddings(asked, await self._read(request, asked.model, texts)))
+
+    async def _echo(self, request: Request, asked: TextCompletion) -> Response:
+        """Tell how likely a prompt is."""
+        text = await run_in_threadpool(prompt_tokens, self.engine.tokenizer, asked.prompt)
+        if len(text) > self.engine.max_length:
+            raise ApiError(400, f"the prompt has more tokens than this model's {self.engine.max_length}", "prompt")
+        reading = await self._read(request, asked.model, [text], asked.logprobs)
+        reply = CompletionReply(asked.model, False, [CallReader({})], [Teller(self.engine.tokenizer, chat=False)])
+        return to_json(reply.echo(asked.prompt, reading.results()[0]))
+
+    async def _read(self, request: Request, model: str, texts: list[list[int]], told: int | None = None) -> Reading:
+        """Queue texts to read, and wait for it."""
+        kept = record(request)
+        kept.model = model
+        kept.adapter = adapter = self.adapter(model)
+        reading = Reading(texts, adapter, time.monotonic() + self.limits.seconds, told)
         jobs: list[Job] = []
         try:
             fetched = await run_in_threadpool(self.adapters.fetch, adapter)
-            kept.jobs = jobs = self._submit(asked.model, [reading], fetched)
+            kept.jobs = jobs = self._submit(model, [reading], fetched)
             await unless_gone(request, whole(jobs))
-            return to_json(embeddings(asked, reading))
+            reading.results()
+            return reading
         except Exception as error:
             raise refusal(error) or error from None
         finally:
