@@ -32,6 +32,13 @@ class Function(Body):
     strict: bool = True
     """Arguments keep to the schema whether or not."""
 
+    @field_validator("parameters")
+    @classmethod
+    def _of_an_object(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(parameters.get("properties", {}), dict) or parameters.get("type", "object") != "object":
+            raise ValueError("parameters are the JSON schema of an object, its properties by name")
+        return parameters
+
     @property
     def shown(self) -> dict[str, Any]:
         """What a model is told of it."""
