@@ -34,8 +34,13 @@ class Record:
     answer: str | None = None
     """Its id in the protocol."""
     jobs: Sequence[Job] = ()
-    failed: ApiError | None = None
+    status: int | None = None
+    error: str | None = None
     """What it was told in place of an answer, or in the middle of one."""
+
+    def fail(self, error: ApiError) -> None:
+        """Note an error; not itself, for it holds on to all that was at work."""
+        self.status, self.error = error.status, error.code or error.message
 
     def line(self, began: float) -> dict[str, Any]:
         """Its part of the log's line."""
@@ -47,7 +52,7 @@ class Record:
             "prompt_tokens": len(self.jobs[0].answer.prompt) if self.jobs else 0,
             "completion_tokens": sum(job.answer.tokens for job in self.jobs),
             "first_token_seconds": round(min(firsts), 4) if firsts else None,
-            "error": self.failed and (self.failed.code or self.failed.message),
+            "error": self.error,
         }
 
 
@@ -82,8 +87,8 @@ class Accounting:
         try:
             await self._app(scope, receive, noting)
         finally:
-            if kept.failed:
-                status = kept.failed.status
+            if kept.status:
+                status = kept.status
             elif not ended and status == 200:
                 status = LEFT
             path = getattr(scope.get("route"), "path", "other")

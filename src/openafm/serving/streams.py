@@ -67,8 +67,9 @@ async def events(
         known = refusal(error)
         if not known:
             LOG.exception("an answer failed")
-        kept.failed = known or ApiError(500, "the engine failed in the middle of the answer")
-        yield reply.frame(reply.error(kept.failed))
+        told = known or ApiError(500, "the engine failed in the middle of the answer")
+        kept.fail(told)
+        yield reply.frame(reply.error(told))
         return
     for chunk in reply.end(answers):
         yield reply.frame(chunk)

@@ -74,7 +74,7 @@ def answer_errors(app: FastAPI) -> None:
 
     def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        record(request).failed = error
+        record(request).fail(error)
         return to_json(error.body(), error.status)
 
     def routed(_: Request, error: Exception) -> Response:
