@@ -1,7 +1,8 @@
 """Log-probabilities as OpenAI writes them, for chats and for text completions.
 
 They are the model's own, before penalties, masks, temperature and cuts, as vLLM's are by default (`--logprobs-mode
-raw_logprobs`). One entry a token that was made, the one that ended the answer too, as with vLLM.
+raw_logprobs`). One entry a token that was made, the one that ended the answer too, as
+`openafm.sampling.Completion` has it.
 """
 
 from collections.abc import Iterable
