@@ -81,7 +81,7 @@ def decoding(model: "_native.Model", adapters: list[str | None], tokens: int, be
     chosen = model.choose(sequences, [[7, 8, 9]] * len(sequences), adapters, samplers)
     started = time.perf_counter()
     for _ in range(tokens):
-        chosen = model.choose(sequences, [[token] for token, _ in chosen], adapters, samplers)
+        chosen = model.choose(sequences, [[token] for token, _, _ in chosen], adapters, samplers)
     seconds = time.perf_counter() - started
     for sequence in sequences:
         model.release(sequence)

@@ -1,8 +1,10 @@
 // Keys and values of all sequences, in pages of 16 tokens that sequences with a common beginning share.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <unordered_map>
 #include <vector>
@@ -58,17 +60,20 @@ class Cache {
     sequence.pages.resize((length + kPagePositions - 1) / kPagePositions);
   }
 
-  // Make room for `more` tokens; a shared page that they would be written to is copied first.
+  // Make room for `more` tokens, or throw std::bad_alloc where the limit leaves none; a shared page that they would be written to is copied first.
   void extend(int id, size_t more) {
     Sequence& sequence = at(id);
-    const size_t used = sequence.length % kPagePositions;
-    if (used && more && sequence.pages.back().use_count() > 1) {
-      Page own = std::make_shared<Buffer<uint16_t>>(shape_.page());
-      std::memcpy(own->data(), sequence.pages.back()->data(), shape_.page() * sizeof(uint16_t));
-      sequence.pages.back() = std::move(own);
+    // Not the last page: where memory ran out, one before has left pages that hold nothing yet.
+    if (sequence.length % kPagePositions && more) {
+      Page& begun = sequence.pages[sequence.length / kPagePositions];
+      if (begun.use_count() > 1) {
+        Page own = fresh();
+        std::memcpy(own->data(), begun->data(), shape_.page() * sizeof(uint16_t));
+        begun = std::move(own);
+      }
     }
     const size_t pages = (sequence.length + more + kPagePositions - 1) / kPagePositions;
-    while (sequence.pages.size() < pages) sequence.pages.push_back(std::make_shared<Buffer<uint16_t>>(shape_.page()));
+    while (sequence.pages.size() < pages) sequence.pages.push_back(fresh());
   }
 
   Sequence& at(int id) {
@@ -83,16 +88,24 @@ class Cache {
 
   const CacheShape& shape() const { return shape_; }
 
-  size_t bytes() const {  // a shared page counts once
-    std::unordered_map<const void*, int> seen;
-    for (const auto& [id, sequence] : sequences_) {
-      for (const Page& page : sequence.pages) seen[page.get()]++;
-    }
-    return seen.size() * shape_.page() * sizeof(uint16_t);
-  }
+  size_t bytes() const { return *live_ * shape_.page() * sizeof(uint16_t); }  // a shared page counts once
+
+  void limit(size_t bytes) { most_ = bytes / (shape_.page() * sizeof(uint16_t)); }
 
  private:
+  Page fresh() {
+    if (*live_ >= most_) throw std::bad_alloc();
+    Page page(new Buffer<uint16_t>(shape_.page()), [live = live_](Buffer<uint16_t>* gone) {
+      --*live;
+      delete gone;
+    });
+    ++*live_;
+    return page;
+  }
+
   CacheShape shape_;
+  size_t most_ = SIZE_MAX;  // pages
+  std::shared_ptr<size_t> live_ = std::make_shared<size_t>(0);  // pages of all sequences
   std::unordered_map<int, Sequence> sequences_;
   int last_ = 0;
 };

@@ -192,6 +192,18 @@ void Model::remove_adapter(const std::string& name) {
 }
 
 float* Model::step(const std::vector<Request>& requests, bool every, size_t& wanted) {
+  run(requests, every, true);
+  wanted = step_->wanted();
+  return step_->logits();
+}
+
+const float* Model::hidden(const std::vector<Request>& requests, size_t& tokens) {
+  run(requests, true, false);
+  tokens = step_->wanted();
+  return step_->hidden();
+}
+
+void Model::run(const std::vector<Request>& requests, bool every, bool head) {
   size_t tokens = 0;
   std::set<int> seen;
   for (const Request& request : requests) {
@@ -209,11 +221,9 @@ float* Model::step(const std::vector<Request>& requests, bool every, size_t& wan
   }
   if (tokens == 0 || tokens > kMaxTokens) refuse("a step takes 1 to " + std::to_string(kMaxTokens) + " tokens");
   pool_.settle();
-  step_->prepare(requests, every);
+  step_->prepare(requests, every, head);
   pool_.run(*step_);
   for (const Request& request : requests) cache_.at(request.sequence).length += request.tokens.size();
-  wanted = step_->wanted();
-  return step_->logits();
 }
 
 size_t Model::weight_bytes() const {

@@ -69,6 +69,9 @@ class Model {
   // Logits [wanted][vocabulary] of the last token of each request, or of every token; they stay until the next step,
   // and may be changed.
   float* step(const std::vector<Request>& requests, bool every, size_t& wanted);
+  // Hidden states [tokens][width rounded up to 16] of every token, after the last norm, without the logits; they stay
+  // until the next step.
+  const float* hidden(const std::vector<Request>& requests, size_t& tokens);
 
   Cache& cache() {  // a late thread may still read the sequences that the caller is about to change
     pool_.settle();
@@ -81,6 +84,7 @@ class Model {
 
  private:
   friend class Step;
+  void run(const std::vector<Request>& requests, bool every, bool head);
   std::unique_ptr<Matrix>& place(const std::string& name, size_t& rows, size_t& columns);
 
   Shape shape_;

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@ using namespace openafm;
 
 namespace {
 
+using Told = std::tuple<int, float, std::vector<std::pair<int, float>>>;  // a Choice
 template <class T, int N> using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
@@ -71,12 +73,25 @@ nb::object logits_of(Model& model, const std::vector<int>& sequences, const std:
   return owned(copy, {wanted, vocabulary});
 }
 
+nb::object hidden_of(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
+                     const std::vector<std::optional<std::string>>& adapters) {
+  const auto requests = requests_of(sequences, tokens, adapters);
+  const size_t width = model.shape().width;
+  size_t count = 0;
+  float* copy = nullptr;
+  {
+    nb::gil_scoped_release release;
+    const float* hidden = model.hidden(requests, count);
+    copy = new float[count * width];
+    for (size_t i = 0; i < count; i++) std::copy_n(hidden + i * round_up(width, kRows), width, copy + i * width);
+  }
+  return owned(copy, {count, width});
+}
+
 // A step, and a choice for each request that has a sampler: the first ones. `masks` is empty, or [samplers][ceil(vocabulary / 32)].
-std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& sequences,
-                                          const std::vector<std::vector<int>>& tokens,
-                                          const std::vector<std::optional<std::string>>& adapters,
-                                          const std::vector<Sampler*>& samplers,
-                                          std::optional<Array<uint32_t, 2>> masks) {
+std::vector<Told> choose(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
+                         const std::vector<std::optional<std::string>>& adapters, const std::vector<Sampler*>& samplers,
+                         std::optional<Array<uint32_t, 2>> masks) {
   const auto requests = requests_of(sequences, tokens, adapters);
   const size_t vocabulary = model.shape().vocabulary;
   if (samplers.size() > requests.size()) refuse("more samplers than sequences");
@@ -84,11 +99,11 @@ std::vector<std::pair<int, float>> choose(Model& model, const std::vector<int>& 
   nb::gil_scoped_release release;
   size_t wanted = 0;
   float* logits = model.step(requests, false, wanted);
-  std::vector<std::pair<int, float>> choices;
+  std::vector<Told> choices;
   for (size_t i = 0; i < samplers.size(); i++) {
     const uint32_t* mask = masks ? masks->data() + i * masks->shape(1) : nullptr;
-    const Choice choice = samplers[i]->choose(model.kernels(), logits + i * round_up(vocabulary, kRows), vocabulary, mask);
-    choices.emplace_back(choice.token, choice.logprob);
+    Choice choice = samplers[i]->choose(model.kernels(), logits + i * round_up(vocabulary, kRows), vocabulary, mask);
+    choices.emplace_back(choice.token, choice.logprob, std::move(choice.likeliest));
   }
   return choices;
 }
@@ -120,17 +135,16 @@ nb::object nearest_of(Array<float, 2> values, Array<double, 2> edges) {
 }
 
 // A step over `tokens` and the proposal's, and what the sampler takes of it; `masks` is empty, or one for each choice.
-std::vector<std::pair<int, float>> take(Model& model, int sequence, const std::vector<int>& tokens,
-                                        const std::optional<std::string>& adapter, Sampler& sampler,
-                                        const Proposal& proposal, std::optional<Array<uint32_t, 2>> masks) {
+std::vector<Told> take(Model& model, int sequence, const std::vector<int>& tokens, const std::optional<std::string>& adapter,
+                       Sampler& sampler, const Proposal& proposal, std::optional<Array<uint32_t, 2>> masks) {
   if (tokens.empty()) refuse("a request without tokens");
   const size_t words = (model.shape().vocabulary + 31) / 32;
   if (masks && (masks->shape(0) != proposal.tokens.size() + 1 || masks->shape(1) != words)) refuse("masks do not fit");
   nb::gil_scoped_release release;
-  std::vector<std::pair<int, float>> taken;
-  for (const Choice& choice : verify(model, {sequence, tokens, adapter.value_or("")}, proposal, sampler,
+  std::vector<Told> taken;
+  for (Choice& choice : verify(model, {sequence, tokens, adapter.value_or("")}, proposal, sampler,
                                      masks ? masks->data() : nullptr)) {
-    taken.emplace_back(choice.token, choice.logprob);
+    taken.emplace_back(choice.token, choice.logprob, std::move(choice.likeliest));
   }
   return taken;
 }
@@ -157,12 +171,12 @@ NB_MODULE(_native, m) {
   nb::class_<Sampler>(m, "Sampler")
       .def("__init__",
            [](Sampler* self, float temperature, int top_k, float top_p, float min_p, float presence, float frequency,
-              float repetition, uint64_t seed) {
-             new (self) Sampler({temperature, top_k, top_p, min_p, presence, frequency, repetition, seed});
+              float repetition, uint64_t seed, int alternatives) {
+             new (self) Sampler({temperature, top_k, top_p, min_p, presence, frequency, repetition, seed, alternatives});
            },
            nb::kw_only(), nb::arg("temperature"), nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f,
            nb::arg("presence_penalty") = 0.0f, nb::arg("frequency_penalty") = 0.0f, nb::arg("repetition_penalty") = 1.0f,
-           nb::arg("seed") = 0)
+           nb::arg("seed") = 0, nb::arg("alternatives") = 0)
       .def("read", &Sampler::read)
       .def("chances", &chances_of, nb::arg("model"), nb::arg("logits"), nb::arg("mask") = nb::none());
   nb::class_<Proposal>(m, "Proposal")
@@ -212,8 +226,10 @@ NB_MODULE(_native, m) {
       .def("fork", [](Model& model, int id) { return model.cache().fork(id); })
       .def("release", [](Model& model, int id) { model.cache().release(id); })
       .def("truncate", [](Model& model, int id, size_t length) { model.cache().truncate(id, length); })
+      .def("limit_cache", [](Model& model, size_t bytes) { model.cache().limit(bytes); })
       .def("length", [](Model& model, int id) { return model.cache().at(id).length; })
       .def("logits", &logits_of, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("every") = false)
+      .def("hidden", &hidden_of, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"))
       .def("choose", &choose, nb::arg("sequences"), nb::arg("tokens"), nb::arg("adapters"), nb::arg("samplers"),
            nb::arg("masks") = nb::none())
       .def("draft",

@@ -18,6 +18,7 @@ void refuse_unless(bool good, const char* remedy) {
 
 Sampler::Sampler(const Sampling& sampling) : sampling_(sampling), state_(sampling.seed) {
   refuse_unless(sampling.temperature >= 0.0f && sampling.temperature < INFINITY, "temperature must be 0 or more");
+  refuse_unless(sampling.alternatives >= 0, "alternatives must be 0 or more");
   refuse_unless(sampling.top_k >= 0, "top_k must be 1 or more, or 0 for all");
   refuse_unless(sampling.top_p > 0.0f && sampling.top_p <= 1.0f, "top_p must be above 0, at most 1");
   refuse_unless(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f, "min_p must be 0 to 1");
@@ -71,6 +72,7 @@ void Sampler::spread(const Kernels& kernels, const float* logits, size_t vocabul
 void Sampler::prepare(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed) {
   const float highest = logits[likeliest(logits, vocabulary)];
   total_ = highest + static_cast<float>(std::log(kernels.sum_exp(logits, vocabulary, 1.0f, highest, nullptr)));
+  if (sampling_.alternatives) rank(logits, vocabulary);
   penalize(logits, vocabulary);
   if (allowed) {
     for (size_t i = 0; i < vocabulary; i++) {
@@ -78,6 +80,26 @@ void Sampler::prepare(const Kernels& kernels, float* logits, size_t vocabulary, 
     }
   }
   cut(kernels, logits, vocabulary);
+}
+
+// One pass with a heap, the least likely of the kept on top: nearly all tokens are below that.
+void Sampler::rank(const float* logits, size_t vocabulary) {
+  const auto likelier = [](const auto& a, const auto& b) {
+    return a.second > b.second || (a.second == b.second && a.first < b.first);
+  };
+  const size_t most = std::min(static_cast<size_t>(sampling_.alternatives), vocabulary);
+  likeliest_.clear();
+  for (size_t i = 0; i < vocabulary; i++) {
+    const float logprob = logits[i] - total_;
+    if (likeliest_.size() == most) {
+      if (logprob <= likeliest_.front().second) continue;
+      std::pop_heap(likeliest_.begin(), likeliest_.end(), likelier);
+      likeliest_.pop_back();
+    }
+    likeliest_.emplace_back(static_cast<int>(i), logprob);
+    std::push_heap(likeliest_.begin(), likeliest_.end(), likelier);
+  }
+  std::sort_heap(likeliest_.begin(), likeliest_.end(), likelier);
 }
 
 void Sampler::penalize(float* logits, size_t vocabulary) {
@@ -188,7 +210,7 @@ Choice Sampler::answer(int token, const float* logits) {
   const auto changed = std::find_if(before_.begin(), before_.end(), [&](const auto& pair) { return pair.first == token; });
   const float logit = changed == before_.end() ? logits[token] : changed->second;
   if (sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0 || sampling_.repetition_penalty != 1) made_[token]++;
-  return {token, logit - total_};
+  return {token, logit - total_, likeliest_};
 }
 
 double Sampler::uniform() {  // splitmix64

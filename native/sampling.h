@@ -16,11 +16,13 @@ struct Sampling {
   float presence_penalty = 0.0f, frequency_penalty = 0.0f;  // OpenAI's: subtracted from the logits of tokens made
   float repetition_penalty = 1.0f;  // CTRL's: divides positive logits, multiplies negative ones; the prompt's tokens too
   uint64_t seed = 0;
+  int alternatives = 0;  // so many of the likeliest tokens are told beside each choice
 };
 
 struct Choice {
   int token;
   float logprob;  // natural log under the model as it is: before penalties, temperature and cuts
+  std::vector<std::pair<int, float>> likeliest;  // under the same, the likeliest first
 };
 
 class Sampler {
@@ -46,6 +48,7 @@ class Sampler {
 
  private:
   void prepare(const Kernels& kernels, float* logits, size_t vocabulary, const uint32_t* allowed);
+  void rank(const float* logits, size_t vocabulary);
   void penalize(float* logits, size_t vocabulary);
   void cut(const Kernels& kernels, const float* logits, size_t vocabulary);
   void list_all(const Kernels& kernels, const float* logits, size_t vocabulary);
@@ -59,9 +62,9 @@ class Sampler {
   Sampling sampling_;
   uint64_t state_;
   std::unordered_map<int, int> made_;  // how often each token was made; 0 for those of the prompt
-  // Of the current row: logits that penalties changed, its log-sum-exp before them, and what the cuts left, the
-  // likeliest first, with weights that add up to `sum_`. Uncut, the lists are empty.
-  std::vector<std::pair<int, float>> before_;
+  // Of the current row: logits that penalties changed, its log-sum-exp and likeliest tokens before them, and what the
+  // cuts left, the likeliest first, with weights that add up to `sum_`. Uncut, the lists are empty.
+  std::vector<std::pair<int, float>> before_, likeliest_;
   float total_ = 0.0f, most_ = 0.0f;
   bool uncut_ = false;
   double sum_ = 0.0;

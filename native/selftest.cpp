@@ -57,7 +57,8 @@ void fill(Model& model) {
   model.check();
 }
 
-// Logits after each of 40 tokens, with and without an adapter, in steps of `size` tokens of two sequences at once.
+// Logits after each of 40 tokens, with and without an adapter, in steps of `size` tokens of two sequences at once; then
+// the hidden states of the same.
 std::vector<float> logits(Model& model, size_t size) {
   const int a = model.cache().create(), b = model.cache().create();
   std::vector<float> plain, adapted;
@@ -69,8 +70,16 @@ std::vector<float> logits(Model& model, size_t size) {
     plain.insert(plain.end(), found, found + wanted / 2 * 320);
     adapted.insert(adapted.end(), found + wanted / 2 * 320, found + wanted * 320);
   }
-  model.cache().release(a);
-  model.cache().release(b);
+  for (const int id : {a, b}) model.cache().truncate(id, 0);
+  for (size_t start = 0; start < 40; start += size) {
+    std::vector<int> tokens;
+    for (size_t i = start; i < start + size && i < 40; i++) tokens.push_back(static_cast<int>(i * 37 % 320));
+    size_t count = 0;
+    const float* found = model.hidden({{a, tokens, ""}, {b, tokens, "one"}}, count);
+    plain.insert(plain.end(), found, found + count / 2 * kShape.width);
+    adapted.insert(adapted.end(), found + count / 2 * kShape.width, found + count * kShape.width);
+  }
+  for (const int id : {a, b}) model.cache().release(id);
   plain.insert(plain.end(), adapted.begin(), adapted.end());
   return plain;
 }
@@ -83,7 +92,7 @@ double distance(const std::vector<float>& x, const std::vector<float>& y) {
 
 // Forty greedy tokens, `count` at a time proposed by another model (0: plain decoding), the prompt from a shared fork.
 std::vector<int> greedy(Model& model, Model& other, size_t count) {
-  Sampler sampler({.temperature = 0.0f}), guess({.temperature = count % 2 ? 0.0f : 1.0f, .top_k = 40, .seed = 3});
+  Sampler sampler({.temperature = 0.0f, .alternatives = 5}), guess({.temperature = count % 2 ? 0.0f : 1.0f, .top_k = 40, .seed = 3});
   const int prompt = model.cache().create();
   size_t wanted = 0;
   std::vector<int> made = {5, 9, 200, 17, 5, 9, 31};

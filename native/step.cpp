@@ -35,14 +35,13 @@ Step::Step(Model& model) : model_(model), shape_(model.shape_), kernels_(*model.
   parts_.reserve(3);
 }
 
-void Step::prepare(const std::vector<Request>& requests, bool every) {
+void Step::prepare(const std::vector<Request>& requests, bool every, bool head) {
   size_t tokens = 0;
   for (const Request& request : requests) tokens += request.tokens.size();
   runs_.clear(), queries_.clear(), run_of_.clear(), wanted_.clear();
-  adapters_ = false;
+  adapters_ = false, head_ = head;
   if (tokens > capacity_) {
-    capacity_ = round_up(tokens, 16);
-    const size_t n = capacity_ + kMaxPanel;  // a late thread may look a panel further
+    const size_t capacity = round_up(tokens, 16), n = capacity + kMaxPanel;  // a late thread may look a panel further
     x_ = Buffer<float>(n * width_), normed_ = Buffer<float>(n * width_), added_ = Buffer<float>(n * width_);
     query_ = Buffer<float>(n * query_width_), mixed_ = Buffer<float>(n * query_width_);
     key_ = Buffer<float>(n * key_width_), value_ = Buffer<float>(n * key_width_);
@@ -56,6 +55,7 @@ void Step::prepare(const std::vector<Request>& requests, bool every) {
                              kFew * (kPieceBytes / 64 + kRows));
     scratch_size_ = round_up(std::max(scratch_size_, kTogether * kMaxRank), 16);
     scratch_ = Buffer<float>(scratch_size_ * static_cast<size_t>(model_.pool_.threads()));
+    capacity_ = capacity;  // last: memory may run out before
   }
   const size_t half = shape_.head_width / 2;
   size_t token = 0;
@@ -81,7 +81,7 @@ void Step::prepare(const std::vector<Request>& requests, bool every) {
       }
     }
   }
-  const size_t logits = wanted_.size() * round_up(shape_.vocabulary, kRows);
+  const size_t logits = !head ? 0 : wanted_.size() * round_up(shape_.vocabulary, kRows);
   if (logits > logits_.size()) logits_ = Buffer<float>(logits);
   stage_ = Stage::attention_in, layer_ = 0, phase_ = 0;
   divide(tokens);
@@ -147,7 +147,9 @@ bool Step::next(Task& task, int) {
       case 1:
         if (adapters_ && stage_ != Stage::attention && stage_ != Stage::head) return lora_task(task), true;
         break;
-      case 2: return stage_ == Stage::attention ? attention_task(task) : product_task(task), true;
+      case 2:
+        if (stage_ == Stage::head && !head_) break;
+        return stage_ == Stage::attention ? attention_task(task) : product_task(task), true;
       default:
         phase_ = 0;
         if (stage_ == Stage::feed_out && ++layer_ < shape_.layers) {

@@ -21,9 +21,10 @@ class Step final : public Chain {
  public:
   explicit Step(Model& model);
 
-  void prepare(const std::vector<Request>& requests, bool every);
+  void prepare(const std::vector<Request>& requests, bool every, bool head);
   bool next(Task& task, int thread) override;
   float* logits() { return logits_.data(); }
+  const float* hidden() const { return normed_.data(); }  // of the wanted tokens, after the last norm
   size_t wanted() const { return wanted_.size(); }
 
  private:
@@ -74,7 +75,7 @@ class Step final : public Chain {
   Stage stage_ = Stage::done;
   int phase_ = 0;  // of a stage: token by token, low-rank, product
   size_t layer_ = 0, rows_ = 0;
-  bool adapters_ = false;
+  bool adapters_ = false, head_ = true;  // without the head there are no logits
   // Lists that late threads may still read: their memory is reserved once.
   std::vector<Run> runs_;
   std::vector<Query> queries_;

@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import psutil
+
 
 def default_cache() -> Path:
     """Where downloads are kept: $OPENAFM_CACHE, or ~/.cache/openafm."""
@@ -20,3 +22,14 @@ def cores() -> int:
     """Logical cores that this process may use, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return allowed or 1
+
+
+def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take, of the machine's and of its container's (Linux cgroup v2)."""
+    free = psutil.virtual_memory().available
+    try:
+        most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+    return max(0, min(free, most - used + int(held.get("inactive_file", 0))))  # files' pages are given back

@@ -130,3 +130,11 @@ def test_pieces_are_the_bytes_of_the_text(pieces_of, text):
     found, pieces = pieces_of
     assert b"".join(pieces[token] for token in found.encode(text)) == text.encode()
     assert [pieces[i] for i in (found.bos_id, found.eos_id, found.end_of_turn_id, found.pad_id)] == [None] * 4
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_grammar():
+    """llguidance 1.9 cuts what it shows of a wrong schema in the middle of a character."""
+    wrong = {"type": "\u00e9" * 50}
+    for make in (json_schema, lambda schema: lark(f"start: %json {json.dumps(schema, ensure_ascii=False)}")):
+        with pytest.raises(ValueError, match=r"grammar|schema"):
+            make(wrong)

@@ -96,14 +96,15 @@ def test_draws_have_the_distribution_and_seeds_fix_them(model, package):
         again = []
         for seed in range(1500):
             engine.model.truncate(sequence, 2)
-            ((token, logprob),) = engine.model.choose([sequence], [tokens[-1:]], [None], [sampler(seed=seed, **cuts)])
+            drawn = sampler(seed=seed, **cuts)
+            ((token, logprob, _),) = engine.model.choose([sequence], [tokens[-1:]], [None], [drawn])
             counts[token] += 1
             again.append(token)
             assert logprob == pytest.approx(float(np.log(softmax(logits)[token])), abs=1e-3)
         assert not counts[chances == 0].any()
         assert follow(counts, chances, least=5)
         engine.model.truncate(sequence, 2)
-        ((token, _),) = engine.model.choose([sequence], [tokens[-1:]], [None], [sampler(seed=7, **cuts)])
+        ((token, _, _),) = engine.model.choose([sequence], [tokens[-1:]], [None], [sampler(seed=7, **cuts)])
         assert token == again[7]
 
 

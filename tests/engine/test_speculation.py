@@ -41,6 +41,14 @@ def test_greedy_answers_stay_the_same(package, small, name):
     assert answers(guessing, PROMPTS, **punished) == answers(plain, PROMPTS, **punished)
 
 
+def test_what_is_told_beside_a_token_stays_the_same(package):
+    told = {"max_tokens": 40, "temperature": 0.0, "top_logprobs": 5, "repetition_penalty": 1.1}
+    plain, guessing = NativeEngine.load(package, threads=1), NativeEngine.load(package, threads=1, draft="lookup")
+    for prompt in PROMPTS:
+        found = list(guessing.choices(prompt, **told))
+        assert found == list(plain.choices(prompt, **told)) and {len(choice.likeliest) for choice in found} == {5}
+
+
 @pytest.mark.parametrize("name", kernels())
 def test_a_tokens_logits_do_not_depend_on_its_steps(package, tokenizer, tmp_path, name):
     """To the bit, or greedy answers might differ where two tokens are equally likely."""
@@ -114,7 +122,7 @@ def test_a_model_takes_what_it_proposed_itself(package):
         proposed = engine.model.draft(a, TEXT, None, _native.Sampler(temperature=1.0, seed=seed), 5)
         sampler = _native.Sampler(temperature=1.0, seed=seed + 1000)
         chosen = engine.model.take(b, TEXT, None, sampler, proposed)
-        assert [token for token, _ in chosen[:-1]] == proposed.tokens
+        assert [token for token, _, _ in chosen[:-1]] == proposed.tokens
 
 
 @given(tokens=st.lists(st.integers(0, 4), min_size=1, max_size=60), pieces=st.lists(st.integers(1, 9), max_size=30))

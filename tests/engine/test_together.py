@@ -41,8 +41,8 @@ def run(engine, requests, arrive, leave=()):
             if i not in rows and arrive[i] <= step:
                 rows[i] = batch.add(max_tokens=20, **request)
         which = {id(row): i for i, row in rows.items()}
-        for row, tokens in batch.step():
-            made[which[id(row)]] += tokens
+        for row, chosen in batch.step():
+            made[which[id(row)]] += [choice.token for choice in chosen]
             if row.over:
                 batch.remove(row)
         for i in leave:
@@ -96,7 +96,7 @@ def test_an_answer_that_cannot_be_guided_fails_alone(engine, alone, monkeypatch)
     rows = [batch.add(max_tokens=20, **request) for request in (REQUESTS[0], REQUESTS[4])]
     made = []
     while not rows[0].over:
-        made += [token for row, tokens in batch.step() for token in tokens if row is rows[0]]
+        made += [choice.token for row, chosen in batch.step() for choice in chosen if row is rows[0]]
     assert made == alone[0]
     assert rows[1].over and str(rows[1].error) == "a dead end" and rows[0].error is None
     for row in rows:
@@ -118,7 +118,7 @@ def test_torch_makes_one_at_a_time(package):
     for _ in range(2):
         row, made = batch.add(TEXT, max_tokens=5, temperature=0.0), []
         while not row.over:
-            made += [token for _, tokens in batch.step() for token in tokens]
+            made += [choice.token for _, chosen in batch.step() for choice in chosen]
         batch.remove(row)
         assert made == expected
     with pytest.raises(ValueError, match="torch does not carry out top_p"):

@@ -33,7 +33,7 @@ def test_batched_greedy_equals_brute_force(prompts, batch):
         tokens, logprobs = brute_force(prompt, 6, 7)
         assert answer.tokens == tokens
         torch.testing.assert_close(torch.tensor(answer.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=1e-4)
-        assert list(stream(MODEL, prompt, max_tokens=6, stop_ids={7}, temperature=0)) == tokens
+        assert [choice.token for choice in stream(MODEL, prompt, max_tokens=6, stop_ids={7}, temperature=0)] == tokens
 
 
 def test_draws_follow_the_distribution():

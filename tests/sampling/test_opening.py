@@ -100,9 +100,10 @@ def test_our_own_server_takes_the_same_call(folder, served, tmp_path, prompts):
     found, expected = (s.sample(prompts, **settings) for s in (asked, open_sampler(str(folder))))
     shown = [[[(c.text, c.finished) for c in row] for row in rows] for rows in (found, expected)]
     assert shown[0] == shown[1]
-    assert not any(c.logprobs for row in found for c in row)  # it tells none, and says so by name
+    for one, other in ((a, b) for rows in zip(found, expected, strict=True) for a, b in zip(*rows, strict=True)):
+        assert one.logprobs and one.logprobs == pytest.approx(other.logprobs, abs=0.02)
     assert asked.sample(prompts, **settings) == found  # from the cache
-    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(set(map(str, prompts)))
+    assert asked.logprobs and len(list((tmp_path / "cache").iterdir())) == 2 * len(set(map(str, prompts)))
     drawn = settings | {"temperature": 1.0, "max_tokens": 12}
     one, again, other = (asked.sample(prompts, **drawn, seed=seed) for seed in (1, 1, 2))
     assert one == again != other and all(row[0].text != row[1].text for row in one)

@@ -28,13 +28,13 @@ SHAPE = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_head
 class Gated(TorchEngine):
     """Makes a token for each `permits.release()`, and counts those it made; `fail_at` breaks it there."""
 
-    def generate(self, *args, **options):
-        for token in super().generate(*args, **options):
+    def choices(self, *args, **options):
+        for choice in super().choices(*args, **options):
             self.permits.acquire()
             if self.made == self.fail_at:
                 raise RuntimeError("the engine broke")
             self.made += 1
-            yield token
+            yield choice
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +67,9 @@ def client(url, key="unused"):
 
 
 @contextmanager
-def listening(opened, key=None, limits=Limits(), adapters=None):
+def listening(opened, key=None, limits=Limits(), adapters=None, **options):
     """Serve on a free port of the loopback; yields the address and the app."""
-    app = create_app(opened, key, limits, adapters)
+    app = create_app(opened, key, limits, adapters, **options)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

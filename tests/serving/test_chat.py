@@ -71,17 +71,17 @@ def test_the_pieces_are_the_decoded_answer(run):
 
 
 def test_control_c_stops_the_answer_and_not_the_program(run, monkeypatch):
-    original = TorchEngine.generate
+    original = TorchEngine.choices
     calls = []
 
     def interrupted(self, *args, **options):
         calls.append(1)
-        for number, token in enumerate(original(self, *args, **options)):
+        for number, choice in enumerate(original(self, *args, **options)):
             if len(calls) == 1 and number == 2:
                 raise KeyboardInterrupt
-            yield token
+            yield choice
 
-    monkeypatch.setattr(TorchEngine, "generate", interrupted)
+    monkeypatch.setattr(TorchEngine, "choices", interrupted)
     monkeypatch.setenv("OPENAFM_ENGINE", "torch")
     said = talk(run / "sft", "some words", "again")
     assert "[stopped]" in said and len(calls) == 2

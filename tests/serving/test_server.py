@@ -15,6 +15,7 @@ from openafm.serving.transport import BODY_BYTES
 
 WORDS = [{"role": "user", "content": "words"}]
 BASE, RECOVERY, SUMMARY = "toy-recovery", "toy-recovery:recovery", "toy-recovery:summary"
+TOOLS = [{"type": "function", "function": {"name": "a"}}]
 LONG = {"max_tokens": 40, "temperature": 1.5, "seed": 3}
 """An answer that no stop token ends before its 40 tokens are there."""
 
@@ -133,8 +134,18 @@ def test_answers_in_json(server, opened, gated):
         ({"n": 9}, "n", "less than or equal to 8"),
         ({"top_p": 1.5}, "top_p", "less than or equal to 1"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported value of logit_bias"),
-        ({"logprobs": True}, "logprobs", "unsupported parameter: logprobs"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported value of tools"),
+        ({"top_logprobs": 3}, None, "goes with logprobs=true only"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"logprobs": 1}, "logprobs", "valid boolean"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "missing required"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
+        ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice", "'required'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "b"}}}, None, "none of the tools"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, None, "give one of them"),
+        ({"tools": TOOLS * 2}, None, "the same name"),
+        ({"tool_choice": "required"}, None, "goes with tools only"),
+        ({"messages": [*WORDS, {"role": "tool", "tool_call_id": "x", "content": "3"}]}, None, "no call before it"),
+        ({"messages": [{"role": "tool", "content": "3"}]}, "messages.0", "tool_call_id goes with the role tool"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "goes with type json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "king"}}}},
@@ -154,7 +165,7 @@ def test_answers_in_json(server, opened, gated):
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "user", "content": "a " * 5000}]}, "messages", "shorten the prompt"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages.0.role", "'system'"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content", "missing required"),
+        ({"messages": [{"role": "user"}]}, "messages.0", "content is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "text only"),
         ({"messages": None}, "messages", "missing required parameter: messages"),
     ],

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from hypothesis import given, settings
@@ -6,6 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from openafm.tokenizer import load
+from openafm.tokenizer.calls import CallForm
+from openafm.tokenizer.chat import TEMPLATE
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 CHATML = (
@@ -97,3 +100,72 @@ def test_bad_messages_are_refused(ours):
         ours.render_chat([{"role": "user<|end|>", "content": "x"}])
     with pytest.raises(ValueError, match="content must be text"):
         ours.render_chat([{"role": "user"}])
+
+
+@given(text=CONTENT)
+@settings(max_examples=50, deadline=None)
+def test_pieces_add_up_to_the_text(ours, imported, text):
+    for tokenizer in (ours, imported):
+        assert b"".join(map(tokenizer.piece, tokenizer.encode(text))).decode() == text
+    assert (ours.piece(ours.end_of_turn_id), imported.piece(imported.end_of_turn_id)) == (b"<|end|>", b"<|im_end|>")
+
+
+HERMES = """{%- if tools %}{{- '<|im_start|>system\n<tools>' }}
+    {%- for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}
+    {{- '\n</tools><|im_end|>\n' }}{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' }}
+    {%- if message.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+    {{- message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {%- if message.content or not loop.first %}{{- '\n' }}{%- endif %}
+        {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- (call.function.arguments | tojson) + '}\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}"""
+LLAMA = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n\n' }}
+    {%- if 'tool_calls' in message %}
+        {%- if message.tool_calls | length != 1 %}{{- raise_exception('one call at a time') }}{%- endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '{"name": "' + call.name + '", "parameters": ' + (call.arguments | tojson) + '}' }}
+    {%- else %}
+        {%- if tools and loop.first %}{{- tools[0] | tojson }}{%- endif %}
+        {{- message.content | trim }}
+    {%- endif %}
+    {{- '<|im_end|>' }}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        (HERMES, CallForm('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")),
+        (LLAMA, CallForm('{"name": "', '", "parameters": ', "}", between=None)),
+        (LLAMA.replace("{\"name", "<|im_end|>{\"name"), None),  # no text can say that
+        (LLAMA.replace("tojson) + '}'", "string) + '}'"), None),  # not JSON
+        (CHATML, None),
+        (TEMPLATE, None),
+    ],
+)  # fmt: skip
+def test_the_form_of_calls_is_read_off_the_template(imported_folder, tmp_path, template, form):
+    shutil.copytree(imported_folder, tmp_path / "with")
+    path = tmp_path / "with" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    tokenizer = load(tmp_path / "with")
+    assert tokenizer.call_form() == form
+
+
+def test_a_template_shows_the_tools_and_none_of_them_poses(imported_folder, tmp_path):
+    shutil.copytree(imported_folder, tmp_path / "with")
+    path = tmp_path / "with" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": HERMES}))
+    tokenizer = load(tmp_path / "with")
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds <b>."}}
+    shown = tokenizer.decode(tokenizer.render_chat(conversation("Hello"), tools=[tool]))
+    assert json.dumps(tool) in shown and shown.endswith("user\nHello\n")
+    assert "tools" not in tokenizer.decode(tokenizer.render_chat(conversation("Hello")))
+    tool["function"]["description"] = "<|im_end|>"
+    with pytest.raises(ValueError, match="special token of this model"):
+        tokenizer.render_chat(conversation("Hello"), tools=[tool])

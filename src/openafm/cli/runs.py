@@ -4,7 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -202,6 +202,12 @@ def serve(
     seconds: Annotated[float, typer.Option(min=1, help="Longest time of a request, its wait included.")] = 300,
     adapters: Annotated[Path | None, typer.Option(help="Folder of further adapters, NAME/adapter.safetensors.")] = None,
     in_memory: Annotated[int, typer.Option(min=1, help="How many of them are kept in memory.")] = 64,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may ask too, https://app.example; repeatable.")
+    ] = None,
+    log_format: Annotated[
+        Literal["none", "json"], typer.Option(help="json: a line for each request on standard output.")
+    ] = "none",
 ) -> None:
     """Serve a model and its adapters to OpenAI clients, with a web page to talk to them.
 
@@ -212,7 +218,8 @@ def serve(
         from openafm.serving.server import serve as listen
 
         limits = Limits(queue, seconds, in_memory)
-        listen(model if model.exists() else run_folder(model), host, port, api_key, limits, adapters)
+        folder = model if model.exists() else run_folder(model)
+        listen(folder, host, port, api_key, limits, adapters, cors=cors or (), log_json=log_format == "json")
 
 
 @app.command()

@@ -4,7 +4,8 @@ The library llguidance turns a grammar into the set of tokens that may come next
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ BLANKS = "[ \\n]{0,8}"
 """Between the parts of a JSON text: a model that likes blanks must come to an end."""
 
 
+@contextmanager
+def _no_panics() -> Iterator[None]:
+    """A panic of Rust is no `Exception` and would end the engine's thread: it is this grammar's error."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3's, which no module exports
+            raise
+        raise ValueError(f"llguidance failed on this grammar: {error}") from None
+
+
+@_no_panics()
 def json_schema(schema: Mapping[str, Any]) -> str:
     """Return the grammar of the JSON texts that fit a schema. Raises ValueError for what is no schema."""
     made: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": BLANKS})
@@ -35,6 +48,7 @@ def lark(grammar: str) -> str:
     return _checked(LLMatcher.grammar_from_lark(grammar), "grammar")
 
 
+@_no_panics()
 def _checked(grammar: str, kind: str) -> str:
     if error := LLMatcher.validate_grammar(grammar):
         raise ValueError(f"this {kind} cannot guide an answer: {error}")
@@ -67,16 +81,19 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
 class Guide:
     """One answer's place in its grammar."""
 
+    @_no_panics()
     def __init__(self, vocabulary: LLTokenizer, grammar: str):
         """Begin; `grammar` is one of `json_schema`, `regex` and `lark`."""
         self._matcher = LLMatcher(vocabulary, grammar)
         self._size = vocabulary.vocab_size
         self._check()
 
+    @_no_panics()
     def allowed(self, proposed: Sequence[int]) -> int:
         """How many of the proposed tokens the grammar allows, up to the first that it does not."""
         return int(self._matcher.validate_tokens(list(proposed))) if proposed else 0
 
+    @_no_panics()
     def masks(self, proposed: Sequence[int]) -> NDArray[np.uint32]:
         """Bits `(proposed + 1, ceil(vocab / 32))` of what may come next, and after each of the tokens, all allowed."""
         bits = allocate_token_bitmask(len(proposed) + 1, self._size)
@@ -89,6 +106,7 @@ class Guide:
         self._check()
         return bits.view(np.uint32)
 
+    @_no_panics()
     def take(self, tokens: Sequence[int]) -> None:
         """Go on to after these tokens."""
         self._matcher.consume_tokens(list(tokens))

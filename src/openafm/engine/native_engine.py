@@ -5,9 +5,9 @@ different adapters share a step; a prompt that begins like an earlier one is onl
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,12 @@ from openafm.adapters.store import AdapterStore
 from openafm.engine.guidance import Guide, vocabulary
 from openafm.engine.loading import read_folder, read_package
 from openafm.engine.package import Package, find_package
-from openafm.engine.protocol import CUTS, PENALTIES
+from openafm.engine.protocol import CUTS, PENALTIES, TOP_LOGPROBS, Row
 from openafm.engine.speculation import Draft, LookUp, Plain, Proposer, common, fits
-from openafm.engine.together import Computed, NativeRow, Together
-from openafm.files import cores
+from openafm.engine.together import Computed, Together
+from openafm.files import cores, free_memory
 from openafm.model.config import ModelConfig, load_config
-from openafm.model.generation import Generation
+from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 
@@ -33,6 +33,7 @@ try:
 except ImportError:  # no compiler where openafm was installed
     _native = None  # type: ignore[assignment,unused-ignore]
 
+Result = TypeVar("Result")
 KERNELS = "OPENAFM_KERNELS"
 """Environment variable that forces an instruction set: one of `_native.available_kernels()`."""
 THREADS = "OPENAFM_THREADS"
@@ -41,6 +42,8 @@ ACTIVATIONS = "OPENAFM_ACTIVATIONS"
 """Environment variable: what a projection reads is rounded to `int8` (unset) or `int16`, or stays `float32`."""
 KV = "OPENAFM_KV"
 """Environment variable: keys and values in `float16` (unset) or `int8`."""
+KV_BYTES = "OPENAFM_KV_BYTES"
+"""Environment variable: most bytes of all keys and values, the kept ones too; unset, half of what memory is free."""
 KEPT = 4
 """Finished sequences whose keys and values are kept for prompts that begin like them."""
 
@@ -60,7 +63,7 @@ def kernels() -> list[str]:
 class NativeEngine:
     """Decodes with one model; each request names its adapter, and those of a batch may differ."""
 
-    options = frozenset({"grammar", *CUTS, *PENALTIES})
+    options = frozenset({TOP_LOGPROBS, "grammar", *CUTS, *PENALTIES})
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class NativeEngine:
             return cls.open(Package(found), **options)
         engine = cls(load_config(folder), load_tokenizer(folder), **options)
         read_folder(engine.model, folder / "model.safetensors", int8)
+        engine.limit(int(os.environ.get(KV_BYTES, "0")) or free_memory() // 2)
         return engine
 
     @classmethod
@@ -120,7 +124,14 @@ class NativeEngine:
         read_package(engine.model, package)
         for name in package.adapters.names():
             engine.put_adapter(name, engine.read_adapter(package.adapters, name))
+        engine.limit(int(os.environ.get(KV_BYTES, "0")) or free_memory() // 2)
         return engine
+
+    def limit(self, most: int) -> None:
+        """Let keys and values take so many bytes. Raises ValueError for less than one sequence of a page takes."""
+        if most < 1:
+            raise ValueError(f"{KV_BYTES}={most}: give a number of bytes")
+        self.model.limit_cache(most)
 
     def read_adapter(self, store: AdapterStore, name: str) -> tuple[dict[str, NDArray[np.float16]], float]:
         """Read an adapter for `put_adapter`, in any thread. Raises ValueError where it is damaged."""
@@ -157,24 +168,17 @@ class NativeEngine:
         finally:
             self.model.release(sequence)
 
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        max_tokens: int,
-        temperature: float = 1.0,
-        seed: int = 0,
-        adapter: str | None = None,
-        grammar: str | None = None,
-        **cuts: Any,
-    ) -> Iterator[int]:
-        """Yield the answer's tokens, the stop token last where the model ends by itself.
+    def generate(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[int]:
+        """Yield the tokens of `choices`."""
+        return (choice.token for choice in self.choices(prompt, max_tokens=max_tokens, **options))
 
-        `grammar` is one of openafm.engine.guidance: the answer keeps to it. `cuts` may be `top_k`, `top_p`, `min_p`,
-        `presence_penalty`, `frequency_penalty` and `repetition_penalty`.
+    def choices(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[Choice]:
+        """Yield the answer one token at a time, the stop token last where the model ends by itself.
+
+        `options` are `temperature`, `seed`, `adapter`, `grammar` (of openafm.engine.guidance: the answer keeps to it),
+        `top_k`, `top_p`, `min_p`, `presence_penalty`, `frequency_penalty`, `repetition_penalty` and `top_logprobs`.
         """
         batch = self.together()
-        options = {"temperature": temperature, "seed": seed, "adapter": adapter, "grammar": grammar, **cuts}
         row = batch.add(prompt, max_tokens=max_tokens, **options)
         try:
             while not row.over:
@@ -204,14 +208,14 @@ class NativeEngine:
         """Answer many prompts together, with log-probabilities; `adapters` names one for each prompt instead.
 
         Each answer is drawn with a seed of its own, so it does not depend on what it shares its steps with. Prompts
-        that begin alike share the keys and values of their beginning. `grammar` and `cuts` as in `generate`.
+        that begin alike share the keys and values of their beginning. `grammar` and `cuts` as in `choices`.
         """
         named = [adapter] * len(prompts) if adapters is None else list(adapters)
         for name in named:
             self._known(name)
         answers = [Generation() for _ in prompts]
         options = {"max_tokens": max_tokens, "temperature": temperature, "grammar": grammar, **cuts}
-        batch, rows, waiting = self.together(), dict[NativeRow, int](), iter(range(len(prompts)))
+        batch, rows, waiting = self.together(), dict[Row, int](), iter(range(len(prompts)))
         try:
             while True:
                 while len(rows) < batch.room and (index := next(waiting, None)) is not None:
@@ -221,9 +225,9 @@ class NativeEngine:
                     return answers
                 for row, made in batch.step():
                     answer = answers[rows[row]]
-                    answer.tokens += made
+                    answer.tokens += [choice.token for choice in made]
+                    answer.logprobs += [choice.logprob for choice in made if choice.logprob is not None]
                     if row.over:
-                        answer.logprobs = row.logprobs
                         if answer.tokens and answer.tokens[-1] in self.stop:
                             answer.stop = answer.tokens.pop()
                         del rows[row]
@@ -242,6 +246,7 @@ class NativeEngine:
         temperature: float = 1.0,
         seed: int = 0,
         grammar: str | None = None,
+        top_logprobs: int | None = None,
         **cuts: Any,
     ) -> tuple[Guide | None, Any, Proposer]:
         """What an answer needs beside the model: its grammar's state, its sampler, and who guesses its tokens."""
@@ -249,7 +254,7 @@ class NativeEngine:
             raise ValueError("an empty prompt: give at least the token that begins a text")
         self._known(adapter)
         guide = self._guide(grammar)
-        sampler = _native.Sampler(temperature=temperature, seed=seed, **cuts)
+        sampler = _native.Sampler(temperature=temperature, seed=seed, alternatives=top_logprobs or 0, **cuts)
         sampler.read(prompt)
         return guide, sampler, self._proposer(prompt, temperature, seed, cuts)
 
@@ -271,6 +276,16 @@ class NativeEngine:
         kept = {name: value for name, value in cuts.items() if name in CUTS}
         # Its draws must not be those that decide whether they are taken.
         return Draft(self._draft, prompt, {"temperature": temperature, "seed": (seed + 2**63) % 2**64, **kept})
+
+    def within_memory(self, compute: Callable[[], Result]) -> Result:
+        """Compute; where memory runs out, without the sequences that are only kept. Raises MemoryError at last."""
+        while True:
+            try:
+                return compute()
+            except MemoryError:
+                if not self._kept:
+                    raise
+                self.model.release(self._kept.pop(0)[0])
 
     def begin(self, prompt: list[int], adapter: str | None, others: Iterable[Computed] = ()) -> int:
         """Return a sequence with what another one has of the prompt: never all of it, one token is to be fed."""

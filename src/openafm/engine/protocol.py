@@ -4,24 +4,34 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from openafm.adapters.store import AdapterStore
-from openafm.model.generation import Generation
+from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 
 CUTS = ("top_k", "top_p", "min_p")
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 """With `CUTS`, what a sampler takes beside temperature and seed."""
+TOP_LOGPROBS = "top_logprobs"
+"""Option: log-probabilities are told, and those of so many of the likeliest tokens beside each."""
 
 
 class Row(Protocol):
-    """An answer in a batch."""
+    """An answer, or a reading, in a batch."""
 
     over: bool
     """It has ended: by its stop token, by its length or by an error."""
     error: Exception | None
 
 
+class Reading(Row, Protocol):
+    """Texts in a batch that are read, not answered."""
+
+    results: list[Any]
+    """Of the texts that are read so far: a vector, the mean of the last hidden states without the token that begins a
+    text; or, where log-probabilities are told, a `Choice` for each token after that."""
+
+
 class Batch(Protocol):
-    """Answers that are made together, and come and go between steps."""
+    """Answers that are made together, and texts that are read beside them; they come and go between steps."""
 
     room: int
     """How many there may be."""
@@ -30,7 +40,14 @@ class Batch(Protocol):
         """Take an answer in; `options` as of `Engine.generate`. Raises ValueError for a bad one."""
         ...
 
-    def step(self) -> Sequence[tuple[Row, list[int]]]:
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None, told: int | None = None) -> Reading:
+        """Take in texts, each of two tokens or more; together they have the place of one answer.
+
+        With `told`, log-probabilities are wanted, and those of so many alternatives.
+        """
+        ...
+
+    def step(self) -> Sequence[tuple[Row, list[Choice]]]:
         """Bring the answers forward; returns the tokens that were made."""
         ...
 
@@ -46,7 +63,7 @@ class Engine(Protocol):
     max_length: int
     """Longest sequence in tokens, prompt and answer together."""
     options: frozenset[str]
-    """What else `generate` takes: `grammar`, and the sampler's cuts and penalties."""
+    """What else answers may ask for: `top_logprobs`, `grammar`, and the sampler's cuts and penalties."""
 
     def generate(
         self,
@@ -58,7 +75,20 @@ class Engine(Protocol):
         adapter: str | None = None,
         **options: Any,
     ) -> Iterator[int]:
-        """Yield the answer's tokens one by one; the stop token, where the model ends by itself, comes last.
+        """Yield the tokens of `choices`."""
+        ...
+
+    def choices(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        adapter: str | None = None,
+        **options: Any,
+    ) -> Iterator[Choice]:
+        """Yield the answer one token at a time; the stop token, where the model ends by itself, comes last.
 
         The answer keeps to a `grammar` (openafm.engine.guidance). Raises ValueError for options it does not take.
         """

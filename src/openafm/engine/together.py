@@ -12,14 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openafm.engine.guidance import Guide
-from openafm.engine.protocol import Engine, Row
+from openafm.engine.protocol import Row
+from openafm.engine.reading import NativeReading
 from openafm.engine.speculation import Proposer
+from openafm.model.generation import Choice
 
 if TYPE_CHECKING:
     from openafm.engine.native_engine import NativeEngine
+    from openafm.engine.torch_engine import TorchEngine
 
 Computed = tuple[int, list[int], str | None]
 """A sequence in the model's cache, its tokens, of which the first are computed, and their adapter."""
+Told = tuple[int, float, list[tuple[int, float]]]
+"""What the model says of a choice: the fields of `Choice`."""
 TOGETHER = 16
 """Most answers in one step: as many go through the weights at once."""
 BESIDE = 32
@@ -40,22 +45,21 @@ class NativeRow:
     """How many `tokens` there may be."""
     sequence: int = -1
     """In the model's cache; -1 until its prompt has its turn."""
-    logprobs: list[float] = field(default_factory=list)
-    """Of the tokens made, under the untempered model."""
     over: bool = False
     error: Exception | None = None
 
 
 class Together:
-    """The answers that a native engine is making."""
+    """The answers that a native engine is making, and the texts that it reads."""
 
     def __init__(self, engine: "NativeEngine"):
         self._engine = engine
         self._rows: list[NativeRow] = []
+        self._readings: list[NativeReading] = []
         self.room = TOGETHER
 
     def add(self, prompt: list[int], *, max_tokens: int, adapter: str | None = None, **options: Any) -> NativeRow:
-        """Take an answer in; `options` as of `NativeEngine.generate`. Raises ValueError for a bad one."""
+        """Take an answer in; `options` as of `NativeEngine.choices`. Raises ValueError for a bad one."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: an answer has at least 1")
         guide, sampler, proposer = self._engine.begin_answer(prompt, adapter, **options)
@@ -63,8 +67,18 @@ class Together:
         self._rows.append(row)
         return row
 
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None, told: int | None = None) -> NativeReading:
+        """Take in texts to read."""
+        self._readings.append(NativeReading(adapter, texts, told))
+        return self._readings[-1]
+
     def remove(self, row: Row) -> None:
         """Let an answer go, whole or not; what was computed stays for prompts that begin like it."""
+        if isinstance(row, NativeReading):
+            self._readings.remove(row)
+            if row.sequence >= 0:
+                self._engine.model.release(row.sequence)
+            return
         assert isinstance(row, NativeRow)
         self._rows.remove(row)
         row.proposer.close()
@@ -72,15 +86,27 @@ class Together:
             computed = self._engine.model.length(row.sequence)
             self._engine.keep(row.sequence, row.tokens[:computed], row.adapter)
 
-    def step(self) -> list[tuple[NativeRow, list[int]]]:
+    def step(self) -> Sequence[tuple[Row, list[Choice]]]:
         """One step of the model; returns the tokens that were made. Of a row that is over, `error` may say why."""
+        answered = self._answer()
+        reading = next((reading for reading in self._readings if not reading.over), None)
+        if reading is None:
+            return answered
+        try:
+            beside = any(not row.over for row in self._rows)
+            reading.advance(self._engine, BESIDE if beside else self._engine.most_tokens)
+        except Exception as error:  # this reading's own: the answers have their tokens
+            reading.over, reading.error = True, error
+        return [*answered, (reading, [])]
+
+    def _answer(self) -> list[tuple[NativeRow, list[Choice]]]:
         going = [row for row in self._rows if not row.over]
         ready = [row for row in going if row.sequence >= 0 and len(self._feed(row)) == 1]
         prompting = next((row for row in going if row not in ready), None)
         if prompting is None and len(ready) == 1:
             return self._alone(ready[0])
         masks = self._masks(ready)
-        failed: list[tuple[NativeRow, list[int]]] = [(row, []) for row in ready if row.over]
+        failed: list[tuple[NativeRow, list[Choice]]] = [(row, []) for row in ready if row.over]
         ready = [row for row in ready if not row.over]
         rows, feeds = list(ready), [self._feed(row) for row in ready]
         if prompting is not None and (piece := self._piece(prompting, bool(ready))):
@@ -88,10 +114,12 @@ class Together:
             feeds.append(piece)
         if not rows:
             return failed
-        chosen = self._engine.model.choose(
-            [row.sequence for row in rows], feeds, [row.adapter for row in rows], [row.sampler for row in ready], masks
+        sequences, adapters = [row.sequence for row in rows], [row.adapter for row in rows]
+        samplers = [row.sampler for row in ready]
+        chosen = self._engine.within_memory(
+            lambda: self._engine.model.choose(sequences, feeds, adapters, samplers, masks)
         )
-        return failed + [self._made(row, [choice]) for row, choice in zip(ready, chosen, strict=True)]
+        return failed + [self._made(row, [told]) for row, told in zip(ready, chosen, strict=True)]
 
     def _feed(self, row: NativeRow) -> list[int]:
         """What of its tokens is not computed yet."""
@@ -119,7 +147,7 @@ class Together:
         free = np.full(words, 0xFFFFFFFF, np.uint32)
         return np.stack([free if mask is None else mask for mask in masks]) if masks else None
 
-    def _alone(self, row: NativeRow) -> list[tuple[NativeRow, list[int]]]:
+    def _alone(self, row: NativeRow) -> list[tuple[NativeRow, list[Choice]]]:
         """A step of one answer has room for tokens that are only guessed."""
         left = row.end - len(row.tokens)
         guessed = row.proposer.propose(row.tokens, min(left - 1, self._engine.max_length - len(row.tokens)))
@@ -130,22 +158,24 @@ class Together:
         except ValueError as error:
             row.over, row.error = True, error
             return [(row, [])]
-        chosen = self._engine.model.take(row.sequence, self._feed(row), row.adapter, row.sampler, guessed, masks)
+        feed = self._feed(row)
+        chosen = self._engine.within_memory(
+            lambda: self._engine.model.take(row.sequence, feed, row.adapter, row.sampler, guessed, masks)
+        )
         return [self._made(row, chosen)]
 
-    def _made(self, row: NativeRow, chosen: list[tuple[int, float]]) -> tuple[NativeRow, list[int]]:
+    def _made(self, row: NativeRow, chosen: list[Told]) -> tuple[NativeRow, list[Choice]]:
         """Put down what a step chose, up to the token that ends the answer."""
         made = []
-        for token, logprob in chosen:
-            made.append(token)
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            row.over = token in self._engine.stop or len(row.tokens) >= row.end
+        for choice in map(Choice._make, chosen):
+            made.append(choice)
+            row.tokens.append(choice.token)
+            row.over = choice.token in self._engine.stop or len(row.tokens) >= row.end
             if row.over:
                 break
         if row.guide and not row.over:
             try:
-                row.guide.take(made)
+                row.guide.take([choice.token for choice in made])
             except ValueError as error:
                 row.over, row.error = True, error
         return row, made
@@ -155,7 +185,17 @@ class Together:
 class StreamedRow:
     """The answer of an engine that makes one at a time."""
 
-    tokens: Iterator[int]
+    choices: Iterator[Choice]
+    over: bool = False
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class StreamedReading:
+    """Texts that such an engine reads, one a step."""
+
+    coming: Iterator[Any]
+    results: list[Any] = field(default_factory=list)
     over: bool = False
     error: Exception | None = None
 
@@ -165,26 +205,37 @@ class OneByOne:
 
     room = 1
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: "TorchEngine"):
         self._engine = engine
-        self._row: StreamedRow | None = None
+        self._row: StreamedRow | StreamedReading | None = None
 
     def add(self, prompt: list[int], **options: Any) -> StreamedRow:
-        """Take an answer in; there must be none. `options` as of `Engine.generate`."""
+        """Take an answer in; there must be none. `options` as of `Engine.choices`."""
         assert self._row is None
-        self._row = StreamedRow(self._engine.generate(prompt, **options))
-        return self._row
+        self._row = row = StreamedRow(self._engine.choices(prompt, **options))
+        return row
+
+    def read(self, texts: Sequence[list[int]], adapter: str | None = None, told: int | None = None) -> StreamedReading:
+        """Take in texts to read; there must be no answer."""
+        assert self._row is None
+        self._row = row = StreamedReading(self._engine.read(text, adapter, told) for text in texts)
+        return row
 
     def remove(self, row: Row) -> None:
         """Let the answer go."""
         assert row is self._row
         self._row = None
 
-    def step(self) -> Sequence[tuple[StreamedRow, list[int]]]:
-        """The answer's next token."""
+    def step(self) -> Sequence[tuple[Row, list[Choice]]]:
+        """The answer's next token, or the next text."""
         row = self._row
         if row is None or row.over:
             return []
-        token = next(row.tokens, None)
-        row.over = token is None
-        return [(row, [] if token is None else [token])]
+        if isinstance(row, StreamedReading):
+            result = next(row.coming, None)
+            row.over = result is None
+            row.results += [] if result is None else [result]
+            return [(row, [])]
+        choice = next(row.choices, None)
+        row.over = choice is None
+        return [(row, [] if choice is None else [choice])]

@@ -4,25 +4,42 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from openafm.adapters.lora import detach, load_adapter
 from openafm.adapters.store import Adapter, AdapterStore
 from openafm.engine.package import Package, find_package
+from openafm.engine.protocol import TOP_LOGPROBS
 from openafm.engine.together import OneByOne
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
-from openafm.model.generate import generate, stream
-from openafm.model.generation import Generation
+from openafm.model.generate import choice, generate, stream
+from openafm.model.generation import Choice, Generation
 from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Python's error where torch has its own for want of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 class TorchEngine:
     """Decodes with one model; a request with another adapter than the last one's swaps the low-rank matrices."""
 
-    options: frozenset[str] = frozenset()
+    options = frozenset({TOP_LOGPROBS})
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, adapters: Mapping[str, Adapter] | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -78,7 +95,11 @@ class TorchEngine:
             self._current = adapter
         return self.model.eval()
 
-    def generate(
+    def generate(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[int]:
+        """Yield the tokens of `choices`."""
+        return (made.token for made in self.choices(prompt, max_tokens=max_tokens, **options))
+
+    def choices(
         self,
         prompt: list[int],
         *,
@@ -86,9 +107,10 @@ class TorchEngine:
         temperature: float = 1.0,
         seed: int = 0,
         adapter: str | None = None,
+        top_logprobs: int | None = None,
         **options: Any,
-    ) -> Iterator[int]:
-        """Yield the answer's tokens, the stop token last where the model ends by itself.
+    ) -> Iterator[Choice]:
+        """Yield the answer one token at a time, the stop token last where the model ends by itself.
 
         One answer at a time: a request with another adapter waits for this one to end. Raises ValueError for a
         grammar, and for whatever else only the native engine does.
@@ -96,10 +118,23 @@ class TorchEngine:
         if asked := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"torch does not carry out {', '.join(asked)}: build the native engine (openafm doctor)")
         model = self.use(adapter)
-        for token in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), temperature=temperature, seed=seed):
-            yield token
-            if token in self._stop:
-                return
+        sampling: dict[str, Any] = {"temperature": temperature, "seed": seed, "top_logprobs": top_logprobs}
+        with _memory_errors():
+            for made in stream(model, prompt, max_tokens=max_tokens, stop_ids=set(), **sampling):
+                yield made
+                if made.token in self._stop:
+                    return
+
+    @torch.inference_mode()
+    def read(self, text: list[int], adapter: str | None, told: int | None) -> NDArray[np.float32] | list[Choice]:
+        """The mean of a text's last hidden states without the token that begins it, or what its tokens were told."""
+        with _memory_errors():
+            model = self.use(adapter)
+            states = model.hidden(torch.tensor([text], device=model.model.embed_tokens.weight.device))
+            if told is not None:
+                rows = model.logits(states[0, :-1]).float()
+                return [choice(token, row, told) for token, row in zip(text[1:], rows, strict=True)]
+        return np.asarray(states[0, 1:].float().mean(0).cpu(), dtype=np.float32)
 
     def together(self) -> OneByOne:
         """A batch of one answer."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from openafm.model.generation import Generation
+from openafm.model.generation import Choice, Generation
 from openafm.model.transformer import Cache, Transformer
 
 
@@ -96,8 +96,9 @@ def stream(
     temperature: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-) -> Iterator[int]:
-    """Yield one answer token by token, as a chat shows it."""
+    top_logprobs: int | None = None,
+) -> Iterator[Choice]:
+    """Yield one answer token by token, as a chat shows it, with log-probabilities where `top_logprobs` is told."""
     generator = torch.Generator().manual_seed(seed)
     weight = model.model.embed_tokens.weight
     cache = Cache(model.config, 1, len(prompt) + max_tokens, weight.dtype, weight.device)
@@ -107,5 +108,12 @@ def stream(
         token = int(choose(logits, temperature, top_k, generator))
         if token in stop_ids:
             return
-        yield token
+        yield Choice(token) if top_logprobs is None else choice(token, logits[0], top_logprobs)
         tokens = torch.tensor([[token]], device=weight.device)
+
+
+def choice(token: int, logits: Tensor, most: int) -> Choice:
+    """A token, with what the model thought of it and of so many likely ones."""
+    logprobs = torch.log_softmax(logits, -1)
+    values, tokens = logprobs.topk(min(most, len(logprobs)))
+    return Choice(token, float(logprobs[token]), list(zip(tokens.tolist(), values.tolist(), strict=True)))

@@ -1,6 +1,18 @@
 """What every decoder answers with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Choice(NamedTuple):
+    """One token that was chosen, and what the model thought of it: before penalties, masks, temperature and cuts."""
+
+    token: int
+    logprob: float | None = None
+    """Natural log of its probability; None where nobody asked and it is not at hand."""
+    likeliest: Sequence[tuple[int, float]] = ()
+    """The likeliest tokens here with theirs, as many as were asked for, the likeliest first."""
 
 
 @dataclass

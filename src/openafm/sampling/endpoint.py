@@ -33,7 +33,7 @@ class EndpointSampler:
     """Samples from `url` (ending in `/v1`), `concurrency` requests at a time, retried with doubled waits.
 
     The key, if the server wants one, is `key` or the environment's OPENAI_API_KEY. A server that refuses to tell
-    log-probabilities by name, as `openafm serve` does, is asked without them from then on; `logprobs=False` never asks.
+    log-probabilities by name is asked without them from then on; `logprobs=False` never asks.
     """
 
     def __init__(

@@ -6,14 +6,25 @@ The terminal chat shows its pieces, the server sends them.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from openafm.engine import Engine
+from openafm.engine.protocol import Batch, Row
+from openafm.model.generation import Choice
 from openafm.sampling.sampler import stop_tokens
 from openafm.tokenizer import Tokenizer
 
 UNFINISHED = 3
 """Bytes of UTF-8 that may still become a character, and so the most U+FFFD that may still change."""
+
+
+class Piece(NamedTuple):
+    """What one token adds to an answer."""
+
+    text: str
+    """Often empty: what may still change is held back, and comes with a later one."""
+    choice: Choice | None = None
+    """The token; None where what was held back comes last."""
 
 
 class Characters:
@@ -99,6 +110,10 @@ class Answer:
         self.finish: Literal["stop", "length"] = "length"
         """"stop" once the model or a stop string ended the answer; else it is cut by `max_tokens` or `until`."""
 
+    def begin(self, batch: Batch) -> Row:
+        """Join an engine's batch."""
+        return batch.add(self.prompt, **self.options)
+
     @property
     def late(self) -> bool:
         """Whether its time is over."""
@@ -109,13 +124,13 @@ class Answer:
         """Whether no further token is wanted."""
         return self.finish == "stop" or self.late
 
-    def push(self, token: int) -> str:
-        """Return the text that this token completes."""
+    def push(self, choice: Choice) -> Piece:
+        """Take in a token; returns the text that it completes."""
         self.tokens += 1
-        text = self._strings.push(self._characters.push(token))
-        if self._strings.met or token in self._ends:
+        text = self._strings.push(self._characters.push(choice.token))
+        if self._strings.met or choice.token in self._ends:
             self.finish = "stop"
-        return text
+        return Piece(text, choice)
 
     def rest(self) -> str:
         """Return what is still held back when no token follows."""
@@ -128,8 +143,8 @@ class Answer:
 
     def by(self, engine: Engine) -> Iterator[str]:
         """Let an engine make it; yields its text, a piece a token."""
-        for token in engine.generate(self.prompt, **self.options):
-            yield self.push(token)
+        for choice in engine.choices(self.prompt, **self.options):
+            yield self.push(choice).text
             if self.over:
                 break
         yield self.rest()

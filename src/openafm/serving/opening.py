@@ -27,6 +27,8 @@ class Opened:
     engine: Engine
     talks: bool
     """Whether the model answers; else it continues the text it is given."""
+    short_calls: bool = False
+    """Whether it has learned to call tools by signatures only, in the short form of small vocabularies."""
 
     @property
     def adapter(self) -> str | None:
@@ -37,7 +39,7 @@ class Opened:
 def open_model(folder: Path) -> Opened:
     """Load the best model in `folder`. Raises ValueError where there is none, or where it is damaged."""
     path = latest_model(folder)
-    return Opened(path, _name(folder), open_engine(path), _stage(path) not in CONTINUES)
+    return Opened(path, _name(folder), open_engine(path), _stage(path) not in CONTINUES, _short_calls(path))
 
 
 def latest_model(run: Path) -> Path:
@@ -73,6 +75,15 @@ def _stage(folder: Path) -> str | None:
     """The stage that made a step's output; None for a folder that came from elsewhere."""
     path = folder / "manifest.json"
     return json.loads(path.read_text())["stage"] if path.exists() else None
+
+
+def _short_calls(found: Path) -> bool:
+    """Whether the run that made the model has tool data of the short form only (openafm.synthesis.tool_use)."""
+    run = found.resolve().parent / "run.json"
+    steps = json.loads(run.read_text())["steps"] if run.exists() else []
+    manifests = [run.parent / step["name"] / "manifest.json" for step in steps if step["stage"] == "tool_data"]
+    configs = [json.loads(manifest.read_text())["config"] for manifest in manifests if manifest.exists()]
+    return bool(configs) and not any(config["library"] for config in configs)
 
 
 def holds_model(folder: Path) -> bool:

@@ -1,60 +1,27 @@
-"""What `openafm serve` accepts: the bodies of OpenAI's chat and text completions, and errors in OpenAI's shape.
+"""What `openafm serve` accepts: the bodies of OpenAI's chat and text completions, and of vLLM's calls for adapters."""
 
-A parameter that would change the answer and is not carried out is refused by name, never ignored.
-"""
+from typing import Any, ClassVar, Literal
 
-from typing import Any, Literal, TypeVar
-
-import orjson
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from openafm.engine.guidance import json_schema
-from openafm.engine.protocol import CUTS, PENALTIES
-from openafm.sampling.sampler import Prompt
-from openafm.stage import Config
+from openafm.engine.protocol import CUTS, PENALTIES, TOP_LOGPROBS
+from openafm.serving.body import Body
+from openafm.serving.tools import NamedTool, Tool, Toolbox, ToolCall
 
-NEUTRAL: dict[str, Any] = {
-    "best_of": 1, "logit_bias": {}, "echo": False, "suffix": "", "tools": [], "modalities": ["text"], "store": False,
-    "service_tier": "auto",
-}  # fmt: skip
-"""Parameters that are accepted with the value that changes nothing, and refused with any other."""
-SILENT = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
-"""Parameters that never change an answer."""
-MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS = 4, 256, 8
+MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS, MAX_ALTERNATIVES, MAX_TOOLS = 4, 256, 8, 20, 128
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
 
 
-class ApiError(Exception):
-    """A request that is refused; the server answers with `body()` and `status`."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        kind = {429: "rate_limit_error"}.get(
-            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
-        )
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class _Body(Config, strict=True):
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_unset(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Options of a stream."""
 
     include_usage: bool = False
     """Send the token counts in a last chunk."""
 
 
-class JsonSchema(_Body):
+class JsonSchema(Body):
     """A schema and what clients send with it; answers keep to it whether `strict` or not."""
 
     name: str = ""
@@ -63,7 +30,7 @@ class JsonSchema(_Body):
     schema_: dict[str, Any] = Field({}, alias="schema")
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """What the answer has to be."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -82,11 +49,13 @@ class ResponseFormat(_Body):
         return json_schema(self.json_schema.schema_ if self.json_schema else {"type": "object"})
 
 
-class Message(_Body):
+class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
+    content: str = ""
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -99,10 +68,24 @@ class Message(_Body):
                 raise ValueError("this model reads text only: give a string or parts of type text")
         return "".join(part["text"] for part in content)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Message":
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise ValueError("content is missing: only an assistant's message that calls tools can do without")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to the assistant's messages")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id goes with the role tool, and only with that")
+        return self
 
-class Completion(_Body):
+
+class Completion(Body):
     """What chats and text completions have in common."""
 
+    neutral: ClassVar[dict[str, Any]] = {
+        "best_of": 1, "logit_bias": {}, "suffix": "", "modalities": ["text"], "store": False,
+        "service_tier": "auto",
+    }  # fmt: skip
     model: str
     n: int = Field(1, ge=1, le=MAX_ANSWERS)
     temperature: float = Field(1.0, ge=0, le=2)
@@ -148,10 +131,16 @@ class Completion(_Body):
             raise ValueError("stream_options goes with stream=true only")
         return self
 
-    def cuts(self) -> dict[str, Any]:
-        """Sampling parameters beside temperature and seed, as far as they change anything."""
+    @property
+    def told(self) -> int | None:
+        """How many alternatives the log-probabilities of each token are told with; None: none are told."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """What the engine is asked for beside temperature and seed, as far as it changes anything."""
         fields = type(self).model_fields
-        return {name: getattr(self, name) for name in CUTS + PENALTIES if getattr(self, name) != fields[name].default}
+        cuts = {name: getattr(self, name) for name in CUTS + PENALTIES if getattr(self, name) != fields[name].default}
+        return cuts if self.told is None else {**cuts, TOP_LOGPROBS: self.told}
 
     @property
     def limit(self) -> int | None:
@@ -163,19 +152,81 @@ class ChatCompletion(Completion):
     """Body of `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_ALTERNATIVES)
 
-    def text(self) -> Prompt:
-        """The conversation; OpenAI's newer name of the system role is taken as that."""
-        renamed = {"developer": "system"}
-        return [{"role": renamed.get(m.role, m.role), "content": m.content} for m in self.messages]
+    @model_validator(mode="after")
+    def _told_with(self) -> "ChatCompletion":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs=true only")
+        return self
+
+    @property
+    def told(self) -> int | None:
+        """Alternatives of each token."""
+        return self.top_logprobs if self.logprobs else None
+
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+
+    @model_validator(mode="after")
+    def _callable(self) -> "ChatCompletion":
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice required goes with tools only")
+        if self.toolbox and self.response_format.type != "text":
+            raise ValueError("response_format goes with tools only where tool_choice is none: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _answered(self) -> "ChatCompletion":
+        made: set[str | None] = set()
+        for number, message in enumerate(self.messages):
+            made |= {call.id for call in message.tool_calls}
+            if message.role == "tool" and message.tool_call_id not in made:
+                raise ValueError(f"messages.{number}: no call before it has the id {message.tool_call_id!r}")
+        return self
+
+    @property
+    def toolbox(self) -> Toolbox | None:
+        """What may be called; None where nothing may."""
+        functions = [tool.function for tool in self.tools]
+        if not functions or self.tool_choice == "none":
+            return None
+        if isinstance(self.tool_choice, NamedTool):
+            wanted = self.tool_choice.function.name
+            return Toolbox([function for function in functions if function.name == wanted], "required", False)
+        return Toolbox(functions, self.tool_choice, self.parallel_tool_calls)
 
 
 class TextCompletion(Completion):
     """Body of `/v1/completions`."""
 
+    neutral: ClassVar[dict[str, Any]] = {**Completion.neutral, "tools": []}
     prompt: str
-    max_tokens: int | None = Field(16, ge=1)
-    """As with OpenAI, 16 unless told."""
+    max_tokens: int | None = Field(16, ge=0)
+    """As with OpenAI, 16 unless told; 0 with `echo`."""
+    logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    echo: bool = False
+    """The prompt itself is told with its log-probabilities; nothing is made."""
+
+    @model_validator(mode="after")
+    def _only_told(self) -> "TextCompletion":
+        if self.echo != (self.max_tokens == 0):
+            raise ValueError("echo goes with max_tokens=0, and that only with echo: a prompt is scored, or continued")
+        if self.echo and (self.logprobs is None or self.stream or self.n > 1 or not self.prompt):
+            raise ValueError("echo tells log-probabilities: give a prompt and logprobs, without stream and n")
+        return self
+
+    @property
+    def told(self) -> int | None:
+        """Alternatives of each token."""
+        return self.logprobs
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -186,12 +237,8 @@ class TextCompletion(Completion):
             return prompt[0]
         return prompt
 
-    def text(self) -> Prompt:
-        """The text to continue."""
-        return self.prompt
 
-
-class LoraAdapter(_Body):
+class LoraAdapter(Body):
     """Body of `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`, as vLLM has them."""
 
     lora_name: str
@@ -203,37 +250,3 @@ class LoraAdapter(_Body):
         if self.lora_path is not None and self.lora_path.rstrip("/").rpartition("/")[2] != self.lora_name:
             raise ValueError("lora_path must end with lora_name: adapters come from the server's own folder, by name")
         return self
-
-
-Kind = TypeVar("Kind", ChatCompletion, TextCompletion, LoraAdapter)
-
-
-def parse(kind: type[Kind], raw: bytes) -> Kind:
-    """Read a body. Raises ApiError naming the parameter that is wrong or not supported."""
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise ApiError(400, "the body must be a JSON object")
-    kept = {name: value for name, value in body.items() if name not in SILENT and value is not None}
-    for name, neutral in NEUTRAL.items():
-        if kept.pop(name, neutral) != neutral:
-            remedy = f"leave it out or send {orjson.dumps(neutral).decode()}"
-            raise ApiError(400, f"unsupported value of {name}: {remedy}", name, "unsupported_value")
-    try:
-        return kind.model_validate(kept)
-    except ValidationError as error:
-        raise _named(error) from None
-
-
-def _named(error: ValidationError) -> ApiError:
-    """OpenAI's error for the first thing that pydantic found."""
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unsupported parameter: {param}", param, "unsupported_parameter")
-    if first["type"] == "missing":
-        return ApiError(400, f"missing required parameter: {param}", param, "missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{param}: {message}" if param else message, param, "invalid_value")

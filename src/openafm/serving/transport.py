@@ -1,4 +1,4 @@
-"""HTTP below the protocol: bodies within limits, clients that leave, errors in OpenAI's shape, counted requests."""
+"""HTTP below the protocol: bodies within limits, clients that leave, errors in OpenAI's shape."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,10 +9,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from openafm.serving.metrics import Metrics
-from openafm.serving.requests import ApiError
+from openafm.serving.accounting import LEFT, record
+from openafm.serving.body import ApiError
 from openafm.serving.worker import Job
 
 Result = TypeVar("Result")
@@ -69,36 +69,12 @@ class EventStream(StreamingResponse):
                 job.stop()
 
 
-class Counting:
-    """Counts requests by path and status, around everything else."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, and note the status."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        status = 500
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self._metrics.add("openafm_requests_total", path=path, status=status)
-
-
 def answer_errors(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape."""
 
-    def refused(_: Request, error: Exception) -> Response:
+    def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
+        record(request).fail(error)
         return to_json(error.body(), error.status)
 
     def routed(_: Request, error: Exception) -> Response:
@@ -106,7 +82,7 @@ def answer_errors(app: FastAPI) -> None:
         return to_json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
 
     def left(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)
+        return Response(status_code=LEFT)
 
     def failed(_: Request, __: Exception) -> Response:
         return to_json(ApiError(500, "the server failed; its log says why").body(), 500)

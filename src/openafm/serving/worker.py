@@ -4,12 +4,14 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from openafm.engine import Engine
-from openafm.engine.protocol import Row
+from openafm.engine.protocol import Batch, Row
+from openafm.model.generation import Choice
 from openafm.serving.adapters import Adapters, Fetched
-from openafm.serving.answer import Answer
+from openafm.serving.answer import Piece
 
 
 class Busy(Exception):  # noqa: N818  names the state, as queue.Full does
@@ -20,23 +22,53 @@ class Stopped(Exception):  # noqa: N818
     """The job was stopped before its answer was whole."""
 
 
-class Job:
-    """An answer that is waiting, being made, or over: `async for` gives its pieces as they come."""
+class Task(Protocol):
+    """What a job is about: an answer, or texts to read."""
 
-    def __init__(self, worker: "Worker", answer: Answer, over: Callable[["Job"], None], fetched: Fetched | None):
+    prompt: list[int]
+    adapter: str | None
+    tokens: int
+
+    @property
+    def late(self) -> bool:
+        """Whether its time is over."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether no further token is wanted."""
+        ...
+
+    def begin(self, batch: Batch) -> Row:
+        """Join an engine's batch."""
+        ...
+
+    def push(self, choice: Choice) -> Piece:
+        """Take in a token; returns the text that it completes."""
+        ...
+
+    def rest(self) -> str:
+        """What is still held back when no token follows."""
+        ...
+
+
+class Job:
+    """A task that is waiting, being done, or over: `async for` gives an answer's pieces as they come."""
+
+    def __init__(self, worker: "Worker", answer: Task, over: Callable[["Job"], None], fetched: Fetched | None):
         self._worker, self.answer, self._over, self.fetched = worker, answer, over, fetched
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         self.row: Row | None = None
         self.stopped = False
-        self.began = self.ended = 0.0
-        """`time.monotonic()`; 0 before."""
+        self.began = self.first = self.ended = 0.0
+        """`time.monotonic()` of its turn, its first token and its end; 0 before."""
 
     def __aiter__(self) -> "Job":
         """Iterate over the pieces; an error of the engine is raised here."""
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> Piece:
         """Wait for the next piece."""
         piece = await self._arrived.get()
         if piece is None:
@@ -51,10 +83,11 @@ class Job:
         self._worker.give_up(self)
         self._arrived.put_nowait(Stopped())  # for who still waits, when the server ends
 
-    def push(self, tokens: list[int]) -> None:
+    def push(self, chosen: list[Choice]) -> None:
         """Send what the engine made, up to where the answer ends; in the worker's thread."""
-        for token in tokens:
-            self._send(self.answer.push(token))
+        self.first = self.first or time.monotonic()
+        for choice in chosen:
+            self._send(self.answer.push(choice))
             if self.answer.over:
                 break
 
@@ -62,11 +95,11 @@ class Job:
         """Send the last of it; in the worker's thread, or for a job that never began."""
         self.ended = time.monotonic()
         if error is None and self.began and (rest := self.answer.rest()):
-            self._send(rest)
+            self._send(Piece(rest))
         self._loop.call_soon_threadsafe(self._over, self)
         self._send(error)
 
-    def _send(self, piece: str | Exception | None) -> None:
+    def _send(self, piece: Piece | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
 
 
@@ -94,7 +127,7 @@ class Worker:
         """Jobs in the queue."""
         return len(self._waiting)
 
-    def submit(self, answers: list[Answer], over: Callable[[Job], None], fetched: Fetched | None = None) -> list[Job]:
+    def submit(self, answers: Sequence[Task], over: Callable[[Job], None], fetched: Fetched | None = None) -> list[Job]:
         """Queue all answers, or none and raise Busy; `over` is called with each job when it has ended, anyhow.
 
         `fetched` is their adapter, where it was not in memory.
@@ -152,7 +185,7 @@ class Worker:
             busy = {other.answer.adapter for other in self._making if other.row is not None}
             self._adapters.enter(job.answer.adapter, busy, job.fetched)
             job.fetched = None
-            job.row = self._batch.add(job.answer.prompt, **job.answer.options)
+            job.row = job.answer.begin(self._batch)
         except Exception as error:  # whatever it is, it belongs to this request
             self._leave(job, error)
 
@@ -165,10 +198,10 @@ class Worker:
                 self._leave(job, error)
             return
         jobs = {job.row: job for job in self._making}
-        for row, tokens in made:
+        for row, chosen in made:
             job = jobs[row]
             try:
-                job.push(tokens)
+                job.push(chosen)
             except Exception as error:
                 self._leave(job, error)
                 continue

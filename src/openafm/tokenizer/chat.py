@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,7 +34,8 @@ def _refuse(message: str) -> None:
 
 
 @cache
-def _compile(template: str) -> jinja2.Template:
+def compiled(template: str) -> jinja2.Template:
+    """A chat template, with what Hugging Face's expect to find."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -58,16 +60,21 @@ def render_chat(
     names: Mapping[str, str],
     special: Mapping[str, int],
     encode: Callable[[str], list[int]],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
     """Tokens of a conversation; with `add_generation_prompt` it ends where the assistant's answer begins.
 
     `names` are the template's variables (bos_token, eos_token), `special` maps special tokens to ids, `encode` turns
-    plain text into ordinary tokens. Raises ValueError for unknown roles, contents that are not text, and conversations
-    that the template refuses.
+    plain text into ordinary tokens. `tools`, in OpenAI's form, are for templates that show them. Raises ValueError for
+    unknown roles, contents that are not text, tools that name a special token, and what the template refuses.
     """
     _check(messages)
+    shown = {"tools": list(tools)} if tools else {}
+    described = json.dumps(shown, ensure_ascii=False)
+    if posing := [name for name in special if name in described]:  # the template writes them out as they are
+        raise ValueError(f"tools: {posing[0]} is a special token of this model: leave it out of their descriptions")
     hollow = [{"role": message["role"], "content": f"{_OPEN}{i}{_CLOSE}"} for i, message in enumerate(messages)]
-    text = _compile(template).render(messages=hollow, add_generation_prompt=add_generation_prompt, **names)
+    text = compiled(template).render(messages=hollow, add_generation_prompt=add_generation_prompt, **shown, **names)
     splitter = "|".join([f"{_OPEN}\\d+{_CLOSE}", *map(re.escape, sorted(special, key=len, reverse=True))])
     tokens: list[int] = []
     for part in re.split(f"({splitter})", text):

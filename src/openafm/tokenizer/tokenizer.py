@@ -6,17 +6,28 @@ the same files, so `load` takes either. Special tokens only ever come from `rend
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
 
-from openafm.tokenizer.chat import Message, render_chat
+from openafm.tokenizer.calls import CallForm, form_of
+from openafm.tokenizer.chat import Message, compiled, render_chat
 
 CONFIG = "tokenizer_config.json"
 SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
+
+
+def _bytes() -> dict[str, int]:
+    """The bytes that the letters of a byte-level vocabulary stand for (GPT-2's `bytes_to_unicode`)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+BYTES = _bytes()
 
 
 class Tokenizer(Protocol):
@@ -34,8 +45,16 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def piece(self, token: int) -> bytes:
+        """What one token adds to a text, maybe part of a character only; of a special token, its name."""
+
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Tokens of a conversation under the model's chat template; see `openafm.tokenizer.chat`."""
+
+    def call_form(self) -> CallForm | None:
+        """How the template writes calls of tools; None where it knows none."""
 
 
 class _Special(ABC):
@@ -55,7 +74,9 @@ class _Special(ABC):
     def encode(self, text: str) -> list[int]:
         """As `Tokenizer` has it."""
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Tokens of a conversation; contents cannot inject special tokens."""
         return render_chat(
             messages,
@@ -64,7 +85,13 @@ class _Special(ABC):
             names=self._names,
             special=self._special,
             encode=self.encode,
+            tools=tools,
         )
+
+    def call_form(self) -> CallForm | None:
+        """How the template writes calls of tools; None where it knows none."""
+        template = compiled(self._template)
+        return form_of(lambda **shown: template.render(**shown, **self._names), self._special)
 
 
 class SentencePieceTokenizer(_Special):
@@ -91,17 +118,19 @@ class SentencePieceTokenizer(_Special):
         """The text of `tokens`, special tokens left out."""
         return self._model.decode([int(token) for token in tokens])
 
+    def piece(self, token: int) -> bytes:
+        """What one token adds to a text; of a special token, its name."""
+        name: str = self._model.id_to_piece(token)
+        if self._model.is_byte(token):
+            return bytes([int(name[1:-1], 16)])
+        return name.encode() if self._textless(token) else name.replace(SPACE_MARK, " ").encode()
+
     def pieces(self) -> list[bytes | None]:
         """The bytes that each token stands for; None for those that stand for no text."""
-        model = self._model
-        return [
-            None
-            if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)
-            else bytes([int(model.id_to_piece(i)[1:-1], 16)])
-            if model.is_byte(i)
-            else model.id_to_piece(i).replace(SPACE_MARK, " ").encode()
-            for i in range(self.vocab_size)
-        ]
+        return [None if self._textless(token) else self.piece(token) for token in range(self.vocab_size)]
+
+    def _textless(self, token: int) -> bool:
+        return bool(self._model.is_control(token) or self._model.is_unknown(token) or self._model.is_unused(token))
 
 
 class HuggingFaceTokenizer(_Special):
@@ -115,6 +144,7 @@ class HuggingFaceTokenizer(_Special):
         self._model.encode_special_tokens = True  # special tokens in text are spelled out, not recognised
         self.vocab_size: int = self._model.get_vocab_size()
         added = self._model.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
         super().__init__(config, {token.content: i for i, token in sorted(added.items()) if token.special}, path)
 
     def encode(self, text: str) -> list[int]:
@@ -124,6 +154,12 @@ class HuggingFaceTokenizer(_Special):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, special tokens left out."""
         return self._model.decode([int(token) for token in tokens], skip_special_tokens=True)
+
+    def piece(self, token: int) -> bytes:
+        """What one token adds to a text; of a special token, its name."""
+        if token in self._added:
+            return self._added[token].encode()
+        return bytes(BYTES[letter] for letter in self._model.id_to_token(token) or "")
 
     def json(self) -> str:
         """The text of `tokenizer.json`."""
