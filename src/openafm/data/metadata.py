@@ -10,7 +10,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 _SEPARATOR = re.compile(r"\s+(?:[|\-–—:·»«/]|::)\s+")
 _META = re.compile(r"<[mM][eE][tT][aA]\s[^>]{1,600}>")
 _ATTRIBUTE = re.compile(r"""([a-zA-Z:-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
-_TIME = re.compile(r"<[tT][iI][mM][eE]\s[^>]{0,300}>")
+_TIME = re.compile(r"<time\s[^>]{0,300}>")
 _DATE_KEYS = (
     "article:published_time", "og:published_time", "datepublished", "date", "pubdate", "publishdate", "publish-date",
     "publish_date", "dc.date", "dc.date.issued", "dc.date.created", "dcterms.created", "dcterms.date", "dcterms.issued",
@@ -109,6 +109,8 @@ def _from_json(source: str) -> str:
 
 
 def _from_times(source: str) -> str:
+    if "<time" not in source:
+        return ""
     times = [_attributes(match[0]) for match in islice(_TIME.finditer(source), 40)]
     named = [fields for fields in times if "pubdate" in fields or "publi" in " ".join(fields.values()).lower()]
     return next((date for fields in named + times[:1] if (date := iso_date(fields.get("datetime", "")))), "")
