@@ -68,7 +68,8 @@ def test_a_message_is_answered_and_the_adapter_switched(server, browser):
     page.keyboard.press("Enter")
     expect(page.locator(".answer .how")).to_have_count(1, timeout=WAIT)
     assert page.locator(".mine .text").text_content() == "<b>some</b> words"  # shown, not obeyed
-    assert page.locator(".answer .text").text_content()
+    told = page.locator(".answer .how").text_content() or ""
+    assert page.locator(".answer .text").text_content() or "empty answer" in told  # random weights may end at once
     expect(page.locator(".answer .who")).to_have_text("toy-recovery:recovery")
     page.select_option("#model", "toy-recovery:summary")
     with page.expect_request("**/v1/chat/completions") as sent:

@@ -8,7 +8,7 @@ the forum's software are such a build; where nothing is named, siblings alike th
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -119,8 +119,8 @@ def unnamed_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[b
     if not _enough(page, inside) or not _told(page, texts):
         return None
     kept = _without_furniture(boxes, inside, texts)
-    for block in _paragraphs_outside(page, records, -1.5):
-        kept[block.box] = kept[block.box] or block.box < records[0]  # what opens the thread, and is built otherwise
+    for block in _opening(page, records):
+        kept[block.box] = True
     return kept
 
 
@@ -309,12 +309,37 @@ def _titles(page: Page, owner: list[int], records: set[int]) -> bool:
     return 2 * len(titled) >= len(records)
 
 
+def _opening(page: Page, records: list[int]) -> list[Block]:
+    """What opens a thread and is built otherwise, as a question is: paragraphs before the first post, and under the
+    page's headline shorter ones too.
+    """
+    found, least = list[Block](), LONG
+    for block in _outside_of(page, records, -1.5):
+        if block.box > records[0]:
+            break
+        if block.kind == "h1":
+            found, least = [], 3
+        elif (
+            block.words > least
+            and block.kind[0] != "h"
+            and 3 * block.linked < len(block.text)
+            and not _is_around(block)
+        ):
+            found.append(block)
+    return found
+
+
 def _outside(page: Page, records: list[int], least: float) -> int:
     """Characters of paragraphs outside of the posts, boxes of a weight of `least` or below left out."""
-    return sum(len(block.text) for block in _paragraphs_outside(page, records, least))
+    return sum(
+        len(block.text)
+        for block in _outside_of(page, records, least)
+        if block.words > LONG and 3 * block.linked < len(block.text)
+    )
 
 
-def _paragraphs_outside(page: Page, records: list[int], least: float) -> list[Block]:
+def _outside_of(page: Page, records: list[int], least: float) -> Iterator[Block]:
+    """The blocks outside of the posts, those in boxes of a weight of `least` or below left out."""
     parent, weight = page.boxes.parent, page.boxes.weight
     skip = [False] * len(weight)
     for index in records:
@@ -322,8 +347,4 @@ def _paragraphs_outside(page: Page, records: list[int], least: float) -> list[Bl
     for index in range(1, len(weight)):
         if not skip[index]:
             skip[index] = skip[parent[index]] or weight[index] <= least
-    return [
-        block
-        for block in page.blocks
-        if block.words > LONG and 3 * block.linked < len(block.text) and not skip[block.box]
-    ]
+    return (block for block in page.blocks if not skip[block.box])
