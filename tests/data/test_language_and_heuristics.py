@@ -13,6 +13,9 @@ def test_plain_text_and_documentation_pass():
     assert judge_prose(TEXT, 25) == ("", "")
     listing = "```\n" + "}\n" * 40 + "```"
     assert judge_prose(f"# Title\n\n{TEXT}\n\n{listing}", 25) == ("", "")
+    imports = "\n".join(f"from package.module_{n} import function_{n}, another_{n}" for n in range(20))
+    assert judge_prose(f"# package.module\n\n```\n{imports}\n```", 25) == ("", "")  # a page of code, not bad prose
+    assert judge_prose(f"# data\n\n```\n{'0123 4567 ' * 400}\n```", 25)[0] == "code.minified"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ _VERSION = re.compile(
     re.I,
 )
 _EXAMPLE = re.compile(
-    r"\b(?:e\.g\.|for (?:example|instance)|such as|examples?|listen|allow|deny|bind|proxypass|virtualhost|require"
+    r"\b(?:e\.g\.|for (?:example|instance)|such as|examples?|listen|allow|deny|bind|proxypass|(?:name)?virtualhost|require"
     r"|balancermember|servername|inet|cidr|subnet|netmask|where|values?|hostaddr)\b[^\n]{0,32}$|[<'\"(=]$",
     re.I,
 )

@@ -46,7 +46,7 @@ _URL_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{0,60}:([^\
 _DSN_PASSWORD = re.compile(r"(?:Password|Pwd)\s?=\s?([^;\s\"'<>{}$]{6,60})(?=[;\"'\s]|$)", re.I)
 _DSN_SIGN = re.compile(r"(?:Server|Data Source|Host|User ?ID|Uid|Database|Initial Catalog)\s?=", re.I)
 _PLACEHOLDER = re.compile(
-    r"x{4,}|\*{3,}|\.{3}|123456|abcdef|abc-?def|example|your|change|passw[o0]rd|passwd|s[e3]cret|dummy|sample|test"
+    r"x{4,}|\*{3,}|\.{3}|123456|abcdef|abc-?def|example|your|change|passw[o0]rd|passwd|s[e3]cret|secr[e3]t|-encrypted|dummy|sample|test"
     r"|placeholder|foo|none|null|token|\bmy|redacted|\bfake|env\.|process\.|config\.|os\.|%[sd(]|\$\{|^\W+$",
     re.I,
 )

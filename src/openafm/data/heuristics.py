@@ -53,6 +53,8 @@ def judge_prose(text: str, min_words: int) -> tuple[str, str]:
     without_headings = _HEADING.sub("", outside)
     if len(outside.split()) >= 50:  # braces and repeated lines are at home in listings
         text, words = outside, outside.split()
+    elif len(outside) < 0.5 * len(text):
+        return judge_code(text)  # a listing with hardly a word around it
     mean = sum(map(len, words)) / len(words)
     if not 2.5 <= mean <= 12:
         return "word-length", f"{mean:.1f} characters a word"
