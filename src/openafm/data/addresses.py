@@ -105,8 +105,8 @@ _VERSION = re.compile(
     re.I,
 )
 _EXAMPLE = re.compile(
-    r"\b(?:e\.g\.|for (?:example|instance)|such as|examples?|listen|allow|deny|bind|proxypass|(?:name)?virtualhost|require"
-    r"|balancermember|servername|inet|cidr|subnet|netmask|where|values?|hostaddr)\b[^\n]{0,32}$|[<'\"(=]$",
+    r"\b(?:e\.g\.|for (?:example|instance)|such as|examples?|listen|allow|deny|bind|proxypass|(?:name)?virtualhost"
+    r"|require|balancermember|servername|inet|cidr|subnet|netmask|where|values?|hostaddr)\b[^\n]{0,32}$|[<'\"(=]$",
     re.I,
 )
 """Where documentation writes addresses that it made up: settings, query literals, examples."""
