@@ -100,3 +100,14 @@ def test_a_manuals_signature_of_a_function_is_no_writers():
     body = "".join(entry.format(n=n) for n in range(4))
     text = extract(f"<body><div class='section'><h1>Files</h1>{body}</div></body>".encode()).text
     assert text.count("(path, mode)") == 4
+
+
+def test_short_posts_that_read_like_a_forum_s_own_lines_are_kept() -> None:
+    long = "A post that is long enough to be a paragraph, with some words on how to build the program from its source."
+    said = [long, "I would like to report a bug", "Please quote me a price", long, "What did you ask? I answered", long]
+    posts = "".join(
+        f'<div class="post"><div class="user"><b>u{n}</b><br>Joined: 2019</div><div class="message"><p>{text}</p></div>'
+        '<div class="signature">Quote | Reply | Report</div></div>'
+        for n, text in enumerate(said)
+    )
+    assert extract(f"<html><body><h1>T</h1>{posts}</body></html>".encode()).text == "\n\n".join(said)

@@ -35,7 +35,8 @@ _AROUND = re.compile(
     r"\d\d?:\d\d(?!\d)|\d{4}-\d\d-\d\d|\b\d\d?[./-]\d\d?[./-]\d\d|\bago\b|^#\d+|\bre:"
     r"|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* \d\d?\b"
     r"|\b(?:joined|registered|posts?|location|messages)\s*:"
-    r"|\b(?:posted|wrote|asked|answered|said|permalink|repl(?:y|ies)|quote|report|likes? this|is o(?:ff|n)line)\b"
+    r"|^(?:posted|asked|answered)\b|\b(?:posted|wrote|asked|answered|said)(?:$|:| (?:by|on|at|in)\b| \d)"
+    r"|\b(?:permalink|repl(?:y|ies)|quote|report|likes? this|is o(?:ff|n)line)\b"
     r"|\b(?:senior|junior) member\b|\bnewbie\b|\bvor \d+ |\b(?:antworten|zitieren|geschrieben|beiträge|mitglied)\b"
     r"|\bil y a \d|\b(?:répondre|citer|inscrit|responder|citar|mensajes)\b|ответить|цитата|сообщени"
     r"|回复|回覆|引用|举报|返信|発表于|发表于",
@@ -254,10 +255,24 @@ def _place_of_text(page: Page, records: list[int]) -> list[int]:
                 if kind[0] not in _LEAVES and mass[kid]:
                     places[*kind, seen[kind]].append(kid)
                     seen[kind] += 1
-        below = max(places.values(), key=lambda place: sum(mass[kid] for kid in place), default=[])
-        if len(below) < 0.7 * len(at) or sum(mass[kid] for kid in below) < MIN_AT_PLACE * total:
+        place, below = max(
+            places.items(), key=lambda entry: sum(mass[kid] for kid in entry[1]), default=(("", 0.0, 0), [])
+        )
+        told = {boxes.parent[kid] for kid in below}
+        others = (_nth(page, index, place) for index in at if index not in told)  # posts that read like a date
+        whole = sorted([*below, *(kid for kid in others if kid)])
+        if len(whole) < 0.7 * len(at) or sum(mass[kid] for kid in below) < MIN_AT_PLACE * total:
             return at
-        at = below
+        at = whole
+
+
+def _nth(page: Page, index: int, place: tuple[str, float, int]) -> int:
+    """The box at a place of a box, by tag, weight and number among those alike; 0 where there is none."""
+    tag, weight, number = place
+    alike = [
+        k for k in reversed(page.children.get(index, ())) if (page.boxes.tag[k], page.boxes.weight[k]) == (tag, weight)
+    ]
+    return alike[number] if number < len(alike) else 0
 
 
 def _below(boxes: Boxes, tops: Iterable[int]) -> list[bool]:
