@@ -165,12 +165,16 @@ def test_binary_is_no_text():
         b"<svg><style><p>" * 2_000,
         b"<p class=katex><math><mi>" * 2_000,
         b"<script type=math/tex><p>" * 2_000,
+        b"<ul><li>a few words" * 20_000,
+        b"<article>" * 50_000 + b"x",
+        (b"<div>" * 30_000 + b"<p>posted on 2020-01-02, at some length</p>" + b"</div>" * 30_000) * 3,
         b"",
     ],
 )
 def test_hostile_pages_end_soon(html):
     start = time.monotonic()
-    extract(html)
+    found = extract(html)
+    assert len(found.text) < 4 * len(html) + 100  # no blow-up by indentation
     assert time.monotonic() - start < 20  # a hang would be minutes; no claim on speed
 
 

@@ -225,7 +225,8 @@ def _named_body(boxes: Boxes, score: list[float]) -> int:
     if BODY not in weight and "article" not in tag:
         return 0
     bodies = [i for i in range(len(boxes)) if weight[i] == BODY or tag[i] == "article"]
-    outer = [i for i in bodies if parent[i] not in bodies]
+    known = set(bodies)
+    outer = [i for i in bodies if parent[i] not in known]
     needed = (ONLY_SHARE if len(outer) == 1 else NAMED_SHARE) * score[0]
     return max((i for i in bodies if weight[i] > 0 and score[i] >= needed), default=0)
 

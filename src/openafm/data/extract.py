@@ -19,6 +19,8 @@ from openafm.data.metadata import CONTROL, choose_title, is_thread, plain, publi
 MAX_HTML = 4_000_000
 """Characters of HTML that are read; longer pages are cut off there."""
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.I)
+DEEPEST_LIST = 12
+"""Lists within lists that are set in; a hostile page nests so many that the blanks alone would fill the memory."""
 MAX_LANGUAGE_DISTANCE = 1000
 """Above this out-of-place measure the n-gram language guess is worth nothing (resiliparse's own cut-off is 1200)."""
 
@@ -96,7 +98,7 @@ def render(blocks: list[Block]) -> str:
     parts: list[str] = []
     previous: Block | None = None
     for block in blocks:
-        text, indent = block.text, "  " * max(0, block.depth - 1)
+        text, indent = block.text, "  " * min(DEEPEST_LIST, max(0, block.depth - 1))
         if block.kind[0] == "h":
             text = f"{'#' * int(block.kind[1])} " + text.replace("\n", " ")
         elif block.kind == "pre":

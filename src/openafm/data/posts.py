@@ -28,6 +28,8 @@ MIN_SHARE = 0.3
 MAX_OUTSIDE, MAX_ABOVE_COMMENTS = 600, 300
 """Characters of paragraphs outside of unnamed posts above which these are comments below an article, and the same where
 they are named as comments."""
+DEEPEST = 50
+"""Boxes within boxes that the text of a post may stand in."""
 SHORT, LONG = 12, 15
 """Words up to which a line may be a post's date or button, and above which a block is a paragraph."""
 
@@ -245,7 +247,7 @@ def _place_of_text(page: Page, records: list[int]) -> list[int]:
     boxes, mass = page.boxes, page.mass
     _unweigh_around(page, records)
     at = records
-    while True:
+    for _ in range(DEEPEST):
         total = sum(mass[index] for index in at)
         places: dict[tuple[str, float, int], list[int]] = defaultdict(list)
         for index in at:
@@ -264,6 +266,7 @@ def _place_of_text(page: Page, records: list[int]) -> list[int]:
         if len(whole) < 0.7 * len(at) or sum(mass[kid] for kid in below) < MIN_AT_PLACE * total:
             return at
         at = whole
+    return at
 
 
 def _nth(page: Page, index: int, place: tuple[str, float, int]) -> int:
