@@ -242,8 +242,11 @@ def peak_memory(o: argparse.Namespace) -> str:
 def memory_of(name: str, o: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--only", name, "--memory", "one", "--size", o.size, "--batch", str(o.batch)]
     command += ["--length", str(o.length), "--threads", str(o.threads), "--precision", o.precision]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    if not lines:  # what was measured counts, even if the process aborts at its end, as the Trainer's thread may do
+        raise SystemExit(f"{name}: {done.stderr[-1000:]}")
+    return float(json.loads(lines[-1]))
 
 
 def seconds(step: Step) -> float:
