@@ -83,6 +83,12 @@ def listening(opened, key=None, limits=Limits(), adapters=None, **options):
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def opened(run):
+    """The run's package with its adapters, loaded once a module."""
+    return open_model(run / "recovery")
+
+
 @pytest.fixture
 def gated(run):
     """A server of a gated engine, with one place in its queue."""

@@ -10,18 +10,12 @@ import openai
 import pytest
 from tests.serving.conftest import client, listening
 
-from openafm.serving.opening import open_model
 from openafm.serving.server import Limits, serve
 
 MODEL = "toy-recovery:summary"
 SECRET = "some few of them"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": SECRET}], "max_tokens": 20, "seed": 3}
 PAGE = "https://app.example"
-
-
-@pytest.fixture(scope="module")
-def opened(run):
-    return open_model(run / "recovery")
 
 
 def logged(lines, count):

@@ -9,7 +9,6 @@ import pytest
 from tests.serving.conftest import client, listening
 
 from openafm.serving.answer import Answer
-from openafm.serving.opening import open_model
 from openafm.serving.server import Limits, is_loopback, serve
 from openafm.serving.transport import BODY_BYTES
 
@@ -18,11 +17,6 @@ BASE, RECOVERY, SUMMARY = "toy-recovery", "toy-recovery:recovery", "toy-recovery
 TOOLS = [{"type": "function", "function": {"name": "a"}}]
 LONG = {"max_tokens": 40, "temperature": 1.5, "seed": 3}
 """An answer that no stop token ends before its 40 tokens are there."""
-
-
-@pytest.fixture(scope="module")
-def opened(run):
-    return open_model(run / "recovery")
 
 
 @pytest.fixture(scope="module")

@@ -48,11 +48,6 @@ HERMES = CallForm('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call
 
 
 @pytest.fixture(scope="module")
-def opened(run):
-    return open_model(run / "recovery")
-
-
-@pytest.fixture(scope="module")
 def create(opened):
     with listening(opened) as url:
         yield client(url).chat.completions.create

@@ -84,6 +84,39 @@ class Block:
         self.words = words if len(text) < 15 * words else len(text) // 4  # Chinese and Japanese put no spaces
 
 
+@dataclass(slots=True)
+class Unit:
+    """Blocks that are judged together: one paragraph, or a whole list or table."""
+
+    blocks: list[Block]
+    words: int
+    characters: int
+    linked: int
+    box: int
+    link_density: float = 0.0
+    """Share of characters inside links; a listing's links are cross references, not navigation."""
+
+
+def units(blocks: list[Block]) -> list[Unit]:
+    """Join the blocks of one list or table."""
+    found: list[Unit] = []
+    group = -1
+    for block in blocks:
+        if block.group >= 0 and block.group == group and found[-1].blocks[-1].kind != "table":
+            unit = found[-1]
+            unit.blocks.append(block)
+            unit.words += block.words
+            unit.characters += len(block.text)
+            unit.linked += block.linked
+        else:
+            found.append(Unit([block], block.words, len(block.text), block.linked, block.box))
+        group = block.group
+    for unit in found:
+        if unit.linked and unit.blocks[0].kind != "pre":
+            unit.link_density = min(1.0, unit.linked / unit.characters)
+    return found
+
+
 def _hidden(attributes: str) -> bool:
     """Tell whether an element with these attributes is not shown, or shows what is no text of the page."""
     lower = attributes.lower()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
-from openafm.data.blocks import Block, Boxes
+from openafm.data.blocks import Block, Boxes, Unit, units
 from openafm.data.names import BODY, COMMENT_TEXT, POST
-from openafm.data.posts import named_posts, unnamed_posts
+from openafm.data.posts import LONG, below, named_posts, unnamed_posts
 
 MAIN_SHARE = 0.7
 """The main box is the deepest one that holds this share of the page's paragraph score."""
@@ -28,8 +28,6 @@ MAX_PHRASE = 200
 """Characters of the longest text that is compared with common phrases."""
 TOGETHER = 0.6
 """Share of the long paragraphs that stand side by side in an article; posts stand each in a box of its own."""
-LONG = 15
-"""Words that make a paragraph long: short ones before the first and after the last long one are often furniture."""
 
 
 def _phrases(name: str) -> re.Pattern[str]:
@@ -103,39 +101,6 @@ WEIGHTS = {
 }
 """What each signal adds to a block's log-odds of being body text; one that is not here adds nothing."""
 _weight_of = defaultdict(float, WEIGHTS).__getitem__
-
-
-@dataclass(slots=True)
-class Unit:
-    """Blocks that are judged together: one paragraph, or a whole list or table."""
-
-    blocks: list[Block]
-    words: int
-    characters: int
-    linked: int
-    box: int
-    link_density: float = 0.0
-    """Share of characters inside links; a listing's links are cross references, not navigation."""
-
-
-def units(blocks: list[Block]) -> list[Unit]:
-    """Join the blocks of one list or table."""
-    found: list[Unit] = []
-    group = -1
-    for block in blocks:
-        if block.group >= 0 and block.group == group and found[-1].blocks[-1].kind != "table":
-            unit = found[-1]
-            unit.blocks.append(block)
-            unit.words += block.words
-            unit.characters += len(block.text)
-            unit.linked += block.linked
-        else:
-            found.append(Unit([block], block.words, len(block.text), block.linked, block.box))
-        group = block.group
-    for unit in found:
-        if unit.linked and unit.blocks[0].kind != "pre":
-            unit.link_density = min(1.0, unit.linked / unit.characters)
-    return found
 
 
 def paragraph_score(unit: Unit) -> float:
@@ -216,7 +181,7 @@ def main_box(found: list[Unit], boxes: Boxes, weights: list[float]) -> tuple[int
     at, is_named = main, False
     while at > 0 and not is_named:
         is_named, at = boxes.weight[at] == BODY or boxes.tag[at] == "article", parent[at]
-    return main, below(boxes, main), is_named
+    return main, below(boxes, [main]), is_named
 
 
 def _named_body(boxes: Boxes, score: list[float]) -> int:
@@ -229,15 +194,6 @@ def _named_body(boxes: Boxes, score: list[float]) -> int:
     outer = [i for i in bodies if parent[i] not in known]
     needed = (ONLY_SHARE if len(outer) == 1 else NAMED_SHARE) * score[0]
     return max((i for i in bodies if weight[i] > 0 and score[i] >= needed), default=0)
-
-
-def below(boxes: Boxes, top: int) -> list[bool]:
-    """Tell for each box whether it is `top` or lies in it: boxes come in the page's order, so these are one stretch."""
-    size, parent = len(boxes), boxes.parent
-    end = top + 1
-    while end < size and parent[end] >= top:
-        end += 1
-    return [False] * top + [True] * (end - top) + [False] * (size - end)
 
 
 _TEXT_TAGS = {"p": "p", "li": "li", "td": "cell", "th": "cell", "dd": "dd", "dt": "dd", "blockquote": "p"}
@@ -354,9 +310,8 @@ def look(blocks: list[Block], boxes: Boxes, thread: bool) -> View:
     ]
     first, last = (long[0], long[-1]) if long else (0, len(found))
     hold = text_holder(found, boxes, long)
-    return View(
-        found, boxes, weights, inside, named, repeats, first, last, hold, below(boxes, hold), sections(found, first)
-    )
+    held = below(boxes, [hold])
+    return View(found, boxes, weights, inside, named, repeats, first, last, hold, held, sections(found, first))
 
 
 def sections(found: list[Unit], first: int) -> list[str]:

@@ -31,7 +31,7 @@ they are named as comments."""
 DEEPEST = 50
 """Boxes within boxes that the text of a post may stand in."""
 SHORT, LONG = 12, 15
-"""Words up to which a line may be a post's date or button, and above which a block is a paragraph."""
+"""Words up to which a line may be a post's date or button, and above which a block is a long paragraph."""
 
 _AROUND = re.compile(
     r"\d\d?:\d\d(?!\d)|\d{4}-\d\d-\d\d|\b\d\d?[./-]\d\d?[./-]\d\d|\bago\b|^#\d+|\bre:"
@@ -102,7 +102,7 @@ def named_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[boo
     if len(records) < least:
         return None
     texts = _place_of_text(page, records)
-    inside = _below(boxes, texts)
+    inside = below(boxes, texts)
     if thread and len(records) > 1:
         most = max(MAX_OUTSIDE, sum(page.mass[index] for index in records))
         sure = _outside(page, records, -1.5) <= most
@@ -118,7 +118,7 @@ def unnamed_posts(blocks: Sequence[Block], boxes: Boxes, thread: bool) -> list[b
     if not records:
         return None
     texts = _place_of_text(page, records)
-    inside = _below(boxes, texts)
+    inside = below(boxes, texts)
     if not _enough(page, inside) or not _told(page, texts):
         return None
     kept = _without_furniture(boxes, inside, texts)
@@ -278,13 +278,16 @@ def _nth(page: Page, index: int, place: tuple[str, float, int]) -> int:
     return alike[number] if number < len(alike) else 0
 
 
-def _below(boxes: Boxes, tops: Iterable[int]) -> list[bool]:
-    """Tell for each box whether it is one of `tops` or lies in one."""
-    inside = [False] * len(boxes)
-    for index in tops:
-        inside[index] = True
-    for index in range(1, len(boxes)):
-        inside[index] = inside[index] or inside[boxes.parent[index]]
+def below(boxes: Boxes, tops: Iterable[int]) -> list[bool]:
+    """Tell for each box whether it is one of `tops` or in one: boxes come in the page's order, so each is a stretch."""
+    size, parent = len(boxes), boxes.parent
+    inside = [False] * size
+    for top in tops:
+        inside[top] = True
+        end = top + 1
+        while end < size and parent[end] >= top:
+            inside[end] = True
+            end += 1
     return inside
 
 

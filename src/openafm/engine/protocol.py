@@ -65,16 +65,7 @@ class Engine(Protocol):
     options: frozenset[str]
     """What else answers may ask for: `top_logprobs`, `grammar`, and the sampler's cuts and penalties."""
 
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        max_tokens: int,
-        temperature: float = 1.0,
-        seed: int = 0,
-        adapter: str | None = None,
-        **options: Any,
-    ) -> Iterator[int]:
+    def generate(self, prompt: list[int], *, max_tokens: int, **options: Any) -> Iterator[int]:
         """Yield the tokens of `choices`."""
         ...
 

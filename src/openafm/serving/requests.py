@@ -1,5 +1,6 @@
 """What `openafm serve` accepts: the bodies of OpenAI's chat and text completions, and of vLLM's calls for adapters."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -132,9 +133,9 @@ class Completion(Body):
         return self
 
     @property
+    @abstractmethod
     def told(self) -> int | None:
         """How many alternatives the log-probabilities of each token are told with; None: none are told."""
-        raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
         """What the engine is asked for beside temperature and seed, as far as it changes anything."""
