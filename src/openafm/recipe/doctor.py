@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from openafm.files import free_memory
+
 DISK_GB = 6.0
 """Installation, downloads and a nano run together."""
 MEMORY_GB = 3.0
@@ -122,11 +124,10 @@ def _version(package: str) -> str:
 
 def _machine(folder: Path) -> list[Check]:
     """Torch and what it can use, memory, disk."""
-    memory = psutil.virtual_memory()
+    memory, total = free_memory() / 1e9, psutil.virtual_memory().total / 1e9
     free = shutil.disk_usage(folder).free / 1e9
     limits = [
-        Check("memory", memory.available / 1e9 >= MEMORY_GB, False,
-              f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
+        Check("memory", memory >= MEMORY_GB, False, f"{memory:.1f} of {total:.1f} GB free",
               f"nano takes up to {MEMORY_GB:.0f} GB: close other programs"),
         Check("disk", free >= DISK_GB, False, f"{free:.1f} GB free in {folder.resolve()}",
               f"setup, downloads and nano take up to {DISK_GB:.0f} GB: make room, or --runs-dir on another disk"),

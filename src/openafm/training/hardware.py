@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import nn
 
-from openafm.files import cores
+from openafm.files import cores, free_memory
 from openafm.model import Transformer
 from openafm.model.transformer import Block
 from openafm.stage import Hardware
@@ -37,7 +37,7 @@ def probe() -> tuple[Hardware, dict[str, Any]]:
         single, half = _tokens_per_second(device)
     finally:
         torch.set_num_threads(before)
-    free = psutil.virtual_memory().available
+    free = free_memory()
     precision: Literal["float32", "bfloat16"] = "bfloat16" if half > MARGIN * single else "float32"
     micro_batch = 8192 if free > SMALL_MEMORY else 2048
     measured = {
