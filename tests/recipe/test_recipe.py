@@ -217,7 +217,7 @@ def test_a_steps_parallelism_is_laid_over_the_recipes(tmp_path):
     assert recipe.steps["teacher"].parallelism == Parallelism(tensor=2)
     assert recipe.steps["long"].parallelism == Parallelism(tensor=2, context=4, recompute=True)
     keys = {
-        blank_manifest(one.steps["fetch"], one, Hardware(), {}).key for one in (plain, recipe)
+        blank_manifest(one.steps["fetch"], Hardware(), {}).key for one in (plain, recipe)
     }  # another arrangement leaves what is current current
     assert len(keys) == 1 and plain.digest() == recipe.digest()
     with pytest.raises(ValueError, match="unknown key; did you mean 'shard'"):

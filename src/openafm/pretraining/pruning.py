@@ -5,7 +5,7 @@ AFM report (arXiv 2407.21075), section 3.2, with the relaxation of CoDA (arXiv 2
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator
@@ -179,6 +179,9 @@ def cut(transformer: Transformer, masks: Tensor) -> Transformer:
 class CutConfig(Config):
     """The cut, and what it is compared with on held-out text."""
 
+    units: Literal["learned", "magnitude", "random"] = "learned"
+    """What stays: the masked model with its mask, as AFM has it, or, to compare, the teacher's own units of the highest
+    importance, or any."""
     sequence_length: int = 256
     held_out_tokens: int = 16_384
     mixture: Annotated[dict[str, float], AfterValidator(core_mixture)] = {"web": 0.7, "code": 0.2, "math": 0.1}
@@ -203,8 +206,8 @@ def prune(config: CutConfig, context: Context, *, model: Path, teacher: Path, sh
     difference = float((before - after).abs().max() / before.abs().max())
     if difference > 1e-5:
         raise ValueError(f"the cut changed the logits by {difference:.1e}, more than 1e-5: {model} may be damaged")
-    save_model(narrow, context.out, model)
     arms = _arms(load_model(teacher), masks, context.seed)
+    save_model(narrow if config.units == "learned" else arms[f"{config.units} units"], context.out, model)
     losses = {"uncut teacher": _loss(load_model(teacher), batches), "learned masks and weights": _loss(narrow, batches)}
     losses |= {name: _loss(arm, batches) for name, arm in arms.items()}
     return {

@@ -9,6 +9,7 @@ stage **starts from** a model (`inputs: {model: STEP}`, any model folder): weigh
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,12 @@ from openafm.pretraining.mixture import Data, check_core
 from openafm.pretraining.rope import rebase
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load as load_tokenizer
-from openafm.training.batches import Batch
-from openafm.training.loop import train, write_curve
+from openafm.training.batches import Batch, Batches
+from openafm.training.loop import DivergedError, Loss, Record, train, write_curve
 from openafm.training.losses import LossOutput, chunked_distillation, chunked_next_token
-from openafm.training.optimizers import AdamW, RMSPropMomentum
+from openafm.training.optimizers import AdamW, ClippedOptimizer, RMSPropMomentum
 from openafm.training.prefetch import Prefetched
-from openafm.training.schedules import cosine
+from openafm.training.schedules import Schedule, cosine
 
 
 class Shape(Config):
@@ -41,6 +42,7 @@ class Shape(Config):
     head_dim: int = 32
     d_ff: int = 384
     rope_base: float = 500_000.0
+    qk_norm: bool = True
 
 
 class PretrainConfig(Data):
@@ -61,6 +63,8 @@ class PretrainConfig(Data):
     """muParam's base: the width at which `lr` was found. AFM's is 768."""
     lengthen: bool = False
     """Raise the RoPE base from the model's longest length so far to `sequence_length`."""
+    may_diverge: bool = False
+    """Whether training that breaks off is a result (of an ablation) and not an error: the model is kept as it is."""
     ffn: float = 1.0
     """With `size`: FFN width of a new model as a multiple of the dial's, for a teacher that is pruned to it."""
 
@@ -126,12 +130,11 @@ def pretrain(
     optimizer = {"rmsprop": RMSPropMomentum, "adamw": AdamW}[config.optimizer](groups, config.lr, config.weight_decay)
     schedule = cosine(total, round(config.warmup * total), config.floor)
     started = time.monotonic()
-    curve = train(transformer, batches, loss, optimizer, schedule, context, label="pretrain")
+    curve, diverged = _trained(config, transformer, batches, loss, optimizer, schedule, context)
     context.note(share_waiting_for_batches=round(batches.waited_seconds / (time.monotonic() - started), 5))
     save_model(transformer, context.out, tokenizer)
     write_curve(curve, context.out)
-    last = [record["cross_entropy"] for record in curve[-(len(curve) // 10) - 1 :]]
-    ended = sum(last) / len(last)  # a record is of one batch
+    ended = tail_mean([record["cross_entropy"] for record in curve])
     return {
         "parameters": transformer.config.parameters,
         "tokens": total,
@@ -141,9 +144,30 @@ def pretrain(
         "rope_base": transformer.config.rope_base,
         "final_cross_entropy": round(ended, 5),
         "skipped_steps": optimizer.skipped,
+        **({"diverged": diverged} if config.may_diverge else {}),
         "headline": f"{transformer.config.parameters / 1e6:.2f}M parameters, {total:,} tokens, "
         f"cross-entropy {curve[0]['cross_entropy']:.2f} -> {ended:.2f} nats",
     }
+
+
+def _trained(
+    config: PretrainConfig, model: Transformer, batches: Batches, loss: Loss, optimizer: ClippedOptimizer,
+    schedule: Schedule, context: Context,
+) -> tuple[list[Record], bool]:  # fmt: skip
+    """The curve, and whether training broke off where that is allowed to happen."""
+    try:
+        return train(model, batches, loss, optimizer, schedule, context, label="pretrain"), False
+    except DivergedError as end:
+        if not config.may_diverge or not end.records:
+            raise
+        model.eval()
+        return list(end.records), True
+
+
+def tail_mean(values: Sequence[float]) -> float:
+    """Mean of the last tenth: a record is of one batch."""
+    last = values[-(len(values) // 10) - 1 :]
+    return sum(last) / len(last)
 
 
 def _start(config: PretrainConfig, context: Context, tokenizer: Path, model: Path | None) -> Transformer:

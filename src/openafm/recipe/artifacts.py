@@ -177,6 +177,35 @@ def publish(run: Path, step: str) -> None:
     remove(old)
 
 
+def borrow(run: Path, step: str, key: str) -> str | None:
+    """Put in place what another run in the same folder made of a step with this key, as hard links; that run's name.
+
+    None where there is none that is whole.
+    """
+    for path in sorted(run.parent.glob(f"*/{step}/{MANIFEST}")):
+        source = path.parent
+        try:
+            manifest = read_manifest(source)
+            if manifest is None or manifest.key != key or source.parent == run or damage(source, manifest):
+                continue
+            out, _ = prepare(run, step, key)
+            for name in (*manifest.outputs, MANIFEST):  # the manifest last: it says that all is there
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(source / name, out / name)
+        except (OSError, ValueError):  # the other run is at work on it, or it is damaged
+            continue
+        publish(run, step)
+        return source.parent.name
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that is whole or absent; NaN is refused."""
     new = path.with_name(f".{path.name}.new")

@@ -50,18 +50,18 @@ def take_part(recipe: Recipe, folder: Path) -> None:
     while (task := _tell(None))["step"] is not None:
         step, hardware = recipe.steps[task["step"]], Hardware(**task["hardware"])
         settle(hardware)
-        _call(recipe, step, hardware, folder)
+        _call(step, hardware, folder)
         meet(step)
 
 
-def _call(recipe: Recipe, step: Step, hardware: Hardware, folder: Path) -> None:
+def _call(step: Step, hardware: Hardware, folder: Path) -> None:
     """The stage's function, with folders of its own; only checkpoints are shared."""
     shared = artifacts.partial(folder, step.name) / "scratch"
     own = shared / f"rank-{os.environ['RANK']}"
     artifacts.remove(own / "out")
     for path in (own / "out", own / "scratch"):
         path.mkdir(parents=True, exist_ok=True)
-    context = Context(own / "out", own / "scratch", recipe.seed, hardware, warn=_nobody)
+    context = Context(own / "out", own / "scratch", step.seed, hardware, warn=_nobody)
     context.parallelism, context.shared = step.parallelism, shared
     step.signature.function(step.config, context, **step.paths(folder))
 

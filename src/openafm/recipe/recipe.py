@@ -2,7 +2,7 @@
 
     name: nano
     title: the whole recipe in half an hour
-    seed: 0
+    seed: 0                       # of every step, unless it has one of its own
     disk_mb: 3000                 # free space the run needs
     size: 7M                      # the dial of pretraining steps (openafm.model.presets), where they leave it open
     parallelism: {tensor: 1}      # how torchrun's processes share training steps (a step may have its own)
@@ -14,12 +14,15 @@
         inputs: {shards: shards, models: {writer: fetch/models/writer}}
         with: {tokens: 500_000}   # the stage's config
 
-What is wrong in it is one ValueError that names the file, the line and the remedy.
+A group of inputs may be a pattern of step names, or several (`models: [core-*, adamw-*]`), and one step may stand for
+many (openafm.recipe.matrix). What is wrong in it is one ValueError that names the file, the line and the remedy.
 """
 
 import difflib
+import fnmatch
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -30,6 +33,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from openafm.recipe import source as yaml_source
+from openafm.recipe.matrix import expand
 from openafm.recipe.source import Keys, Source
 from openafm.recipe.steps import STAGES, Signature, Stages, signature
 from openafm.stage import Config, Parallelism
@@ -37,11 +41,9 @@ from openafm.stage import Config, Parallelism
 Reference = str | dict[str, str]
 """`step` or `step/path/in/its/artifact`, or a named group of those."""
 Kind = TypeVar("Kind", bound=Config)
-EVERY = "*"
-"""For a group: every other step of the recipe, each under its own name (what the report reads)."""
 
 RECIPE_KEYS = ("name", "title", "seed", "disk_mb", "size", "parallelism", "defaults", "steps")
-STEP_KEYS = ("run", "inputs", "seconds", "parallelism", "with")
+STEP_KEYS = ("run", "inputs", "seconds", "seed", "matrix", "parallelism", "with")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Step:
     inputs: dict[str, Reference]
     seconds: float
     """Planned."""
+    seed: int = 0
+    """The step's own over the recipe's."""
     parallelism: Parallelism = field(default_factory=Parallelism)
     """The step's own over the recipe's."""
 
@@ -107,7 +111,8 @@ class Recipe:
     def digest(self) -> str:
         """SHA-256 of everything the recipe says."""
         steps = {
-            step.name: [step.stage, step.config.model_dump(mode="json"), step.inputs] for step in self.steps.values()
+            step.name: [step.stage, step.config.model_dump(mode="json"), step.inputs, step.seed]
+            for step in self.steps.values()
         }
         return hashlib.sha256(json.dumps([self.name, self.seed, steps], sort_keys=True).encode()).hexdigest()
 
@@ -119,6 +124,7 @@ def load(name: str, overrides: Sequence[str] = (), stages: Stages = STAGES) -> R
 
 def parse(source: Source, stages: Stages = STAGES) -> Recipe:
     """Check and type a recipe's YAML."""
+    expand(source)
     values = source.values
     _known(source, (), values, RECIPE_KEYS)
     name = _typed(source, ("name",), values, str)
@@ -144,8 +150,8 @@ def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages
     keys: Keys = ("steps", str(name))
     if not isinstance(body, dict):
         raise source.error(keys, f"a step is a mapping with the keys {', '.join(STEP_KEYS)}")
-    if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-        raise source.error(keys, "a step's name is letters, digits, - and _")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+[\w.-]*", name):
+        raise source.error(keys, "a step's name is letters, digits, -, _ and, not at its beginning, dots")
     _known(source, keys, body, STEP_KEYS)
     stage = _typed(source, (*keys, "run"), body, str)
     _check_stage(source, (*keys, "run"), stage, stages)
@@ -155,15 +161,24 @@ def _step(source: Source, name: str, body: Any, defaults: dict[str, Any], stages
     if "size" in source.values and "size" in asked.config.model_fields:
         shared = {"size": source.values["size"]} | shared
     config = _config(source, (*keys, "with"), ("defaults", stage), asked.config, given, shared)
-    others = {other: other for other in steps if other != name}
+    others = [other for other in steps if other != name]
     named = _typed(source, (*keys, "inputs"), body, dict, {})
-    named = {key: others if reference == EVERY else reference for key, reference in named.items()}
+    named = {key: _matching(reference, others) for key, reference in named.items()}
     inputs = _inputs(source, (*keys, "inputs"), named, asked)
     seconds = float(_typed(source, (*keys, "seconds"), body, (int, float), 0))
     own = _typed(source, (*keys, "parallelism"), body, dict, {})
     for_all = _typed(source, ("parallelism",), source.values, dict, {})
     parallelism = _config(source, (*keys, "parallelism"), ("parallelism",), Parallelism, own, for_all)
-    return Step(name, stage, asked, config, inputs, seconds, parallelism)
+    seed = _typed(source, (*keys, "seed"), body, int, _typed(source, ("seed",), source.values, int, 0))
+    return Step(name, stage, asked, config, inputs, seconds, seed, parallelism)
+
+
+def _matching(reference: Any, others: list[str]) -> Any:
+    """Patterns (`core-*`; `*` for all), one or a list, as the group of the steps they fit, each under its own name."""
+    patterns = reference if isinstance(reference, list) else [reference]
+    if not all(isinstance(pattern, str) and "*" in pattern for pattern in patterns):
+        return reference
+    return {other: other for pattern in patterns for other in fnmatch.filter(others, pattern)} or reference
 
 
 def _config(
@@ -215,7 +230,7 @@ def _inputs(source: Source, keys: Keys, given: dict[str, Any], asked: Signature)
             continue
         members = reference.values() if wanted.group and isinstance(reference, dict) else [reference]
         if wanted.group != isinstance(reference, dict) or not all(isinstance(member, str) for member in members):
-            group = f"a mapping of names to steps, or {EVERY!r} for every other step"
+            group = "a mapping of names to steps, or a pattern that fits their names, such as 'core-*'"
             shape = group if wanted.group else "a step's name, or STEP/path"
             raise source.error((*keys, name), f"must be {shape}")
         inputs[name] = reference

@@ -173,7 +173,7 @@ def _announce(
 def _warn_of_stale_inputs(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, display: Display) -> None:
     """`--only` takes its inputs as they are, if they are whole."""
     for name in sorted(step.needs()):
-        state = inspect(folder, recipe, recipe.steps[name], hardware)
+        state = inspect(folder, recipe.steps[name], hardware)
         if state.state in ("missing", "corrupt"):
             raise RunError(f"{name}: {state.why}; make it with `openafm run {recipe.name} --only {name}`")
         if state.state == "stale":
@@ -182,7 +182,7 @@ def _warn_of_stale_inputs(folder: Path, recipe: Recipe, step: Step, hardware: Ha
 
 def _bring_up(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forced: bool, display: Display) -> State:
     """Run one step unless it is current; how it stood before."""
-    state = inspect(folder, recipe, step, hardware)
+    state = inspect(folder, step, hardware)
     if state.state == "current" and not forced:
         artifacts.remove(artifacts.partial(folder, step.name))  # a kill may have left it after publishing
         display.end(step.name, 0.0)
@@ -191,10 +191,14 @@ def _bring_up(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forc
         display.line(f"warning: {state.why}: the artifact of {step.name} is corrupt and is made again")
     elif state.state == "current":
         state = replace(state, state="stale", why="asked for by --from")
+    if not forced and (lender := _borrow(folder, step, hardware)):
+        display.end(step.name, 0.0)
+        display.line(f"{step.name:<20} taken over from the run {lender}, which made the very same")
+        return state
     if state.state == "stale":
         display.line(f"{step.name} again: {state.why}")
     try:
-        manifest = _execute(folder, recipe, step, hardware, forced, display)
+        manifest = _execute(folder, step, hardware, forced, display)
     except KeyboardInterrupt:
         display.line(f"interrupted in step {step.name}: the same command goes on from there")
         raise
@@ -205,14 +209,19 @@ def _bring_up(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forc
     return state
 
 
-def _execute(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forced: bool, display: Display) -> Manifest:
+def _borrow(folder: Path, step: Step, hardware: Hardware) -> str | None:
+    """Take the step over from another run beside this one, if one has it; that run's name."""
+    return artifacts.borrow(folder, step.name, blank_manifest(step, hardware, input_digests(folder, step)).key)
+
+
+def _execute(folder: Path, step: Step, hardware: Hardware, forced: bool, display: Display) -> Manifest:
     """Run a step's function, seal and publish what it wrote."""
-    manifest = blank_manifest(step, recipe, hardware, input_digests(folder, step))
+    manifest = blank_manifest(step, hardware, input_digests(folder, step))
     out, scratch = artifacts.prepare(folder, step.name, manifest.key, fresh=forced)
     context = Context(
         out,
         scratch,
-        recipe.seed,
+        step.seed,
         hardware,
         display.report,
         lambda text: display.line(f"warning: {text}"),

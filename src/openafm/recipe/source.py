@@ -140,6 +140,8 @@ def _mark(loader: _Loader, node: yaml.Node | None, keys: Keys, name: str, places
             raise ValueError(f"{name}:{key.start_mark.line + 1}: {'.'.join((*keys, key.value))}: given twice")
         seen.add(key.value)
     loader.flatten_mapping(node)  # `<<: *anchor`
+    # An alias may bring the same node here again.
+    node.value = list({key.value: (key, value) for key, value in node.value}.values())
     for key, value in node.value:
         path = (*keys, str(key.value))
         places[path] = f"{name}:{key.start_mark.line + 1}"

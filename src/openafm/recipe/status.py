@@ -48,7 +48,7 @@ class State:
         }
 
 
-def blank_manifest(step: Step, recipe: Recipe, hardware: Hardware, inputs: Mapping[str, str]) -> Manifest:
+def blank_manifest(step: Step, hardware: Hardware, inputs: Mapping[str, str]) -> Manifest:
     """What the step's manifest says before the step has run: all that its key is made of."""
     ingredients: dict[str, Any] = {
         "stage": step.stage,
@@ -56,7 +56,7 @@ def blank_manifest(step: Step, recipe: Recipe, hardware: Hardware, inputs: Mappi
         "inputs": {name: {"step": where, "digest": inputs[name]} for name, where in step.references().items()}
         | _outside(step),
         "code": code_digest(step.signature.function.__module__),
-        "seed": recipe.seed,
+        "seed": step.seed,
         "hardware": asdict(hardware),
     }
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
@@ -85,7 +85,7 @@ def input_digests(run: Path, step: Step) -> dict[str, str]:
     return digests
 
 
-def inspect(run: Path, recipe: Recipe, step: Step, hardware: Hardware) -> State:
+def inspect(run: Path, step: Step, hardware: Hardware) -> State:
     """How `step` stands, all its files hashed again."""
     try:
         manifest = read_manifest(run / step.name)
@@ -98,7 +98,7 @@ def inspect(run: Path, recipe: Recipe, step: Step, hardware: Hardware) -> State:
     if wrong:
         return State(step, "corrupt", wrong, manifest)
     try:
-        wanted = blank_manifest(step, recipe, hardware, input_digests(run, step))
+        wanted = blank_manifest(step, hardware, input_digests(run, step))
     except ValueError as error:
         return State(step, "stale", str(error), manifest)
     if wanted.key == manifest.key:
@@ -131,7 +131,7 @@ def states(run: Path, recipe: Recipe, hardware: Hardware) -> list[State]:
     """How every step stands, in order; a current step that reads one which is not is `behind`."""
     found: dict[str, State] = {}
     for step in recipe.steps.values():
-        state = inspect(run, recipe, step, hardware)
+        state = inspect(run, step, hardware)
         waits = sorted(name for name in step.needs() if found[name].state != "current")
         if state.state == "current" and waits:
             state = State(step, "behind", f"after {', '.join(waits)}", state.manifest)

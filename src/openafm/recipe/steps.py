@@ -38,6 +38,7 @@ STAGES: Stages = {
     "learn_masks": ("openafm.pretraining.pruning:learn_masks", "Soft-Top-K masks on the FFN, learned while training"),
     "prune": ("openafm.pretraining.pruning:prune", "the masked units really cut"),
     "cache_teacher": ("openafm.pretraining.distillation:cache_teacher", "the teacher's top-1 token at each position"),
+    "coordinates": ("openafm.pretraining.coordinates:coordinates", "how far activations move, against width"),
     # Synthetic and human data
     "long_qa": ("openafm.synthesis.long_qa:long_qa", "facts hidden in long documents, asked for at their end"),
     "math_data": ("openafm.synthesis.mathematics:math_data", "math problems rephrased, reversed, evolved, checked"),
@@ -67,6 +68,8 @@ STAGES: Stages = {
     "task_adapter": ("openafm.compression.task_adapter:task_adapter", "a task's adapter, from the recovery adapter"),
     # What came of it
     "evaluate": ("openafm.evaluation.evaluate:evaluate", "held-out text and tasks, with n and 95% intervals"),
+    "ablation": ("openafm.evaluation.ablation:ablation", "all arms' models on the same text and tasks"),
+    "ablation_table": ("openafm.reporting.ablation:ablation_table", "an ablation's table, figure and verdicts"),
     "fit_table": ("openafm.evaluation.fitting:fit_table", "base, compressed, recovered and control, side by side"),
     "report": ("openafm.reporting.report:report", "one HTML page on all of it"),
 }

@@ -19,6 +19,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 INK, FAINT, PAGE = "#010203", "#010204", "#01020b"
 SERIES = tuple(f"#01020{digit}" for digit in "56789a")
+LIGHT = ("#2f6db0", "#c2621b", "#3a8a4d", "#8755a8", "#b83a52", "#767b82")
+"""The page's light colours of the series, for a figure that stands alone."""
 WIDTH = 4.0
 """Inches: on a phone, which shows the figure at about this width, labels are as large as in print."""
 
@@ -73,8 +75,11 @@ def lines(
     alt: str,
     height: float = 2.6,
     chance: float | None = None,
+    log: bool = False,
 ) -> Markup:
-    """Curves with a legend above them, `chance` a dotted line; `name` sets the figure's ids apart from others'."""
+    """Curves with a legend above them, `chance` a dotted line, `log` a logarithmic x axis with a tick a point; `name`
+    sets the figure's ids apart from others'.
+    """
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _canvas(height + 0.16 * ((len(curves) + 2) // 3))
         for index, (label, curve) in enumerate(curves.items()):
@@ -85,6 +90,11 @@ def lines(
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
+        if log:
+            axes.set_xscale("log")
+            axes.set_xticks(sorted({x for curve in curves.values() for x in curve.x}))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         if chance is not None:
             axes.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
         if len(curves) > 1:
@@ -188,6 +198,14 @@ def sprinkle(
         _label_rows(axes, list(dots), x_label)
         canvas.legend(loc="outside upper left", ncols=6, fontsize=8, columnspacing=1.2, handlelength=1)
         return _svg(canvas, name, alt)
+
+
+def standalone(figure: str) -> str:
+    """A figure as a file of its own, with the report's light colours on white."""
+    style = "".join(f"--c{index}:{colour};" for index, colour in enumerate(LIGHT))
+    head = f"<style>svg{{{style}--line:#d9dadb;--page:#fdfdfc;color:#1c1e21;background:#fdfdfc}}</style>"
+    end = figure.index(">") + 1
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + figure[:end] + head + figure[end:] + "\n"
 
 
 def _canvas(height: float) -> tuple[Canvas, Axes]:

@@ -60,7 +60,7 @@ def train(
     `schedule` maps tokens seen to the factor of learning rate and decay. `before_step(network, step)` may move what a
     stage anneals on the network that the loss is handed; `snapshot(step)` is called when each of `snapshots` steps is
     done and has to write into `context.scratch`, for a resumed run does not pass it again. Steps whose gradient is not
-    finite, or wild, are skipped and told; raises ValueError when too many are in a row.
+    finite, or wild, are skipped and told; raises DivergedError when too many are in a row.
     """
     model.to(context.hardware.device).train()
     devices = Devices(model, loss, optimizer, context.hardware, context.parallelism)
@@ -94,6 +94,9 @@ def train(
                 checkpoints.save(at)
             context.report(f"{label} loss {value:.3f}", at.step, len(batches))
         checkpoints.wait()
+    except DivergedError as end:
+        end.records = at.records
+        raise
     finally:
         checkpoints.close()
         plain_blocks(blocks)
@@ -126,6 +129,12 @@ def jumped(losses: Sequence[float]) -> bool:
     return min(last) > before[-1 - len(before) // 25] and statistics.median(last) - usual > 0.1 * abs(usual)
 
 
+class DivergedError(ValueError):
+    """Training broke off: its gradients are no longer of use. `records` holds the curve so far."""
+
+    records: Sequence[Record] = ()
+
+
 class Watch:
     """Tells of skipped steps and of jumps of the loss; `alarms` keeps what was told."""
 
@@ -135,13 +144,13 @@ class Watch:
         self.in_a_row = 0
 
     def look(self, step: int, loss: float, optimizer: ClippedOptimizer) -> None:
-        """Judge the step just taken. Raises ValueError when `PATIENCE` steps in a row were skipped."""
+        """Judge the step just taken. Raises DivergedError when `PATIENCE` steps in a row were skipped."""
         norm = optimizer.grad_norm
         if not norm < optimizer.skip_norm:
             self.in_a_row += 1
             self._tell(step, "skipped", loss, f"step {step} was skipped: loss {loss:.3f}, gradient norm {norm:.3g}")
             if self.in_a_row == PATIENCE:
-                raise ValueError(
+                raise DivergedError(
                     f"{PATIENCE} steps of {self.label} in a row were skipped, their gradients being not finite or of "
                     f"norm {optimizer.skip_norm:.0f} and more: lower the learning rate (lr) of this step and run again"
                 )

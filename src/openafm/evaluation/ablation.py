@@ -1,0 +1,148 @@
+"""All models of an ablation on the same held-out text and tasks (step `measure` of recipes/ablations).
+
+Each model is an artifact of a training step; arm, seed, hyper-parameters and cost are read off the manifests of its
+step and of those before it. What each gave goes to `ablation.json`, a line a model; `ablation_table` makes table,
+figure and verdicts of it (openafm.reporting.ablation).
+"""
+
+import fnmatch
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from openafm.evaluation.continuations import accuracy, questions
+from openafm.evaluation.evaluate import (
+    EvaluateConfig,
+    long_estimates,
+    open_model,
+    rounded,
+    text_estimates,
+    text_windows,
+)
+from openafm.evaluation.windows import held_out, held_out_flows
+from openafm.model.config import load_config
+from openafm.sampling.sampler import TorchSampler
+from openafm.stage import Config, Context, Metrics
+
+RESULT = "ablation.json"
+FORWARD, TRAIN = 2, 6
+"""Operations a weight and token, of reading and of training (arXiv 2001.08361, section 2.1)."""
+
+
+class AblationConfig(Config):
+    """Which models are compared, and on what."""
+
+    arms: dict[str, str]
+    """Name of each arm -> pattern of its steps' names; one model a seed and value of `x`."""
+    x: Literal["", "lr", "batch_tokens", "sequence_length"] = ""
+    """The key of the training steps' config that varies within an arm."""
+    teacher: str = ""
+    """Pattern of the steps whose cost is the teacher's."""
+    measure: EvaluateConfig = EvaluateConfig(tokens_per_flow=32_768)
+    """Held-out text."""
+    continuations: int = 250
+    """Questions of each flow: which continuation is the text's own?"""
+
+
+def ablation(config: AblationConfig, context: Context, *, models: dict[str, Path], shards: Path) -> Metrics:
+    """Measure every model; writes `ablation.json`. Models measured before a kill are not measured again."""
+    arms = arms_of(config.arms, list(models))
+    rows = []
+    for done, (step, arm) in enumerate(arms.items()):
+        context.report(f"measure {step}", done, len(arms))
+        kept = context.scratch / f"{step}.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(_row(config, context, arm, models[step], shards)))
+        rows.append(json.loads(kept.read_text()))
+    result = {"x": config.x, "arms": list(config.arms), "rows": rows}
+    (context.out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    return {"models": len(rows), "headline": f"{len(rows)} models of {len(config.arms)} arms measured"}
+
+
+def arms_of(patterns: dict[str, str], steps: list[str]) -> dict[str, str]:
+    """Step -> its arm. Raises ValueError where a pattern fits no step, or two fit one."""
+    found: dict[str, str] = {}
+    for arm, pattern in patterns.items():
+        fitting = fnmatch.filter(steps, pattern)
+        if not fitting:
+            raise ValueError(f"arm {arm!r}: no model's step is called like {pattern!r}; there are: {', '.join(steps)}")
+        if doubled := [step for step in fitting if step in found]:
+            raise ValueError(f"step {doubled[0]!r} is of the arms {found[doubled[0]]!r} and {arm!r}: name arms apart")
+        found |= dict.fromkeys(fitting, arm)
+    return found
+
+
+def _row(config: AblationConfig, context: Context, arm: str, model: Path, shards: Path) -> dict[str, Any]:
+    """One model: what it is, what it cost, what it does."""
+    manifest = _manifest(model)
+    student, teacher = cost(model, config.teacher)
+    row = {
+        "arm": arm, "step": model.name, "seed": manifest["seed"], "parameters": load_config(model).parameters,
+        "student_flops": student, "teacher_flops": teacher,
+        "end_loss": manifest["metrics"].get("final_cross_entropy"),
+        "diverged": manifest["metrics"].get("diverged", False),
+    }  # fmt: skip
+    if config.x:
+        row["x"] = manifest["config"][config.x]
+    return row | {"metrics": {} if row["diverged"] else _measured(config, context, model, shards)}
+
+
+def _measured(config: AblationConfig, context: Context, model: Path, shards: Path) -> dict[str, float | None]:
+    sampler = open_model(model)
+    windows = text_windows(config.measure, context, sampler.model, sampler.tokenizer, shards)
+    estimates = text_estimates(windows)
+    if config.measure.long_length:
+        estimates |= long_estimates(config.measure, context, sampler.model, sampler.tokenizer, shards)
+    values = {metric: rounded(estimate.value) for metric, estimate in estimates.items()}
+    return values | _continuations(config, context, sampler, shards)
+
+
+def _continuations(
+    config: AblationConfig, context: Context, sampler: TorchSampler, shards: Path
+) -> dict[str, float | None]:
+    if not config.continuations:
+        return {}
+    found = {}
+    for flow in held_out_flows(shards):
+        asked = questions(held_out(shards, flow), config.continuations, context.seed)
+        if len(asked):
+            found[f"continuation/{flow}"] = accuracy(sampler.model, asked)
+    right = sum(estimate.value * estimate.n for estimate in found.values())
+    values = {metric: rounded(estimate.value) for metric, estimate in found.items()}
+    return values | {"continuation/all": rounded(right / sum(estimate.n for estimate in found.values()))}
+
+
+def cost(model: Path, teacher: str) -> tuple[float, float]:
+    """Floating-point operations of all training behind `model`: the student's, and those of steps like `teacher`.
+
+    6 a weight and token of training, 2 of reading; a step that several models share counts whole for each.
+    """
+    totals = [0.0, 0.0]
+    for name in sorted(_ancestors(model, set())):
+        step = model.parent / name
+        manifest = _manifest(step)
+        if manifest["stage"] in ("pretrain", "learn_masks"):
+            tokens = manifest["metrics"].get("tokens", manifest["config"].get("tokens"))
+            spent = TRAIN * load_config(step).parameters * tokens
+        elif manifest["stage"] == "cache_teacher":
+            read = model.parent / manifest["inputs"]["model"]["step"]
+            spent = FORWARD * load_config(read).parameters * manifest["metrics"]["tokens"]
+        else:
+            continue
+        totals[fnmatch.fnmatch(name, teacher)] += spent
+    return totals[0], totals[1]
+
+
+def _ancestors(model: Path, found: set[str]) -> set[str]:
+    """The step of `model` and all that it came from."""
+    if model.name not in found:
+        found.add(model.name)
+        for entry in _manifest(model)["inputs"].values():
+            if entry["step"]:
+                _ancestors(model.parent / entry["step"].partition("/")[0], found)
+    return found
+
+
+def _manifest(step: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((step / "manifest.json").read_text())
+    return manifest
