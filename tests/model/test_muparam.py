@@ -3,8 +3,6 @@ import torch
 
 from openafm.model import ModelConfig, Transformer
 from openafm.model.muparam import initialise, parameter_groups
-from openafm.training.losses import chunked_next_token
-from openafm.training.optimizers import RMSPropMomentum
 
 
 def shape(width: int) -> ModelConfig:
@@ -33,24 +31,3 @@ def test_only_projections_are_scaled():
 def test_equal_seeds_equal_weights():
     first, second = (initialise(Transformer(shape(64)), 5).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def movement(width: int, base: int) -> float:
-    """RMS change of the hidden states over a few steps on one batch (benchmarks/coordinate_check.py has it in full)."""
-    model = initialise(Transformer(shape(width)), 0)
-    tokens = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(0))
-    optimizer = RMSPropMomentum(parameter_groups(model, base), 0.02)
-    found = []
-    model.blocks[-1].mlp.register_forward_hook(lambda _, __, output: found.append(output.detach()))
-    for _ in range(5):
-        output = model.model.embed_tokens.weight
-        chunked_next_token(model.hidden(tokens[:, :-1]), output, tokens[:, 1:]).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return float((found[-1] - found[0]).square().mean().sqrt())
-
-
-def test_coordinates_move_alike_at_every_width():
-    """Four times the width: the movement stays under muParam and grows where all rates are whole."""
-    small = movement(32, 32)
-    assert movement(128, 32) / small < 1.4 < movement(128, 128) / small

@@ -10,6 +10,7 @@ from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
 from openafm.pretraining.pruning import CutConfig, MasksConfig, anneal, cut, hard_top_k, learn_masks, prune, soft_top_k
 from openafm.stage import Context
+from openafm.training.batches import TokenBatches
 
 
 def objective(mask: np.ndarray, scores: np.ndarray, eps: float) -> float:
@@ -84,7 +85,19 @@ def test_masks_then_cut(tiny_config, tiny_model, token_shards, tmp_path):
         shards=token_shards,
     )
     assert metrics["logit_difference"] <= 1e-5 and load_model(folders[1]).config.d_ff == 8
-    assert set(metrics["held_out_loss"]) >= {"learned units", "magnitude units", "random units"}
+    losses = metrics["held_out_loss"]
+    assert set(losses) >= {"learned units", "magnitude units", "random units"}
+    for units in ("magnitude", "random"):  # the model that is kept is the one that was measured
+        (tmp_path / units).mkdir()
+        chosen = CutConfig(held_out_tokens=320, units=units, **data)
+        inputs = {"model": folders[0], "teacher": tmp_path / "teacher", "shards": token_shards}
+        prune(chosen, Context(tmp_path / units, tmp_path / "s", seed=1), **inputs)
+        batches = TokenBatches(
+            token_shards, data["mixture"], sequence_length=16, batch_tokens=4096, tokens=320, seed=1, split="heldout"
+        )
+        batch, kept = batches[0], load_model(tmp_path / units)
+        loss = torch.nn.functional.cross_entropy(kept(batch["inputs"]).flatten(0, 1), batch["targets"].flatten())
+        assert len(batches) == 1 and float(loss) == pytest.approx(losses[f"{units} units"], rel=1e-5)
 
 
 def test_gradients_reach_the_scores(tiny_config):

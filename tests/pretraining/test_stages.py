@@ -61,6 +61,17 @@ def test_teacher_tokens_are_the_argmax(tokenizer, token_shards, tmp_path, tiny_m
         DistilBatches(data.batches(token_shards, 2), tmp_path / "cache", Data(**{**DATA, "tokens": 640}))
 
 
+def test_training_that_breaks_off_is_an_error_or_where_allowed_a_result(tokenizer, token_shards, tmp_path):
+    wild = {"shape": SHAPE.model_copy(update={"qk_norm": False}), "base_width": 16, "lr": 1e6, **DATA}
+    inputs = {"shards": token_shards, "tokenizer": tokenizer}
+    with pytest.raises(ValueError, match="in a row were skipped"):
+        pretrain(PretrainConfig(**wild), context(tmp_path, "error"), **inputs)
+    metrics = pretrain(PretrainConfig(may_diverge=True, **wild), context(tmp_path, "kept"), **inputs)
+    assert metrics["diverged"] and load_config(tmp_path / "kept").qk_norm is False
+    tame = PretrainConfig(may_diverge=True, **{**wild, "lr": 0.01})
+    assert pretrain(tame, context(tmp_path, "tame"), **inputs)["diverged"] is False
+
+
 def test_shape_or_model(tokenizer, token_shards, tmp_path):
     with pytest.raises(ValueError, match="either"):
         pretrain(PretrainConfig(**DATA), context(tmp_path, "none"), shards=token_shards, tokenizer=tokenizer)

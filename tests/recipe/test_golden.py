@@ -13,19 +13,17 @@ from openafm.recipe.recipe import Recipe, load
 from openafm.recipe.source import SHIPPED, recipes
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = [path.stem for path in recipes(SHIPPED[1])]
+NAMES = [path.relative_to(SHIPPED[1]).with_suffix("").as_posix() for path in recipes(SHIPPED[1])]
 
 
 def resolved(recipe: Recipe) -> str:
     """Every step with its stage, its inputs and all of its config, defaults written out."""
     head = yaml.safe_dump({"name": recipe.name, "seed": recipe.seed}, sort_keys=False)
-    steps = [
-        yaml.safe_dump(
-            {step.name: {"run": step.stage, "inputs": step.inputs, "with": step.config.model_dump(mode="json")}},
-            sort_keys=False, width=120, allow_unicode=True,
-        )
-        for step in recipe.steps.values()
-    ]  # fmt: skip
+    steps = []
+    for step in recipe.steps.values():
+        told = {"run": step.stage, "inputs": step.inputs, "with": step.config.model_dump(mode="json")}
+        told |= {"seed": step.seed} if step.seed != recipe.seed else {}
+        steps.append(yaml.safe_dump({step.name: told}, sort_keys=False, width=120, allow_unicode=True))
     return "\n".join([head, *steps])
 
 
@@ -33,13 +31,13 @@ def resolved(recipe: Recipe) -> str:
 def test_the_resolved_configuration_is_the_kept_one(name):
     path, found = GOLDEN / f"{name}.yaml", resolved(load(name))
     if os.environ.get("OPENAFM_WRITE_GOLDEN"):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(found)
     assert path.exists() and found == path.read_text(), f"{name} changed: {__doc__}"
 
 
 def test_every_kept_file_has_a_recipe():
-    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(NAMES)
+    assert {path.relative_to(GOLDEN).with_suffix("").as_posix() for path in GOLDEN.rglob("*.yaml")} == set(NAMES)
 
 
 def test_the_reports_numbers_are_in_the_recipes():

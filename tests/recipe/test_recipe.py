@@ -96,6 +96,68 @@ def test_a_star_is_every_other_step_of_the_recipe(folder):
         )
 
 
+def test_patterns_are_groups_of_the_steps_they_fit(folder):
+    steps = "  ab: {run: make}\n  ac: {run: make}\n  d: {run: make}\n"
+    head = "extends: base\nname: mine\nsteps:\n" + steps
+    recipe = load(write(folder, head + "  all: {run: use, inputs: {first: a, more: [ab*, ac*, d*]}}\n"), stages=STAGES)
+    assert recipe.steps["all"].inputs["more"] == {"ab": "ab", "ac": "ac", "d": "d"}
+    with pytest.raises(ValueError, match=r"mine.yaml:7: steps.all.inputs.more: must be a mapping .* or a pattern"):
+        load(write(folder, head + "  all: {run: use, inputs: {first: a, more: x*}}\n"), stages=STAGES)
+
+
+def test_a_matrix_stands_for_a_step_of_each_combination(folder):
+    recipe = load(
+        write(
+            folder,
+            """extends: base
+name: mine
+steps:
+  c:
+    matrix: {rate: [0.5, 1e-3], seed: [4, 5]}
+    run: use
+    seed: $seed
+    inputs: {first: d-$seed/models/x}
+    with: {tokens: $seed, shape: {rate: $rate}, languages: [l$seed]}
+  d: {matrix: {seed: [4, 5]}, run: make, seed: $seed}
+""",
+        ),
+        stages=STAGES,
+    )
+    assert set(recipe.steps) == {"a", "b", "c-0.5-4", "c-0.5-5", "c-0.001-4", "c-0.001-5", "d-4", "d-5"}
+    made = recipe.steps["c-0.001-5"]
+    assert (made.seed, recipe.steps["a"].seed, made.inputs) == (5, 1, {"first": "d-5/models/x"})
+    config = made.config.model_dump()
+    assert (config["tokens"], config["shape"]["rate"], config["languages"]) == (5, 0.001, ["l5"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{matrix: [1], run: make}", r"mine.yaml:4: steps.c.matrix: a matrix is a mapping of names to lists"),
+        ("{matrix: {seed: 1}, run: make}", r"mine.yaml:4: steps.c.matrix.seed: must be a list"),
+        ("{matrix: {seed: [1, 1]}, run: make}", r"mine.yaml:4: steps.c.matrix.seed: names a value twice"),
+        ("{matrix: {seed: [1]}, run: make, seed: $sed}", r"mine.yaml:4: steps.c.seed: '\$sed' names no value .*\$seed"),
+        (
+            "{matrix: {seed: [1]}, run: make,\n    with: {tokns: $seed}}",
+            r"mine.yaml:5: steps.c-1.with.tokns: unknown key",
+        ),
+    ],
+)
+def test_a_mistake_in_a_matrix_names_its_line(folder, body, message):
+    with pytest.raises(ValueError, match=message):
+        load(write(folder, f"extends: base\nname: mine\nsteps:\n  c: {body}\n"), stages=STAGES)
+
+
+def test_an_alias_of_a_merged_mapping_may_be_merged_again(folder):
+    """The second alias meets a node that the first one has already flattened."""
+    text = BASE.replace("    with:\n      tokens: 3", "    with: &one {<<: {tokens: 4}, tokens: 5}") + (
+        "  c: {run: make, with: &two {<<: *one, mixture: {web: 1}}}\n  d: {run: make, with: {<<: *two, tokens: 6}}\n"
+    )
+    found = load(write(folder, text), stages=STAGES).steps
+    assert [found[name].config.model_dump()["tokens"] for name in "acd"] == [5, 5, 6]
+    assert found["d"].config.model_dump()["mixture"] == {"web": 1.0}
+
+
 def test_extends_merges_and_null_removes(folder):
     write(folder, BASE + "  c: {run: use, inputs: {first: a, more: {one: a, two: b}}}\n", "large")
     mine = write(folder, "extends: large\nname: mine\nsteps:\n  b: {with: {shape: {width: 32}}}\n  c: null\n")

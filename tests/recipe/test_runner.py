@@ -186,6 +186,34 @@ def test_a_follower_of_a_part_ignores_the_other_parts(toys, tmp_path):
     assert bring_up(tmp_path, changed)[0] == ["other"]
 
 
+def test_what_a_run_beside_has_made_is_taken_over(toys, tmp_path):
+    """Another run in the folder with the very same step lends its bytes; another key, or a damaged file, is no loan."""
+    bring_up(tmp_path, recipe())
+    mine = recipe(name=("name: toy", "name: mine"), upto=("upto: 5", "upto: 6"))
+    executed, text = bring_up(tmp_path, mine)
+    assert executed == ["count", "double", "triple", "walk"]
+    assert "other                taken over from the run toy" in text
+    assert (tmp_path / "mine/other/note.txt").stat().st_ino == (tmp_path / "toy/other/note.txt").stat().st_ino
+    assert bring_up(tmp_path, mine)[0] == []
+    other = recipe(name=("name: toy", "name: third"))
+    note = tmp_path / "toy/count/note.txt"
+    note.unlink()
+    note.write_text("damaged")
+    executed, _ = bring_up(tmp_path, other)
+    assert executed == ["count"] and artifact_bytes(tmp_path / "third/walk") == artifact_bytes(tmp_path / "toy/walk")
+    assert bring_up(tmp_path, other, start="other")[0] == ["other", "triple", "walk"], "--from makes it anew"
+
+
+def test_a_step_has_a_seed_of_its_own(toys, tmp_path):
+    bring_up(tmp_path, recipe())
+    changed = recipe(walk=("{run: walk, ", "{run: walk, seed: 4, "))
+    assert bring_up(tmp_path, changed)[0] == ["walk"]
+    same = recipe(seed=("seed: 3", "seed: 4"), name=("name: toy", "name: all-four"))
+    bring_up(tmp_path, same)
+    places = [(tmp_path / run / "walk/place.txt").read_text() for run in ("toy", "all-four")]
+    assert places[0] == places[1] and json.loads((tmp_path / "toy/walk/manifest.json").read_text())["seed"] == 4
+
+
 def test_a_change_of_code_makes_stale_but_not_a_comment(toys, tmp_path):
     bring_up(tmp_path, recipe())
     toys.write_text(TOYS.replace("Toy stages.", "Stages, toys.") + "\n# a comment\n")
