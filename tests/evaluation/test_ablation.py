@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from openafm.evaluation.ablation import AblationConfig, ablation, arms_of, cost
+from openafm.evaluation.ablation import AblationConfig, ablation, arms_of, best_rows, cost
 from openafm.evaluation.evaluate import EvaluateConfig
 from openafm.model.config import load_config
 from openafm.stage import Context
@@ -77,9 +77,20 @@ def test_every_model_is_measured_once(run, tmp_path):
         ("both", 0.1, 4.5), ("scratch", 0.1, 5.0), ("scratch", 0.2, 5.0)
     ]  # fmt: skip
     assert {"bits_per_byte/all", "top1/web", "continuation/all", "continuation/code"} <= rows[0]["metrics"].keys()
-    assert rows[2]["diverged"] and rows[2]["metrics"] == {}
+    assert rows[2]["diverged"] and rows[2]["metrics"] == {}, "not the best"
     assert rows[0]["metrics"] == rows[1]["metrics"], "the same weights on the same text"
     kept = json.loads((scratch / "both.json").read_text())
-    (scratch / "both.json").write_text(json.dumps(kept | {"end_loss": 1.0}))
+    (scratch / "both.json").write_text(json.dumps(kept | {"top1/all": 2.0}))
     ablation(config, Context(out, scratch), models=models, shards=run / "shards")
-    assert json.loads((out / "ablation.json").read_text())["rows"][0]["end_loss"] == 1.0, "not measured again"
+    found = json.loads((out / "ablation.json").read_text())["rows"][0]["metrics"]
+    assert found["top1/all"] == 2.0, "not measured again"
+
+
+def test_the_best_x_is_chosen_by_training_and_never_where_a_run_diverged():
+    def row(seed, x, end, diverged=False):
+        return {"arm": "a", "seed": seed, "x": x, "end_loss": end, "diverged": diverged}
+
+    rows = [row(seed, x, end) for seed in (1, 2) for x, end in ((0.1, 5.0), (0.2, 4.0))]
+    rows += [row(1, 0.4, 1.0), row(2, 0.4, 1.0, diverged=True), row(1, 0.8, 0.5)]
+    assert best_rows(rows) == [row(1, 0.2, 4.0), row(2, 0.2, 4.0)]
+    assert best_rows([row(1, 0.4, 1.0, diverged=True)]) == []

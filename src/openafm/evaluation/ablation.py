@@ -2,11 +2,13 @@
 
 Each model is an artifact of a training step; arm, seed, hyper-parameters and cost are read off the manifests of its
 step and of those before it. What each gave goes to `ablation.json`, a line a model; `ablation_table` makes table,
-figure and verdicts of it (openafm.reporting.ablation).
+figure and verdicts of it (openafm.reporting.ablation). Of an arm that varies in a hyper-parameter the models of its
+best value are measured, chosen by the loss at the end of training, so that no held-out text chose.
 """
 
 import fnmatch
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from openafm.model.config import load_config
 from openafm.sampling.sampler import TorchSampler
 from openafm.stage import Config, Context, Metrics
 
+Row = dict[str, Any]
 RESULT = "ablation.json"
 FORWARD, TRAIN = 2, 6
 """Operations a weight and token, of reading and of training (arXiv 2001.08361, section 2.1)."""
@@ -35,7 +38,7 @@ class AblationConfig(Config):
     arms: dict[str, str]
     """Name of each arm -> pattern of its steps' names; one model a seed and value of `x`."""
     x: Literal["", "lr", "batch_tokens", "sequence_length"] = ""
-    """The key of the training steps' config that varies within an arm."""
+    """The key of the training steps' config that varies within an arm; the best value of each arm is measured."""
     teacher: str = ""
     """Pattern of the steps whose cost is the teacher's."""
     measure: EvaluateConfig = EvaluateConfig(tokens_per_flow=32_768)
@@ -45,18 +48,17 @@ class AblationConfig(Config):
 
 
 def ablation(config: AblationConfig, context: Context, *, models: dict[str, Path], shards: Path) -> Metrics:
-    """Measure every model; writes `ablation.json`. Models measured before a kill are not measured again."""
-    arms = arms_of(config.arms, list(models))
-    rows = []
-    for done, (step, arm) in enumerate(arms.items()):
-        context.report(f"measure {step}", done, len(arms))
-        kept = context.scratch / f"{step}.json"
+    """Measure the models; writes `ablation.json`. Models measured before a kill are not measured again."""
+    rows = [_row(config, arm, models[step]) for step, arm in arms_of(config.arms, list(models)).items()]
+    chosen = best_rows(rows) if config.x else rows
+    for row in context.track(chosen, "measure"):
+        kept = context.scratch / f"{row['step']}.json"
         if not kept.exists():
-            kept.write_text(json.dumps(_row(config, context, arm, models[step], shards)))
-        rows.append(json.loads(kept.read_text()))
+            kept.write_text(json.dumps(_measured(config, context, models[row["step"]], shards)))
+        row["metrics"] = json.loads(kept.read_text())
     result = {"x": config.x, "arms": list(config.arms), "rows": rows}
     (context.out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
-    return {"models": len(rows), "headline": f"{len(rows)} models of {len(config.arms)} arms measured"}
+    return {"models": len(rows), "headline": f"{len(chosen)} models of {len(config.arms)} arms measured"}
 
 
 def arms_of(patterns: dict[str, str], steps: list[str]) -> dict[str, str]:
@@ -72,19 +74,41 @@ def arms_of(patterns: dict[str, str], steps: list[str]) -> dict[str, str]:
     return found
 
 
-def _row(config: AblationConfig, context: Context, arm: str, model: Path, shards: Path) -> dict[str, Any]:
-    """One model: what it is, what it cost, what it does."""
+def best_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each arm's best x: where the mean training loss at the end is lowest.
+
+    A value of x at which a run diverged, or that not all of the arm's seeds have, is not chosen.
+    """
+    chosen: list[Row] = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        by_x: dict[float, list[Row]] = {}
+        for row in rows:
+            if row["arm"] == arm:
+                by_x.setdefault(row["x"], []).append(row)
+        whole = max(map(len, by_x.values()))
+        ends = {
+            x: sum(row["end_loss"] for row in group) / len(group)
+            for x, group in by_x.items()
+            if len(group) == whole and not any(row["diverged"] for row in group)
+        }
+        if ends:
+            chosen += by_x[min(ends, key=lambda x: ends[x])]
+    return chosen
+
+
+def _row(config: AblationConfig, arm: str, model: Path) -> Row:
+    """One model: what it is, and what it cost."""
     manifest = _manifest(model)
     student, teacher = cost(model, config.teacher)
     row = {
         "arm": arm, "step": model.name, "seed": manifest["seed"], "parameters": load_config(model).parameters,
         "student_flops": student, "teacher_flops": teacher,
         "end_loss": manifest["metrics"].get("final_cross_entropy"),
-        "diverged": manifest["metrics"].get("diverged", False),
+        "diverged": manifest["metrics"].get("diverged", False), "metrics": {},
     }  # fmt: skip
     if config.x:
         row["x"] = manifest["config"][config.x]
-    return row | {"metrics": {} if row["diverged"] else _measured(config, context, model, shards)}
+    return row
 
 
 def _measured(config: AblationConfig, context: Context, model: Path, shards: Path) -> dict[str, float | None]:

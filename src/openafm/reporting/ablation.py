@@ -81,8 +81,7 @@ def ablation_table(
     """
     result = json.loads((measured / "ablation.json").read_text())
     rows: list[Row] = result["rows"]
-    arms: list[str] = result["arms"]
-    chosen = best_rows(rows, arms) if result["x"] else rows
+    chosen = [row for row in rows if row["metrics"]]
     verdicts = [verdict(claim, chosen) for claim in config.claims]
     parts = [f"# {config.title}", f"AFM: {config.reported}", *_tables(config, result, chosen), _claims(verdicts)]
     drawn = _figure(config, result)
@@ -111,25 +110,6 @@ def value(row: Row, metric: str) -> float | None:
     """A model's figure: a measured one, or the loss at the end of its training."""
     found: float | None = row["end_loss"] if metric == "end_loss" else row["metrics"].get(metric)
     return found
-
-
-def best_rows(rows: Sequence[Row], arms: Sequence[str]) -> list[Row]:
-    """The rows of each arm's best x: where the mean training loss at the end is lowest, so that no held-out text chose.
-
-    A value of x at which a run diverged, or that not all seeds have, is not chosen.
-    """
-    chosen: list[Row] = []
-    for arm in arms:
-        by_x = _by_x([row for row in rows if row["arm"] == arm])
-        whole = max((len(group) for group in by_x.values()), default=0)
-        ends = {
-            x: sum(row["end_loss"] for row in group) / len(group)
-            for x, group in by_x.items()
-            if len(group) == whole and not any(row["diverged"] for row in group)
-        }
-        if ends:
-            chosen += by_x[min(ends, key=lambda x: ends[x])]
-    return chosen
 
 
 def differences(rows: Sequence[Row], first: str, second: str, metric: str) -> list[float]:
