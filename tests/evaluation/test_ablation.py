@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from openafm.evaluation.ablation import AblationConfig, ablation, arms_of, best_rows, cost
+from openafm.evaluation.ablation import AblationConfig, ablation, arms_of, best_rows, cost, sensitivity
 from openafm.evaluation.evaluate import EvaluateConfig
 from openafm.model.config import load_config
 from openafm.stage import Context
@@ -84,6 +84,14 @@ def test_every_model_is_measured_once(run, tmp_path):
     ablation(config, Context(out, scratch), models=models, shards=run / "shards")
     found = json.loads((out / "ablation.json").read_text())["rows"][0]["metrics"]
     assert found["top1/all"] == 2.0, "not measured again"
+
+
+def test_sensitivity_is_the_mean_rise_over_the_best_up_to_a_guess():
+    def row(seed, end, diverged=False, arm="a"):
+        return {"arm": arm, "seed": seed, "end_loss": end, "diverged": diverged, "guess": 6.0}
+
+    rows = [row(1, 4.0), row(1, 5.0), row(1, 9.0), row(1, 3.0, diverged=True), row(2, 1.0), row(1, 1.0, arm="b")]
+    assert sensitivity(rows, "a", 1) == pytest.approx((4 + 5 + 6 + 6) / 4 - 4)
 
 
 def test_the_best_x_is_chosen_by_training_and_never_where_a_run_diverged():

@@ -8,6 +8,7 @@ best value are measured, chosen by the loss at the end of training, so that no h
 
 import fnmatch
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,8 @@ def ablation(config: AblationConfig, context: Context, *, models: dict[str, Path
         if not kept.exists():
             kept.write_text(json.dumps(_measured(config, context, models[row["step"]], shards)))
         row["metrics"] = json.loads(kept.read_text())
+        if config.x:
+            row["metrics"]["sensitivity"] = rounded(sensitivity(rows, row["arm"], row["seed"]))
     result = {"x": config.x, "arms": list(config.arms), "rows": rows}
     (context.out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     return {"models": len(rows), "headline": f"{len(chosen)} models of {len(config.arms)} arms measured"}
@@ -96,12 +99,26 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
     return chosen
 
 
+def sensitivity(rows: Sequence[Row], arm: str, seed: int) -> float:
+    """How much an arm's loss at the end lies above its best, a mean over all x (arXiv 2309.14322, section 2).
+
+    A loss counts no higher than that of a guess among all tokens; so does a run that diverged.
+    """
+    ends = [
+        row["guess"] if row["diverged"] else min(row["end_loss"], row["guess"])
+        for row in rows
+        if (row["arm"], row["seed"]) == (arm, seed)
+    ]
+    return sum(ends) / len(ends) - min(ends)
+
+
 def _row(config: AblationConfig, arm: str, model: Path) -> Row:
     """One model: what it is, and what it cost."""
-    manifest = _manifest(model)
+    manifest, shape = _manifest(model), load_config(model)
     student, teacher = cost(model, config.teacher)
     row = {
-        "arm": arm, "step": model.name, "seed": manifest["seed"], "parameters": load_config(model).parameters,
+        "arm": arm, "step": model.name, "seed": manifest["seed"], "parameters": shape.parameters,
+        "guess": rounded(math.log(shape.vocab_size)),
         "student_flops": student, "teacher_flops": teacher,
         "end_loss": manifest["metrics"].get("final_cross_entropy"),
         "diverged": manifest["metrics"].get("diverged", False), "metrics": {},
