@@ -1,6 +1,7 @@
 """Arms, costs and measurements of an ablation, on the artifacts that a small run of training steps leaves."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -78,6 +79,8 @@ def test_every_model_is_measured_once(run, tmp_path):
     ]  # fmt: skip
     assert {"bits_per_byte/all", "top1/web", "continuation/all", "continuation/code"} <= rows[0]["metrics"].keys()
     assert rows[2]["diverged"] and rows[2]["metrics"] == {}, "not the best"
+    rises = [rows[i]["metrics"].pop("sensitivity") for i in (0, 1)]
+    assert rises == pytest.approx([0, (math.log(320) - 5) / 2], abs=0.01)
     assert rows[0]["metrics"] == rows[1]["metrics"], "the same weights on the same text"
     kept = json.loads((scratch / "both.json").read_text())
     (scratch / "both.json").write_text(json.dumps(kept | {"top1/all": 2.0}))
