@@ -51,6 +51,7 @@ STAGES: Stages = {
     "sft_arms": ("openafm.posttraining.sft:sft_arms", "mixture arms tried on few tokens"),
     "sft": ("openafm.posttraining.sft:sft", "supervised fine-tuning, with checkpoints on the way"),
     "preferences": ("openafm.posttraining.preferences:preferences", "pairs at four strengths, graded in four ways"),
+    "labels": ("openafm.posttraining.labelling:labels", "people's preferences: what `openafm label RUN` exported"),
     "reward": ("openafm.posttraining.reward:reward", "the reward model: linear reward and four grading heads"),
     "reward_filter": ("openafm.posttraining.reward_filter:reward_filter", "synthetic examples of low reward dropped"),
     "sft_best": ("openafm.posttraining.sft:sft_best", "the checkpoint with the best best-of-N reward"),
