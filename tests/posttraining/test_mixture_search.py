@@ -38,7 +38,7 @@ def test_the_search_climbs_to_the_best_mixture():
 def test_a_part_without_impact_is_dropped_unless_it_is_kept():
     def right(weights):  # the share of tools among the useful parts decides; noise changes nothing
         useful = weights["math"] + weights["tools"]
-        return 0.8 - abs(weights["tools"] / useful - 0.4) if useful else 0.0
+        return 0.80125 - abs(weights["tools"] / useful - 0.4) if useful else 0.0
 
     start = {"math": 0.48, "tools": 0.32, "noise": 0.2}
     found, rounds = search(start, world(right)[0], SearchConfig(rounds=1))
@@ -52,7 +52,7 @@ def test_a_part_of_which_a_little_is_enough_is_not_dropped():
     measured, asked = world(lambda w: 0.6 if w["manners"] > 0 else 0.2)
     found, rounds = search({"math": 0.7, "manners": 0.3}, measured, SearchConfig(rounds=1))
     assert rounds[0]["parts"]["manners"]["verdict"] == "needed" and found["manners"] > 0
-    assert {"math": 1.0, "manners": 0.0} in asked
+    assert any(weights["manners"] == 0 for weights in asked)
 
 
 def test_what_does_not_hold_together_is_not_taken():
