@@ -1,4 +1,4 @@
-"""Losses and gradients of DPO, IPO, RLOO and GRPO on the same model and batch as TRL's trainers.
+"""Losses and gradients of DPO, IPO, RLOO, GRPO and PPO's surrogate on the same model and batch as TRL's trainers.
 
 TRL comes with the extra `bench`.
 """
@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from openafm.model.checkpoint import load_model
-from openafm.posttraining.baselines import baseline_step
+from openafm.posttraining.baselines import baseline_step, token_values
 from openafm.posttraining.direct import DirectConfig, direct_loss, with_reference
 from openafm.posttraining.examples import answer_row, collate
 from openafm.posttraining.policy import token_log_probs
 from openafm.serving.exporting import export
 from openafm.stage import Hardware
-from openafm.training.alignment import clipped_surrogate, leave_one_out_advantage, sequence_log_probs
+from openafm.training.alignment import (
+    clipped_surrogate,
+    leave_one_out_advantage,
+    sequence_log_probs,
+    standardised_advantage,
+)
 
 trl = pytest.importorskip("trl", reason="no TRL: pip install -c constraints.txt trl (extra `bench`)")
 transformers = pytest.importorskip("transformers")
@@ -105,7 +110,7 @@ def test_dpo_and_ipo_are_trls(model, exported, shaken, words, tmp_path, ours_nam
     agree(ours, theirs)
 
 
-def sampled(model, rewards):
+def sampled(model):
     """Four answers to one prompt, drawn from the unshaken model: our batch, and TRL's."""
     pairs = [(PROMPT, answer) for answer in ANSWERS]
     old = token_log_probs(load_model(model), pairs, Hardware())
@@ -134,7 +139,7 @@ def test_rloo_is_trls(model, shaken, words, tmp_path):
     ours, theirs = shaken
     rewards = torch.tensor([[1.0, 0.0, -0.5, 2.0]])
     advantages = leave_one_out_advantage(rewards).flatten()
-    pairs, old, completions = sampled(model, rewards)
+    pairs, old, completions = sampled(model)
     trainer = rloo_trainer(theirs, words, tmp_path)
     trainer.model.eval()
     own = torch.tensor([sum(values) for values in token_log_probs(ours, pairs, Hardware())])
@@ -149,6 +154,38 @@ def test_rloo_is_trls(model, shaken, words, tmp_path):
     ).mean()
     loss.backward()
     other = trainer._compute_loss(trainer.model, completions | {"old_logps": before, "advantages": advantages})
+    other.backward()
+    assert loss.item() == pytest.approx(other.item(), rel=1e-4)
+    agree(ours, theirs)
+
+
+@pytest.mark.parametrize(("algorithm", "trl_name", "beta"), [("grpo", "grpo", 0.3), ("ppo", "bnpo", 0.0)])
+def test_grpo_and_ppos_surrogate_are_trls(model, shaken, words, tmp_path, algorithm, trl_name, beta):
+    """TRL's loss `bnpo` is the clipped surrogate as a mean over all tokens; its PPO trainer has a critic."""
+    ours, theirs = shaken
+    advantages = standardised_advantage(torch.tensor([[1.0, 0.0, -0.5, 2.0]])).flatten()
+    pairs, old, completions = sampled(model)
+    rows = [
+        answer_row(*pair) | token_values(PROMPT, own, own) | {"advantages": a, "old_log_probs": sum(own)}
+        for pair, own, a in zip(pairs, old, advantages.tolist(), strict=True)
+    ]
+    loss = baseline_step(ours, collate(rows), algorithm, clip=0.2, beta=beta).loss
+    loss.backward()
+    trainer = trl.GRPOTrainer(
+        model=theirs,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path), num_generations=4, per_device_train_batch_size=4, loss_type=trl_name, beta=0.0,
+            epsilon=0.2, **ARGUMENTS,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "w5"}] * 4),
+        processing_class=words,
+    )  # fmt: skip
+    trainer.beta = beta  # with a beta of its own the trainer would load the reference again, by name
+    trainer.model.eval()
+    before = padded([list(values) for values in old], 0.0)
+    inputs = completions | {"old_per_token_logps": before, "ref_per_token_logps": before, "advantages": advantages}
+    other = trainer._compute_loss(trainer.model, inputs)
     other.backward()
     assert loss.item() == pytest.approx(other.item(), rel=1e-4)
     agree(ours, theirs)

@@ -196,8 +196,14 @@ def test_calibration_checks_and_methods_are_shown_where_they_were_measured(run):
     (run / "compared" / "manifest.json").write_text(
         json.dumps(manifest | {"step": "compared", "stage": "methods", "inputs": inputs})
     )
+    (run / "people").mkdir()
+    judges = {"labels": {"ada": 20, "bob": 12}, "pairs": 20, "pairs_of_several": 12, "alpha": {"strength": 0.61}}
+    (run / "people" / "manifest.json").write_text(
+        json.dumps(manifest | {"step": "people", "stage": "labels", "metrics": {"judges": judges}, "inputs": {}})
+    )
     text = text_of(write_report(run).read_text())
-    for wanted in ("Expected calibration error: 3.5 points", "Entropy of the policy, by iteration", "rloo", "65.4"):
+    for wanted in ("Expected calibration error: 3.5 points", "Entropy of the policy, by iteration", "rloo", "65.4",
+                   "labelled by ada 20, bob 12; 12 by several", "strength 0.61"):  # fmt: skip
         assert wanted in text, wanted
 
 

@@ -93,7 +93,15 @@ def finetuning(artifacts: Artifacts) -> Iterator[Block]:
 
 
 def reward_models(artifacts: Artifacts) -> Iterator[Block]:
-    """Accuracy by strength and of the grades, of each reward model."""
+    """Accuracy by strength and of the grades, of each reward model; how far labellers agree."""
+    for step in artifacts.of("labels"):
+        judges = artifacts.metrics(step).get("judges", {})
+        by = ", ".join(f"{name} {n}" for name, n in judges.get("labels", {}).items())
+        yield Table(
+            f"{step}: {number(judges.get('pairs'))} pairs labelled by {by}; {number(judges.get('pairs_of_several'))} by "
+            "several. Krippendorff's alpha between them: 1 is full agreement, 0 chance, – nothing to compare.",
+            ["what", "alpha"], [[what, number(value)] for what, value in judges.get("alpha", {}).items()],
+        )  # fmt: skip
     steps = artifacts.of("reward")
     for index, step in enumerate(steps):
         yield from _reward_model(artifacts, step, index, f"{step}: " if len(steps) > 1 else "")
