@@ -99,7 +99,8 @@ def reward_models(artifacts: Artifacts) -> Iterator[Block]:
         by = ", ".join(f"{name} {n}" for name, n in judges.get("labels", {}).items())
         yield Table(
             f"{step}: {number(judges.get('pairs'))} pairs labelled by {by}; "
-            f"{number(judges.get('pairs_of_several'))} by several. Krippendorff's alpha between them: 1 is full agreement, 0 chance, – nothing to compare.",
+            f"{number(judges.get('pairs_of_several'))} by several. "
+            "Krippendorff's alpha between them: 1 is full agreement, 0 chance, – nothing to compare.",
             ["what", "alpha"], [[what, number(value)] for what, value in judges.get("alpha", {}).items()],
         )  # fmt: skip
     steps = artifacts.of("reward")
