@@ -14,8 +14,8 @@ from openafm.stage import Hardware
 from openafm.training import hardware
 
 VERBS = [
-    "run", "status", "why", "fetch", "import", "compress", "adapt", "chat", "serve", "export", "report", "bench",
-    "doctor",
+    "run", "status", "why", "fetch", "import", "compress", "adapt", "chat", "serve", "label", "export", "report",
+    "bench", "doctor",
 ]  # fmt: skip
 TOYS = """
 from pathlib import Path

@@ -5,7 +5,7 @@ import torch
 
 from openafm import jsonl
 from openafm.model.checkpoint import load_model
-from openafm.posttraining.committee import CommitteeConfig, RolloutsConfig, by_prompt, committee, rollouts
+from openafm.posttraining.committee import CommitteeConfig, RolloutsConfig, by_prompt, committee, methods, rollouts
 from openafm.posttraining.direct import DirectConfig, best_and_worst, direct
 from openafm.posttraining.policy import Policy, token_log_probs
 from openafm.posttraining.rejection import RejectionConfig, rejection
@@ -134,3 +134,20 @@ def test_the_committee_picks_the_best(model, drawn, examples, reward, context):
     assert table["taught"]["heldout"]["low"] <= table["taught"]["heldout"]["rate"] <= table["taught"]["heldout"]["high"]
     taught_weights, picked = load_model(taught.out).state_dict(), load_model(step.out).state_dict()
     assert all(torch.equal(picked[name], taught_weights[name]) for name in picked)
+
+
+def test_methods_are_measured_on_the_same_problems_greedily_and_sampled(model, examples, reward, context, same_files):
+    one, two, picked = context("one"), context("two"), context("picked")
+    config = CommitteeConfig(problems=8, max_tokens=6, sampled=True)
+    members = {"base": model, "same": model}
+    table = methods(config, one, members=members, reward=reward, examples=examples)["members"]
+    assert {k: v for k, v in table["base"].items() if k != "sampled"} == {
+        k: v for k, v in table["same"].items() if k != "sampled"
+    }
+    assert table["base"]["n"] == table["base"]["sampled"]["n"] == sum(t["n"] for t in table["base"]["tasks"].values())
+    assert json.loads((one.out / "methods.json").read_text()) == table
+    methods(config, two, members=members, reward=reward, examples=examples)
+    same_files(one.out, two.out)
+    plain = CommitteeConfig(problems=8, max_tokens=6)
+    rows = committee(plain, picked, members=members, reward=reward, examples=examples)["members"]
+    assert "sampled" not in rows["base"]["heldout"] and rows["base"]["heldout"]["passed"] == table["base"]["passed"]

@@ -2,6 +2,8 @@ import pytest
 
 from openafm import jsonl
 from openafm.model.checkpoint import load_model
+from openafm.posttraining.baselines import token_values
+from openafm.posttraining.examples import answer_row, collate
 from openafm.posttraining.mdloo import MdlooConfig, mdloo
 from openafm.posttraining.reward import MixConfig, RewardModel
 from openafm.synthesis import tasks
@@ -46,15 +48,39 @@ def test_a_killed_mdloo_ends_with_the_same_bytes(model, examples, reward, contex
     same_files(whole.out, broken.out)
 
 
-def test_it_learns_what_is_rewarded(model, reward, context, tmp_path):
+@pytest.mark.parametrize("algorithm", ["mdloo", "rloo", "grpo", "ppo"])
+def test_it_learns_what_is_rewarded(model, reward, context, tmp_path, algorithm):
     """A reward model of random weights is a reward like any other."""
     rows = [{**tasks.draw("parity", 1, 0)[0], "id": str(i)} for i in range(4)]
     jsonl.write(tmp_path / "train.jsonl", rows)
     config = CONFIG.model_copy(
         update={"iterations": 8, "samples": 16, "steps": 9, "answers_per_batch": 64, "lr": 0.005, "beta": 0.0,
-                "gamma": 0.3, "max_tokens": 3, "mix": MixConfig(reward_weight=1.0, verified_weight=0.0)}
+                "gamma": 0.3, "max_tokens": 3, "mix": MixConfig(reward_weight=1.0, verified_weight=0.0),
+                "algorithm": algorithm}
     )  # fmt: skip
     step = context()
     mdloo(config, step, model=model, reward=reward, examples=tmp_path)
     rewards = [row["reward"] for row in jsonl.read(step.out / "iterations.jsonl")]
     assert rewards[-1] > rewards[0] + 0.2
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "ppo"])
+def test_a_baseline_differs_from_mdloo_in_advantage_and_loss_alone(model, examples, reward, context, algorithm):
+    """The first iteration's answers, rewards and distances are MDLOO's to the byte; what it learns of them is not."""
+    steps = {}
+    for name in ("mdloo", algorithm):
+        steps[name] = context(name)
+        config = CONFIG.model_copy(update={"algorithm": name})
+        mdloo(config, steps[name], model=model, reward=reward, examples=examples)
+    first, other = (jsonl.read(step.out / "iterations.jsonl")[0] for step in steps.values())
+    moved = {"kl_last", "ratio_mean", "ratio_largest"}
+    assert {k: v for k, v in first.items() if k not in moved} == {k: v for k, v in other.items() if k not in moved}
+    one, two = ((step.out / "model.safetensors").read_bytes() for step in steps.values())
+    assert one != two
+
+
+def test_token_values_stand_where_the_targets_are():
+    row = answer_row([5, 6, 7], [8, 9]) | token_values([5, 6, 7], [-1.0, -2.0], [-3.0, -4.0])
+    assert [value for value, t in zip(row["values_old"], row["targets"], strict=True) if t != -100] == [-1.0, -2.0]
+    batch = collate([row, answer_row([5], [8]) | token_values([5], [-5.0], [-6.0])])
+    assert batch["values_reference"].tolist() == [[0, 0, -3, -4], [-6, 0, 0, 0]]

@@ -8,13 +8,16 @@ from openafm.model.checkpoint import load_model
 from openafm.posttraining.examples import collate
 from openafm.posttraining.policy import Answer
 from openafm.posttraining.reward import (
+    Ensemble,
     MixConfig,
     RewardConfig,
     RewardModel,
     Scorer,
+    calibration,
     conversation,
     differ_in_truth_alone,
     length_bias,
+    load_judge,
     measure,
     pair_loss,
     pair_row,
@@ -115,6 +118,9 @@ def test_pair_loss_is_its_formula_by_hand(model):
         total += -row["target"] * np.log(q) - (1 - row["target"]) * np.log(1 - q) + 0.25 * nats
     assert float(output.loss.detach()) == pytest.approx(total / 3, rel=1e-4)
     assert output.weight == 3
+    without = pair_loss(judge, collate(rows), 0.0).loss  # the ablation without grades: they leave no trace
+    without.backward()
+    assert all(p.grad is None or not p.grad.any() for name, p in judge.heads.named_parameters() if "grade" in name)
 
 
 def test_conversations_end_with_the_answers_stop(model):
@@ -144,3 +150,41 @@ def test_verified_and_learned_rewards_mix(model):
 def test_the_body_is_an_ordinary_model_folder(model, tmp_path):
     RewardModel(load_model(model)).save(tmp_path, tokenizer=model)
     assert isinstance(load_model(tmp_path), Transformer)
+
+
+def test_an_ensemble_is_the_mean_of_models_fitted_apart(model, preferences, context, same_files, kill):
+    alone, step = context("alone"), context("ensemble")
+    reward(CONFIG, alone, model=model, preferences={"first": preferences})
+    config = CONFIG.model_copy(update={"ensemble": 3})
+    killed = kill(step, "member 2", 3)
+    with pytest.raises(killed):
+        reward(config, step, model=model, preferences={"first": preferences})
+    step = context("ensemble")
+    metrics = reward(config, step, model=model, preferences={"first": preferences})
+    for name in ("model.safetensors", "heads.safetensors", "metrics.jsonl"):  # the first member is the single model
+        assert (step.out / name).read_bytes() == (alone.out / name).read_bytes()
+    judge, tokenizer = load_judge(step.out), load_tokenizer(step.out)
+    assert isinstance(judge, Ensemble) and len(judge.members) == 3 and isinstance(load_judge(alone.out), RewardModel)
+    texts = [conversation(tokenizer, pair["messages"], pair["chosen"], 99) for pair in planted(4)]
+    each = [member.rewards(texts) for member in judge.members]
+    np.testing.assert_allclose(judge.rewards(texts), np.mean(each, 0), rtol=1e-5)
+    assert np.std(each, 0).min() > 0
+    assert metrics["heldout"]["accuracy"]["rate"] > 0.9
+    assert Scorer.load(step.out, MixConfig()).judge.longest == 128
+
+
+def test_calibration_by_hand():
+    """Two pairs at 0.65 (one right), three at 0.95 (all right), one at 1.0 (wrong)."""
+    gaps = [np.log(0.65 / 0.35), -np.log(0.65 / 0.35), *[np.log(0.95 / 0.05)] * 3, -50.0]
+    found = calibration(gaps)
+    assert [(row["probability"], row["passed"], row["n"]) for row in found["curve"]] == [(0.65, 1, 2), (0.9625, 3, 4)]
+    assert found["error"] == pytest.approx((2 * abs(0.65 - 0.5) + 4 * abs(0.9625 - 0.75)) / 6, abs=1e-4)
+    assert calibration([0.0])["curve"][0]["passed"] == 0  # undecided is not right
+
+
+def test_a_judge_that_knows_its_odds_is_calibrated():
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(size=20_000) * 2
+    drawn = np.where(rng.random(20_000) < 1 / (1 + np.exp(-gaps)), gaps, -gaps)  # the side that came out first
+    assert calibration(drawn)["error"] < 0.01
+    assert calibration(3 * drawn)["error"] > 0.05  # overconfident

@@ -176,6 +176,37 @@ def test_every_committee_round_is_shown_beside_its_control(run):
     assert "round 1" not in text and "Best committee member right, % 50.8" in text  # 130 of 256
 
 
+def test_calibration_checks_and_methods_are_shown_where_they_were_measured(run):
+    before = text_of(write_report(run).read_text())
+    assert "Expected calibration error" not in before and "Entropy of the policy" not in before
+    found = json.loads((run / "reward" / "heldout.json").read_text())
+    curve = [{"probability": 0.55, "passed": 5, "n": 10, "rate": 0.5, "low": 0.2, "high": 0.8},
+             {"probability": 0.92, "passed": 9, "n": 10, "rate": 0.9, "low": 0.6, "high": 1.0}]  # fmt: skip
+    (run / "reward" / "heldout.json").write_text(json.dumps(found | {"calibration": {"error": 0.035, "curve": curve}}))
+    rows = [{"iteration": i, "reward": 0.5, "kl_reference": 0.1 * i, "entropy": 1.5 - 0.1 * i} for i in range(4)]
+    (run / "mdloo" / "iterations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rated = {"passed": 30, "n": 40, "rate": 0.75, "low": 0.6, "high": 0.86}
+    table = {
+        "rloo": rated | {"reward": 1.0, "tokens": 3.0, "tasks": {"add": rated}, "sampled": rated | {"rate": 0.654}}
+    }
+    (run / "compared").mkdir()
+    (run / "compared" / "methods.json").write_text(json.dumps(table))
+    manifest = json.loads((run / "mdloo" / "manifest.json").read_text())
+    inputs = {"members.rloo": {"step": "mdloo", "digest": ""}}
+    (run / "compared" / "manifest.json").write_text(
+        json.dumps(manifest | {"step": "compared", "stage": "methods", "inputs": inputs})
+    )
+    (run / "people").mkdir()
+    judges = {"labels": {"ada": 20, "bob": 12}, "pairs": 20, "pairs_of_several": 12, "alpha": {"strength": 0.61}}
+    (run / "people" / "manifest.json").write_text(
+        json.dumps(manifest | {"step": "people", "stage": "labels", "metrics": {"judges": judges}, "inputs": {}})
+    )
+    text = text_of(write_report(run).read_text())
+    for wanted in ("Expected calibration error: 3.5 points", "Entropy of the policy, by iteration", "rloo", "65.4",
+                   "labelled by ada 20, bob 12; 12 by several", "strength 0.61"):  # fmt: skip
+        assert wanted in text, wanted
+
+
 def test_recovery_adapters_of_several_ranks_stand_side_by_side(run):
     text = text_of(write_report(run).read_text())
     assert "recovery_8, rank 8 recovery, rank 16" in text or "recovery, rank 16 recovery_8, rank 8" in text

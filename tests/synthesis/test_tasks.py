@@ -1,5 +1,5 @@
 import random
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -57,3 +57,14 @@ def test_weekdays_agree_with_the_calendar():
         _, _, _, days, _, relation, day = row["messages"][0]["content"].rstrip("?").split()
         start = next(monday + timedelta(i) for i in range(7) if f"{monday + timedelta(i):%A}" == day)
         assert f"{start + timedelta(int(days) * (1 if relation == 'after' else -1)):%A}" == row["answer"]
+
+
+def test_letters_are_counted_and_dates_follow_the_calendar():
+    for row in tasks.draw("letter_counting", 60, 0):
+        asked, _, letters = row["messages"][0]["content"].partition(": ")
+        assert int(row["answer"]) == sum(letter == asked[-1] for letter in letters.split()) > 0
+    for row in tasks.draw("dates", 120, 0):
+        _, _, _, days, _, relation, day, month = row["messages"][0]["content"].rstrip("?").split()
+        start = datetime.strptime(f"{day} {month} 2023", "%d %B %Y")
+        end = start + timedelta(int(days) * (1 if relation == "after" else -1))
+        assert row["answer"] == f"{end.day} {end:%B}"

@@ -149,3 +149,104 @@ def test_gradients_agree_with_finite_differences():
     assert gradcheck(lambda x: alignment.mdloo(x, b.detach(), c.detach(), 0.3), (a,))
     assert gradcheck(lambda x, y: alignment.dpo(x, y, c, d, 0.2), (a, b))
     assert gradcheck(lambda x, y: alignment.ipo(x, y, c, d, 0.2), (a, b))
+
+
+def test_token_log_probs_add_up_to_the_sequences():
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[-100, -100, 3, 1, 6], [-100, 0, 2, -100, -100]])
+    each = alignment.token_log_probs(logits, targets)
+    assert (each[targets == -100] == 0).all() and (each[targets != -100] < 0).all()
+    torch.testing.assert_close(each.sum(1), alignment.sequence_log_probs(logits, targets), rtol=0, atol=0)
+    assert each[0, 2] == torch.log_softmax(logits[0, 2], 0)[3]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 999))
+def test_standardised_advantage_by_brute_force(samples, prompts, seed):
+    rewards = np.random.default_rng(seed).normal(size=(prompts, samples))
+    expected = [[(r - row.mean()) / (row.std(ddof=1) + 1e-4) for r in row] for row in rewards]
+    np.testing.assert_allclose(alignment.standardised_advantage(torch.from_numpy(rewards)), expected, atol=1e-12)
+
+
+def test_a_group_of_equal_rewards_teaches_nothing_and_one_sample_is_no_group():
+    assert not alignment.standardised_advantage(torch.full((2, 3), 0.7)).any()
+    with pytest.raises(ValueError, match="samples"):
+        alignment.standardised_advantage(torch.zeros(3, 1))
+
+
+def test_reinforce_in_expectation_is_the_gradient_of_the_expected_reward():
+    """Over all answers, weighted by pi, -sum pi A grad log pi = -grad sum pi R: the baseline drops out."""
+    generator = torch.Generator().manual_seed(7)
+    weights = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    rewards = torch.randn(6, generator=generator, dtype=torch.float64)
+    pi = torch.softmax(weights, 0)
+    (expected,) = torch.autograd.grad(-(pi * rewards).sum(), weights)
+    advantages = pi.detach() * (rewards - 0.4) * 6  # a mean over six samples stands for the sum
+    alignment.reinforce(torch.log_softmax(weights, 0), advantages).backward()
+    np.testing.assert_allclose(weights.grad, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [  # arXiv 1707.06347, figure 1: a good action's ratio is paid up to 1 + clip, a bad one's down to 1 - clip
+        (1.1, 2.0, -2.2, -2.2), (1.5, 2.0, -2.4, 0.0), (0.5, 2.0, -1.0, -1.0),
+        (0.9, -2.0, 1.8, 1.8), (0.5, -2.0, 1.6, 0.0), (1.5, -2.0, 3.0, 3.0),
+    ],
+)  # fmt: skip
+def test_the_clipped_surrogate_is_the_papers_figure(ratio, advantage, loss, slope):
+    """`slope` is d loss / d log pi = -rho A where it is not clipped."""
+    log_probs = tensor([np.log(ratio) - 1.3], requires_grad=True)
+    found = alignment.clipped_surrogate(log_probs, tensor([-1.3]), tensor([advantage]), 0.2)
+    found.sum().backward()
+    assert found.item() == pytest.approx(loss)
+    assert log_probs.grad.item() == pytest.approx(slope)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 999))
+def test_ppo_weighs_tokens_and_grpo_answers(seed):
+    """Token by token in plain Python: PPO's mean over all tokens, GRPO's over each answer's and then over answers."""
+    rng = np.random.default_rng(seed)
+    lengths, clip, beta = [3, 1, 4], 0.2, 0.3
+    new, old, ref = (-rng.uniform(0.1, 2, size=(3, 4)) for _ in range(3))
+    answer = np.array([[position < length for position in range(4)] for length in lengths])
+    advantages = rng.normal(size=3)
+    surrogate, divergence = [], []
+    for row, length in enumerate(lengths):
+        terms, pulls = [], []
+        for t in range(length):
+            rho, a = np.exp(new[row, t] - old[row, t]), advantages[row]
+            terms.append(-min(rho * a, min(max(rho, 1 - clip), 1 + clip) * a))
+            quotient = np.exp(ref[row, t]) / np.exp(new[row, t])
+            pulls.append(quotient - np.log(quotient) - 1)
+        surrogate.append(terms)
+        divergence.append(pulls)
+    mask = torch.from_numpy(answer)
+    ppo = alignment.ppo_clip(*(tensor(x) for x in (new, old, advantages)), mask, clip)
+    assert ppo.item() == pytest.approx(np.mean([term for terms in surrogate for term in terms]))
+    grpo = alignment.grpo(*(tensor(x) for x in (new, old, ref, advantages)), mask, clip=clip, beta=beta)
+    expected = np.mean([np.mean(a) + beta * np.mean(b) for a, b in zip(surrogate, divergence, strict=True)])
+    assert grpo.item() == pytest.approx(expected)
+
+
+def test_grpos_pull_is_the_exact_kl_in_expectation():
+    """Sampled from pi_theta, pi_ref / pi - ln(pi_ref / pi) - 1 has the mean KL(pi_theta || pi_ref)."""
+    generator = np.random.default_rng(4)
+    new, ref = generator.dirichlet(np.ones(8)), generator.dirichlet(np.ones(8))
+    zero, one = tensor([0.0]), torch.ones(1, 1, dtype=torch.bool)
+    terms = [
+        alignment.grpo(tensor([[a]]), tensor([[a]]), tensor([[b]]), zero, one, clip=0.2, beta=1.0).item()
+        for a, b in zip(np.log(new), np.log(ref), strict=True)
+    ]
+    assert min(terms) >= 0
+    assert np.dot(new, terms) == pytest.approx((new * np.log(new / ref)).sum())
+
+
+def test_gradients_of_the_baselines_agree_with_finite_differences():
+    generator = torch.Generator().manual_seed(2)
+    new, old, ref = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    advantages, mask = tensor([0.5, -1.0, 0.2]), torch.ones(3, 4, dtype=torch.bool)
+    new.requires_grad_()
+    assert gradcheck(lambda x: alignment.ppo_clip(x, old, advantages, mask, 0.2), (new,))
+    assert gradcheck(lambda x: alignment.grpo(x, old, ref, advantages, mask, clip=0.2, beta=0.3), (new,))
+    assert gradcheck(lambda x: alignment.reinforce(x.sum(1), advantages), (new,))

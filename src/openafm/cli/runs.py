@@ -223,6 +223,41 @@ def serve(
 
 
 @app.command()
+def label(
+    run: Run,
+    labeller: Annotated[str, typer.Option(help="Who labels; each has a file and an order of the answers.")] = "me",
+    step: Annotated[
+        str | None,
+        typer.Option(metavar="STEP", help="Rollouts or preferences to take pairs of [default: all rollouts]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice, the order and the sides of the pairs.")] = 0,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all labels as JSONL for the step `labels`, and stop.")
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Let people say on a page which of two answers is better, and grade both; or export what they said.
+
+    Example: openafm label nano --labeller ada; then openafm label nano --export labels.jsonl
+    """
+    with plain_errors():
+        from openafm import jsonl
+        from openafm.posttraining import labelling
+
+        folder = run_folder(run)
+        if export:
+            rows = labelling.labelled(folder)
+            jsonl.write(export, rows)
+            found = labelling.agreement(rows)
+            typer.echo(json.dumps(found, indent=1) if json_ else "\n".join(labelling.told(found, export)))
+            return
+        from openafm.serving.labelling import serve as show
+
+        show(folder, labelling.pairs_of_run(folder, step, seed), labeller, seed, port)
+
+
+@app.command()
 def report(
     run: Run,
     markdown: Annotated[Path | None, typer.Option(help="Write the report's texts and tables as Markdown here.")] = None,

@@ -38,6 +38,8 @@ class CommitteeConfig(Config):
     """Validation problems that decide, and as many held-out ones that are reported."""
     max_tokens: int = 24
     """Longest answer, in tokens; problems whose reference answer is longer are left out."""
+    sampled: bool = False
+    """Also answer each problem once at temperature 1; greedy answers decide all the same."""
     mix: MixConfig = MixConfig()
     """How answers are rewarded, where members are right equally often."""
 
@@ -145,6 +147,17 @@ def committee(
     return {"headline": headline, "best": best, "members": table}
 
 
+def methods(
+    config: CommitteeConfig, context: Context, *, members: dict[str, Path], reward: Path, examples: Path
+) -> Metrics:
+    """Measure models on the same held-out problems, and pick none: `methods.json`."""
+    scorer, rows = Scorer.load(reward, config.mix), jsonl.read(examples / "heldout.jsonl")
+    table = {name: compare(folder, rows, config, scorer, context, name) for name, folder in members.items()}
+    write_json(context.out / "methods.json", table)
+    right = ", ".join(f"{name} {row['passed']}/{row['n']}" for name, row in table.items())
+    return {"headline": f"held-out answers right: {right}", "members": table}
+
+
 def compare(
     folder: Path, rows: Sequence[Row], config: CommitteeConfig, scorer: Scorer, context: Context, label: str
 ) -> Metrics:
@@ -156,8 +169,13 @@ def compare(
     tasks: dict[str, list[bool]] = {}
     for problem, answer in zip(problems, answers, strict=True):
         tasks.setdefault(problem["task"], []).append(answer.passed)
+    drawn: Metrics = {}
+    if config.sampled:
+        sampled = policy.answer(problems, config.max_tokens, context, f"{label} sampled")
+        drawn = {"sampled": rate(sum(a.passed for a in sampled), len(sampled))}
     return {
         **rate(sum(a.passed for a in answers), len(answers)),
+        **drawn,
         "reward": round(sum(rewards) / len(rewards), 5),
         "tokens": round(sum(len(a.tokens) for a in answers) / len(answers), 3),
         "tasks": {task: rate(sum(hits), len(hits)) for task, hits in sorted(tasks.items())},

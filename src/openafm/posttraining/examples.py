@@ -74,13 +74,14 @@ class RowBatches:
 def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     """Stack rows into tensors with one leading dimension.
 
-    All `inputs*` and `targets*` get the length of the longest: `inputs*` are padded with 0, `targets*` with IGNORED.
+    All `inputs*`, `targets*` and `values*` get the length of the longest: `targets*` are padded with IGNORED, the
+    others with 0.
     """
     batch: Batch = {}
     longest = max((len(row[name]) for row in rows for name in row if name.startswith("inputs")), default=0)
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if name.startswith(("inputs", "targets")):
+        if name.startswith(("inputs", "targets", "values")):
             padding = IGNORED if name.startswith("targets") else 0
             values = [value + [padding] * (longest - len(value)) for value in values]
         batch[name] = torch.tensor(values)

@@ -1,12 +1,14 @@
 """MDLOO, mirror descent with leave-one-out estimation (AFM, section 4.2.4 and appendix B; step `mdloo`).
 
 Each iteration k draws K answers a prompt from pi_k, rewards them less a KL penalty to the SFT model, takes the
-leave-one-out advantage, and does several SGD steps on the mirror-descent objective, without clipping.
+leave-one-out advantage, and does several SGD steps on the mirror-descent objective, without clipping. `algorithm` puts
+another advantage and loss in the same loop: the baselines of its ablation (`openafm.posttraining.baselines`).
 """
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +16,7 @@ from pydantic import Field
 from openafm import jsonl
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
+from openafm.posttraining.baselines import Baseline, baseline_advantages, baseline_step, token_values
 from openafm.posttraining.examples import Row, RowBatches, answer_row
 from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
@@ -37,6 +40,8 @@ Pair = tuple[list[int], list[int]]
 class MdlooConfig(OptimizerConfig):
     """Reinforcement learning from rewards, by MDLOO. AFM publishes neither beta, gamma nor K."""
 
+    algorithm: Literal["mdloo"] | Baseline = "mdloo"
+    """What learns from the rewards: MDLOO, or a baseline."""
     iterations: int = 8
     """Policies pi_k sampled from."""
     prompts: int = 32
@@ -48,9 +53,11 @@ class MdlooConfig(OptimizerConfig):
     answers_per_batch: int = 64
     """Answers a step."""
     beta: float = 0.05
-    """Weight of the KL penalty to the SFT model, in reward a nat."""
+    """Weight of the KL penalty to the SFT model, in reward a nat; with GRPO in its loss."""
     gamma: float = 1.0
-    """Weight of the mirror-descent term KL(pi_theta || pi_k)."""
+    """Weight of MDLOO's mirror-descent term KL(pi_theta || pi_k)."""
+    clip: float = 0.2
+    """How far PPO and GRPO let a token's ratio be rewarded for leaving 1."""
     lr: float = 5e-4
     """Constant learning rate."""
     max_tokens: int = 24
@@ -85,7 +92,7 @@ def mdloo(
         rows, facts = experience(policy, anchor, scorer, answered, pairs, config, context.hardware)
         batches = RowBatches(rows, rows_per_batch=config.answers_per_batch, steps=config.steps, seed=context.seed + k)
         records = train(
-            policy.model, batches, lambda model, batch: mdloo_step(model, batch, config.gamma), optimizer, constant(),
+            policy.model, batches, lambda model, batch: step_loss(model, batch, config), optimizer, constant(),
             context, label=f"iteration {k + 1}", log_every=1,
         )  # fmt: skip
         curve += [{"iteration": k, **record} for record in records]
@@ -130,16 +137,22 @@ def experience(
     answers = [Answer(row["text"], row["tokens"], row["logprobs"], row["passed"]) for row in answered]
     own = token_log_probs(policy.model, pairs, hardware)
     log_probs = torch.tensor([sum(values) for values in own], dtype=torch.float64)
-    reference_log_probs = torch.tensor(
-        [sum(v) for v in token_log_probs(reference, pairs, hardware)], dtype=torch.float64
-    )
+    anchored = token_log_probs(reference, pairs, hardware)
+    reference_log_probs = torch.tensor([sum(values) for values in anchored], dtype=torch.float64)
     rewards = torch.tensor(scorer.score(problems, answers), dtype=torch.float64)
     penalised = kl_penalised_reward(rewards, log_probs, reference_log_probs, config.beta)
-    advantages = leave_one_out_advantage(penalised.view(-1, config.samples)).flatten()
+    by_prompt = penalised.view(-1, config.samples)
+    if config.algorithm == "mdloo":
+        advantages = leave_one_out_advantage(by_prompt).flatten()
+    else:
+        advantages = baseline_advantages(config.algorithm, rewards.view(by_prompt.shape), by_prompt).flatten()
     rows = [
         answer_row(*pair) | {"old_log_probs": old, "advantages": advantage}
         for pair, old, advantage in zip(pairs, log_probs.tolist(), advantages.tolist(), strict=True)
     ]
+    if config.algorithm in ("ppo", "grpo"):
+        for row, (prompt, _), old, anchor in zip(rows, pairs, own, anchored, strict=True):
+            row |= token_values(prompt, old, anchor)
     tokens = sum(len(answer.tokens) for answer in answers)
     facts = {
         "reward": round(float(rewards.mean()), 5),
@@ -152,6 +165,13 @@ def experience(
         ),
     }
     return rows, facts
+
+
+def step_loss(model: Transformer, batch: Batch, config: MdlooConfig) -> LossOutput:
+    """The loss of a batch of answers by the chosen algorithm."""
+    if config.algorithm == "mdloo":
+        return mdloo_step(model, batch, config.gamma)
+    return baseline_step(model, batch, config.algorithm, config.clip, config.beta)
 
 
 def mdloo_step(model: Transformer, batch: Batch, gamma: float) -> LossOutput:

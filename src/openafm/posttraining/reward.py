@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from openafm.tokenizer import Tokenizer
 from openafm.tokenizer import load as load_tokenizer
 from openafm.training.alignment import graded_reward
 from openafm.training.batches import Batch
-from openafm.training.loop import train, write_curve
+from openafm.training.loop import Record, train, write_curve
 from openafm.training.losses import LossOutput
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import constant
@@ -51,6 +52,8 @@ class RewardConfig(OptimizerConfig):
     """Soft labels by strength; four ones make them hard."""
     dropout: float = 0.1
     """Dropout on both residual branches."""
+    ensemble: int = Field(default=1, ge=1)
+    """Reward models that differ in their heads' first weights, the order of pairs and dropout; rewards are averaged."""
 
 
 class RewardModel(nn.Module):
@@ -78,13 +81,18 @@ class RewardModel(nn.Module):
         grades = [self.heads[f"grade{number}"](hidden) for number in range(len(checks.DIMENSIONS))]
         return self.heads["reward"](hidden).squeeze(-1).float(), torch.stack(grades, 1).float()
 
+    @property
+    def longest(self) -> int:
+        """Tokens that it can read."""
+        return self.body.config.max_length
+
     @torch.no_grad()
     def judge(self, sequences: Sequence[list[int]], batch: int = 64) -> tuple[Tensor, Tensor]:
-        """Return rewards `(n,)` and most likely grades `(n, 4)` of token lists, dropout off."""
+        """Return rewards `(n,)` and grade logits `(n, 4, 3)` of token lists, dropout off."""
         self.eval()
         device = next(self.parameters()).device
         order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-        rewards, grades = torch.zeros(len(order)), torch.zeros(len(order), len(checks.DIMENSIONS), dtype=torch.int64)
+        rewards, grades = torch.zeros(len(order)), torch.zeros(len(order), len(checks.DIMENSIONS), 3)
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             last = torch.tensor([len(sequences[i]) - 1 for i in rows])
@@ -92,7 +100,7 @@ class RewardModel(nn.Module):
             for row, i in enumerate(rows):
                 tokens[row, : len(sequences[i])] = torch.tensor(sequences[i])
             values, logits = self(tokens.to(device), last.to(device))
-            rewards[rows], grades[rows] = values.cpu(), logits.argmax(-1).cpu()
+            rewards[rows], grades[rows] = values.cpu(), logits.cpu()
         return rewards, grades
 
     def rewards(self, sequences: Sequence[list[int]]) -> list[float]:
@@ -115,6 +123,37 @@ class RewardModel(nn.Module):
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ValueError(f"{path} is missing or damaged: run the step `reward` again ({error})") from error
         return model.eval()
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Reward models that were fitted apart: what they agree on is less a fault of one of them (arXiv 2310.02743)."""
+
+    members: list[RewardModel]
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it can read."""
+        return self.members[0].longest
+
+    def judge(self, sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the members' mean rewards `(n,)` and mean grade logits `(n, 4, 3)`."""
+        rewards, grades = zip(*(member.judge(sequences) for member in self.members), strict=True)
+        return torch.stack(rewards).mean(0), torch.stack(grades).mean(0)
+
+    def rewards(self, sequences: Sequence[list[int]]) -> list[float]:
+        """Mean rewards of token lists."""
+        return self.judge(sequences)[0].tolist()
+
+
+Judge = RewardModel | Ensemble
+
+
+def load_judge(folder: Path) -> Judge:
+    """Read what step `reward` made: a reward model's folder, with the others of an ensemble in `ensemble/`."""
+    others = sorted((folder / "ensemble").glob("*"))
+    first = RewardModel.load(folder)
+    return Ensemble([first, *map(RewardModel.load, others)]) if others else first
 
 
 def conversation(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], answer: str, longest: int) -> list[int]:
@@ -150,36 +189,50 @@ def reward(config: RewardConfig, context: Context, *, model: Path, preferences: 
     It is judged on the newest round's held-out pairs, those of the policy that it will reward.
     """
     tokenizer = load_tokenizer(model)
-    judge = RewardModel(load_model(model, config.dropout), context.seed)
     pairs = [pair for folder in preferences.values() for pair in jsonl.read(folder / "train.jsonl")]
-    rows = [pair_row(pair, tokenizer, config.targets, judge.body.config.max_length) for pair in pairs]
-    steps = max(1, int(config.epochs * len(rows) / config.pairs_per_batch))
-    batches = RowBatches(rows, rows_per_batch=config.pairs_per_batch, steps=steps, seed=context.seed)
-    groups = parameter_groups(judge.body, config.base_width) + trainable_groups(judge.heads)
-    optimizer = RMSPropMomentum(groups, config.lr, config.weight_decay)
-    records = train(
-        judge,
-        batches,
-        lambda model, batch: pair_loss(model, batch, config.grade_weight),
-        optimizer,
-        constant(),
-        context,
-    )
-    judge.save(context.out, tokenizer=model)
-    write_curve(records, context.out)
-    measured = measure(judge, tokenizer, jsonl.read(list(preferences.values())[-1] / "heldout.jsonl"))
+    for number in range(1, config.ensemble + 1):
+        member, records, steps = fit(config, context, model, pairs, number)
+        folder = context.out if number == 1 else context.out / "ensemble" / f"{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        member.save(folder, tokenizer=model)
+        write_curve(records, folder)
+    held_out = jsonl.read(list(preferences.values())[-1] / "heldout.jsonl")
+    measured = measure(load_judge(context.out), tokenizer, held_out)
     write_json(context.out / "heldout.json", measured)
     right, n = (measured["accuracy"][name] for name in ("passed", "n"))
     headline = f"{len(pairs)} pairs; the better answer found in {right} of {n} held-out pairs"
     return {"headline": headline, "pairs": len(pairs), "steps": steps, "heldout": measured}
 
 
-def measure(judge: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Row]) -> dict[str, Any]:
+def fit(
+    config: RewardConfig, context: Context, model: Path, pairs: Sequence[Row], number: int
+) -> tuple[RewardModel, list[Record], int]:
+    """Train one reward model, the `number`-th of an ensemble; with its curve and its number of steps."""
+    tokenizer, seed = load_tokenizer(model), context.seed + 1000 * (number - 1)
+    judge = RewardModel(load_model(model, config.dropout), seed)
+    rows = [pair_row(pair, tokenizer, config.targets, judge.longest) for pair in pairs]
+    steps = max(1, int(config.epochs * len(rows) / config.pairs_per_batch))
+    batches = RowBatches(rows, rows_per_batch=config.pairs_per_batch, steps=steps, seed=seed)
+    groups = parameter_groups(judge.body, config.base_width) + trainable_groups(judge.heads)
+    records = train(
+        judge,
+        batches,
+        lambda model, batch: pair_loss(model, batch, config.grade_weight),
+        RMSPropMomentum(groups, config.lr, config.weight_decay),
+        constant(),
+        context,
+        label="train" if number == 1 else f"member {number}",
+    )
+    return judge, records, steps
+
+
+def measure(judge: Judge, tokenizer: Tokenizer, pairs: Sequence[Row]) -> dict[str, Any]:
     """Accuracy by strength and where truth alone decides, calibration, grades and length bias on held-out pairs."""
     sides = {}
     for side in ("chosen", "rejected"):
-        texts = [conversation(tokenizer, p["messages"], p[side], judge.body.config.max_length) for p in pairs]
-        sides[side] = judge.judge(texts)
+        texts = [conversation(tokenizer, p["messages"], p[side], judge.longest) for p in pairs]
+        rewards, logits = judge.judge(texts)
+        sides[side] = rewards, logits.argmax(-1)
     gap = (sides["chosen"][0] - sides["rejected"][0]).tolist()
     by_strength = {}
     for level, name in enumerate(checks.STRENGTHS):
@@ -194,11 +247,32 @@ def measure(judge: RewardModel, tokenizer: Tokenizer, pairs: Sequence[Row]) -> d
     return {
         "accuracy": rate(sum(g > 0 for g in gap), len(gap)),
         "by_strength": by_strength,
+        "calibration": calibration(gap),
         "truth_alone": rate(sum(honest), len(honest)),
         "grades": {name: rate(hits[i], 2 * len(pairs)) for i, name in enumerate(checks.DIMENSIONS)},
         "commonest_grade": {name: commonest(grades, i) for i, name in enumerate(checks.DIMENSIONS)},
         "length_bias": length_bias(sides["chosen"][0], sides["rejected"][0], pairs),
     }
+
+
+def calibration(gaps: Sequence[float], bins: int = 5) -> dict[str, Any]:
+    """How far the probability of a preference can be believed, of gaps of rewards r_chosen - r_rejected.
+
+    The side it prefers has the probability s(|gap|), from 0.5 to 1. `curve` holds, for each of `bins` equal parts of
+    this range that is not empty, the mean probability and how often that side is the preferred one; `error` is the
+    expected calibration error, the mean of their distances by number of pairs (arXiv 1706.04599, equation 5).
+    """
+    sure = 1 / (1 + np.exp(-np.abs(np.asarray(gaps, dtype=float))))
+    right = np.asarray(gaps, dtype=float) > 0
+    place = np.minimum(((sure - 0.5) * 2 * bins).astype(int), bins - 1)
+    curve, error = [], 0.0
+    for number in np.unique(place):
+        inside = place == number
+        curve.append(
+            {"probability": round(float(sure[inside].mean()), 4), **rate(int(right[inside].sum()), int(inside.sum()))}
+        )
+        error += abs(float(sure[inside].mean() - right[inside].mean())) * inside.mean()
+    return {"error": round(float(error), 4), "curve": curve}
 
 
 def differ_in_truth_alone(pair: Row) -> bool:
@@ -246,18 +320,18 @@ class MixConfig(Config):
 class Scorer:
     """Rewards answers by the reward model and the verified check, each with its weight."""
 
-    judge: RewardModel
+    judge: Judge
     tokenizer: Tokenizer
     mix: MixConfig
 
     @classmethod
     def load(cls, folder: Path, mix: MixConfig) -> "Scorer":
         """Open a reward model's folder."""
-        return cls(RewardModel.load(folder), load_tokenizer(folder), mix)
+        return cls(load_judge(folder), load_tokenizer(folder), mix)
 
     def score(self, problems: Sequence[Row], answers: Sequence[Answer]) -> list[float]:
         """Rewards of one answer to each problem."""
-        longest = self.judge.body.config.max_length
+        longest = self.judge.longest
         texts = [
             conversation(self.tokenizer, p["messages"], a.text, longest) for p, a in zip(problems, answers, strict=True)
         ]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from openafm import jsonl
 from openafm.posttraining.examples import Row
-from openafm.posttraining.reward import RewardModel, conversation
+from openafm.posttraining.reward import conversation, load_judge
 from openafm.stage import Config, Context, Metrics
 from openafm.tokenizer import load as load_tokenizer
 
@@ -41,8 +41,8 @@ def reward_filter(config: RewardFilterConfig, context: Context, *, examples: Pat
 
 def rewards(rows: list[Row], folder: Path) -> list[float]:
     """The reward of each example's answer."""
-    judge, tokenizer = RewardModel.load(folder), load_tokenizer(folder)
-    longest = judge.body.config.max_length
+    judge, tokenizer = load_judge(folder), load_tokenizer(folder)
+    longest = judge.longest
     return judge.rewards([conversation(tokenizer, row["messages"], row["answer"], longest) for row in rows])
 
 

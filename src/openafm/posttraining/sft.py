@@ -132,17 +132,25 @@ def sft_arms(config: ArmsConfig, context: Context, *, model: Path, examples: Pat
     validation = jsonl.read(examples / "validation.jsonl")
     for path in sorted(examples.glob("train_*.jsonl")):
         name = path.stem.removeprefix("train_")
-        policy = Policy.load(model, config.dropout)
-        _, facts = finetune(policy, jsonl.read(path), config, context, label=f"arm {name}")
-        problems = policy.problems(validation, config.problems, config.max_tokens, f"{context.seed}/validation")
-        answers = policy.answer(problems, config.max_tokens, context, "arms", temperature=0.0)
-        table[name] = {**rate(sum(a.passed for a in answers), len(answers)), **facts}
+        passed, facts = trial(config, context, model, jsonl.read(path), validation, name)
+        table[name] = {**rate(sum(passed), len(passed)), **facts}
     if not table:
         raise ValueError(f"{examples} holds no train_ARM.jsonl: give sft_mixture at least one arm")
     best = max(sorted(table), key=lambda name: table[name]["passed"])
     write_json(context.out / "chosen.json", {"arm": best, "arms": table})
     right = ", ".join(f"{name} {row['passed']}/{row['n']}" for name, row in table.items())
     return {"headline": f"validation answers right: {right}; chosen {best}", "arm": best, "arms": table}
+
+
+def trial(
+    config: ArmsConfig, context: Context, model: Path, rows: Sequence[Row], validation: Sequence[Row], name: str
+) -> tuple[list[bool], dict[str, Any]]:
+    """Train `model` on an arm's examples for a short while: which validation problems it then gets right, and facts."""
+    policy = Policy.load(model, config.dropout)
+    _, facts = finetune(policy, rows, config, context, label=f"arm {name}")
+    problems = policy.problems(validation, config.problems, config.max_tokens, f"{context.seed}/validation")
+    answers = policy.answer(problems, config.max_tokens, context, "arms", temperature=0.0)
+    return [answer.passed for answer in answers], facts
 
 
 class BestConfig(Config):

@@ -50,8 +50,13 @@ STAGES: Stages = {
     # Post-training
     "sft_mixture": ("openafm.posttraining.mixture:sft_mixture", "examples filtered, deduplicated, split, in arms"),
     "sft_arms": ("openafm.posttraining.sft:sft_arms", "mixture arms tried on few tokens"),
+    "mixture_search": (
+        "openafm.posttraining.mixture_search:mixture_search",
+        "mixture weights moved, small parts dropped",
+    ),
     "sft": ("openafm.posttraining.sft:sft", "supervised fine-tuning, with checkpoints on the way"),
     "preferences": ("openafm.posttraining.preferences:preferences", "pairs at four strengths, graded in four ways"),
+    "labels": ("openafm.posttraining.labelling:labels", "people's preferences: what `openafm label RUN` exported"),
     "reward": ("openafm.posttraining.reward:reward", "the reward model: linear reward and four grading heads"),
     "reward_filter": ("openafm.posttraining.reward_filter:reward_filter", "synthetic examples of low reward dropped"),
     "sft_best": ("openafm.posttraining.sft:sft_best", "the checkpoint with the best best-of-N reward"),
@@ -60,6 +65,7 @@ STAGES: Stages = {
     "direct": ("openafm.posttraining.direct:direct", "DPO or IPO on best against worst"),
     "mdloo": ("openafm.posttraining.mdloo:mdloo", "mirror descent with the leave-one-out estimator"),
     "committee": ("openafm.posttraining.committee:committee", "members compared beside a control; the best of them"),
+    "methods": ("openafm.posttraining.committee:methods", "models side by side on held-out problems; none is picked"),
     # Fitting the device
     "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
     "qat": ("openafm.compression.qat:qat", "training on a 2-bit grid with a learned clip"),

@@ -93,7 +93,16 @@ def finetuning(artifacts: Artifacts) -> Iterator[Block]:
 
 
 def reward_models(artifacts: Artifacts) -> Iterator[Block]:
-    """Accuracy by strength and of the grades, of each reward model."""
+    """Accuracy by strength and of the grades, of each reward model; how far labellers agree."""
+    for step in artifacts.of("labels"):
+        judges = artifacts.metrics(step).get("judges", {})
+        by = ", ".join(f"{name} {n}" for name, n in judges.get("labels", {}).items())
+        yield Table(
+            f"{step}: {number(judges.get('pairs'))} pairs labelled by {by}; "
+            f"{number(judges.get('pairs_of_several'))} by several. "
+            "Krippendorff's alpha between them: 1 is full agreement, 0 chance, – nothing to compare.",
+            ["what", "alpha"], [[what, number(value)] for what, value in judges.get("alpha", {}).items()],
+        )  # fmt: skip
     steps = artifacts.of("reward")
     for index, step in enumerate(steps):
         yield from _reward_model(artifacts, step, index, f"{step}: " if len(steps) > 1 else "")
@@ -118,6 +127,7 @@ def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> It
         "says on average.", ["strength", "target, %", "reward model, %"],
         [[n, number(100 * f["target"], 0), number(100 * f["expected"], 1)] for n, f in strengths.items()],
     )  # fmt: skip
+    yield from _calibration(measured.get("calibration", {}), index, title)
     commonest = measured.get("commonest_grade", {})
     rows: Rows = [
         [name, share_cell(found), number(found["n"]), number(100 * commonest[name], 1) if name in commonest else "–"]
@@ -135,6 +145,26 @@ def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> It
             f"Correlation of reward with answer length: {number(bias.get('reward'))}; of the labels themselves with "
             f"length: {number(bias.get('label'))}."
         )
+
+
+def _calibration(found: dict[str, Any], index: int, title: str) -> Iterator[Figure]:
+    curve = found.get("curve", [])
+    if len(curve) < 2:
+        return
+    lines = {
+        "reward model": plots.Line(
+            [100 * row["probability"] for row in curve], [100 * row["rate"] for row in curve],
+            [100 * row["low"] for row in curve], [100 * row["high"] for row in curve],
+        ),
+        "as probable as it says": plots.Line([50.0, 100.0], [50.0, 100.0]),
+    }  # fmt: skip
+    alt = "; ".join(f"says {100 * row['probability']:.0f}%, right {100 * row['rate']:.0f}%" for row in curve)
+    yield Figure(
+        f"{title}How far its probabilities can be believed: the probability it gives the side that it prefers, and how "
+        f"often that side is the preferred one, with Wilson's 95% intervals. Expected calibration error: "
+        f"{number(100 * found['error'], 1)} points.",
+        plots.lines(lines, "probability, %", "right, %", name=f"calibration-{index}", alt=alt, height=2.2),
+    )
 
 
 def rounds_of(artifacts: Artifacts) -> list[tuple[str, str, dict[str, Any]]]:
@@ -166,6 +196,7 @@ def committee(artifacts: Artifacts) -> Iterator[Block]:
         )
     for step, best, members in rounds:
         yield from _round(artifacts, step, best, members)
+    yield from _methods(artifacts)
     yield _rollouts(artifacts)
     yield from _mdloo(artifacts)
 
@@ -181,13 +212,14 @@ def _round(artifacts: Artifacts, step: str, best: str, members: dict[str, Any]) 
             [
                 f"{name} (best)" if name == best else name, share_cell(held_out), share_cell(validation),
                 number(held_out.get("n")), number(held_out.get("reward"), 3), number(held_out.get("tokens"), 1),
-                made_by or "–",
+                *([share_cell(held_out["sampled"])] if "sampled" in held_out else []), made_by or "–",
             ]
         )  # fmt: skip
+    sampled = ["sampled right, %"] if all("sampled" in s.get("heldout", {}) for s in members.values()) else []
     yield Table(
         f"The round of step {step}. Validation problems picked the best; held-out problems are only reported. Greedy "
         "answers, Wilson's 95% intervals, mean reward and length of an answer.",
-        ["member", "held-out right, %", "validation right, %", "n", "reward", "tokens", "made by"], rows,
+        ["member", "held-out right, %", "validation right, %", "n", "reward", "tokens", *sampled, "made by"], rows,
     )  # fmt: skip
     tasks = sorted({task for splits in members.values() for task in splits.get("heldout", {}).get("tasks", {})})
     yield Table(
@@ -195,6 +227,35 @@ def _round(artifacts: Artifacts, step: str, best: str, members: dict[str, Any]) 
         [[task, *(share_cell(s.get("heldout", {}).get("tasks", {}).get(task)) for s in members.values())]
          for task in tasks],
     )  # fmt: skip
+
+
+def _methods(artifacts: Artifacts) -> Iterator[Block]:
+    """Models side by side on the same held-out problems, with what each took."""
+    for step in artifacts.of("methods"):
+        found = artifacts.json(step, "methods.json") or {}
+        dots = {name: plots.Dot(100 * f["rate"], 100 * f["low"], 100 * f["high"]) for name, f in found.items()}
+        alt = "; ".join(f"{name}: {dot.value:.1f}%" for name, dot in dots.items())
+        yield Figure(
+            f"{step}: held-out problems answered rightly by greedy decoding, with Wilson's 95% intervals.",
+            plots.points(dots, "verified right, %", name=f"methods-{step}", alt=alt),
+        )
+        rows: Rows = []
+        for name, row in found.items():
+            made_by = artifacts.input(step, f"members.{name}") or ""
+            seconds = artifacts.manifests.get(made_by, {}).get("times", {}).get("seconds") if artifacts.run else None
+            rows.append(
+                [name, share_cell(row), share_cell(row.get("sampled")), number(row["n"]), number(row["tokens"], 1),
+                 number(artifacts.metrics(made_by).get("steps")), number(seconds, 0), made_by or "–"]
+            )  # fmt: skip
+        yield Table(
+            f"{step}: the same models. Steps are optimizer steps of the step that made the model; seconds its time.",
+            ["model", "greedy right, %", "sampled right, %", "n", "tokens", "steps", "seconds", "made by"], rows,
+        )  # fmt: skip
+        tasks = sorted({task for row in found.values() for task in row["tasks"]})
+        yield Table(
+            f"{step}: by task, right in %.", ["model", *tasks],
+            [[name, *(share_cell(row["tasks"].get(task)) for task in tasks)] for name, row in found.items()],
+        )  # fmt: skip
 
 
 def _rollouts(artifacts: Artifacts) -> Table:
@@ -210,6 +271,15 @@ def _rollouts(artifacts: Artifacts) -> Table:
     )  # fmt: skip
 
 
+CHECKS = {
+    "kl_reference": ("KL to the SFT model", "nats an answer"),
+    "kl_last": ("KL to the policy that drew the answers, after the iteration's steps", "nats an answer"),
+    "entropy": ("Entropy of the policy", "nats a token"),
+    "tokens": ("Length of the answers", "tokens"),
+}
+"""What an RL step logs of each iteration beside its reward."""
+
+
 def _mdloo(artifacts: Artifacts) -> Iterator[Figure]:
     found = {step: artifacts.lines(step, "iterations.jsonl") for step in artifacts.of("mdloo")}
     curves = {
@@ -222,10 +292,21 @@ def _mdloo(artifacts: Artifacts) -> Iterator[Figure]:
         told = "; ".join(f"{step} ends {number(kl, 3)} nats from where it began" for step, kl in ends.items())
         alt = "; ".join(f"{step} from {line.y[0]:.2f} to {line.y[-1]:.2f}" for step, line in curves.items())
         yield Figure(
-            f"MDLOO: mean reward of the sampled answers by iteration (KL to the SFT model: {told}). Reward is what it "
-            "is trained on, so a rise alone shows no better answers.",
+            "Reinforcement learning (MDLOO, unless the step is named for another): mean reward of the sampled answers "
+            f"by iteration (KL to the SFT model: {told}). Reward is what it is trained on, so a rise alone shows no "
+            "better answers.",
             plots.lines(curves, "iteration", "mean reward", name="mdloo", alt=alt, height=2.2),
         )
+    for name, (what, unit) in CHECKS.items():
+        logged = {
+            step: plots.Line([row["iteration"] for row in rows], [row[name] for row in rows])
+            for step, rows in found.items()
+            if len(rows) > 1 and name in rows[0]
+        }
+        if logged:
+            alt = "; ".join(f"{step} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for step, line in logged.items())
+            svg = plots.lines(logged, "iteration", unit, name=f"mdloo-{name}", alt=alt, height=1.6)
+            yield Figure(f"{what}, by iteration.", svg)
 
 
 CHAPTERS = (

@@ -30,8 +30,8 @@ PHASES = {
     "Data": ("fetch", *FILTERS, "judge", "tokenizer", "shards"),
     "Pretraining": (*PRETRAINING, "prune", "cache_teacher", "long_qa"),
     "Examples": (*MAKERS, "screen", "sft_mixture"),
-    "Post-training": ("sft_arms", "sft", "preferences", "reward", "sft_best", "rollouts", "rejection", "direct",
-                      "mdloo", "committee"),
+    "Post-training": ("sft_arms", "mixture_search", "sft", "preferences", "labels", "reward", "sft_best", "rollouts",
+                      "rejection", "direct", "mdloo", "committee", "methods"),
     "Device": ("compress", "recovery", "task_adapter"),
     "Evaluation": ("evaluate", "report"),
 }  # fmt: skip

@@ -4,15 +4,11 @@ The native engine makes up to 16 answers together, whatever their adapters, torc
 client that leaves stops its answer.
 """
 
-import base64
-import hashlib
-import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +21,7 @@ from openafm.serving.body import parse
 from openafm.serving.embeddings import EmbeddingRequest
 from openafm.serving.metrics import MEDIA_TYPE
 from openafm.serving.opening import Opened, open_model
+from openafm.serving.pages import page
 from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion
 from openafm.serving.responses import ResponseRequest
 from openafm.serving.service import Limits, Serving, is_loopback
@@ -80,8 +77,7 @@ def _origin(given: str) -> str:
 
 
 def _add_routes(app: FastAPI, serving: Serving) -> None:
-    admitted = [Depends(serving.admit)]
-    page, headers = _page()
+    admitted, shown = [Depends(serving.admit)], page("page.html")
 
     @app.post("/v1/chat/completions", dependencies=admitted)
     async def chat_completions(request: Request) -> Response:
@@ -131,28 +127,7 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/")
     async def web() -> Response:
-        return Response(page, media_type="text/html", headers=headers)
-
-
-def _page() -> tuple[bytes, dict[str, str]]:
-    """The web page, and headers under which only its own script runs and nothing is asked elsewhere."""
-    page = resources.files("openafm.serving").joinpath("page.html").read_bytes()
-
-    def digest(tag: bytes) -> str:
-        inline = re.search(rb"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
-        assert inline
-        return f"'sha256-{base64.b64encode(hashlib.sha256(inline[1]).digest()).decode()}'"
-
-    policy = (
-        f"default-src 'none'; script-src {digest(b'script')}; style-src {digest(b'style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
+        return shown
 
 
 class _Server(uvicorn.Server):

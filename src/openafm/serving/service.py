@@ -101,10 +101,8 @@ class Serving:
 
     async def admit(self, request: Request) -> None:
         """Raise ApiError unless the client may ask: by the key, or, without one, from a page of this machine."""
-        if self.key is None:  # else a page anywhere could have its name point here and read the answers
-            if not is_loopback(_host(request)):
-                raise ApiError(403, "without an API key this server answers to localhost only", code="host")
-            return
+        if self.key is None:
+            return only_from_here(request)
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self.key.encode()):
             raise ApiError(401, "wrong or missing API key: send Authorization: Bearer KEY", code="invalid_api_key")
@@ -278,6 +276,15 @@ def _room(asked: Completion, prompt: int, longest: int) -> int:
         )
         raise ApiError(400, message, "messages" if prompt >= longest else "max_tokens", "context_length_exceeded")
     return asked.limit or longest - prompt
+
+
+def only_from_here(request: Request) -> None:
+    """Raise ApiError unless the client calls this server by a loopback name.
+
+    Else a page anywhere could have its name point here and read the answers.
+    """
+    if not is_loopback(_host(request)):
+        raise ApiError(403, "without an API key this server answers to localhost only", code="host")
 
 
 def _host(request: Request) -> str:

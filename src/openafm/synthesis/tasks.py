@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from openafm.scoring import answers
 from openafm.scoring.toolcalls import TOOLS, WEEKDAYS, Tool
 
+MONTHS = "January February March April May June July August September October November December".split()
 NO_TOOL = "No tool needed."
 LARGEST = 99
 """Largest operand where a recipe does not set another."""
@@ -166,6 +168,23 @@ def counting(rng: random.Random, largest: int = LARGEST) -> Problem:
     return number(f"How many times {items[0]}: {key}", items.count(items[0]), key)
 
 
+def letter_counting(rng: random.Random, largest: int = LARGEST) -> Problem:
+    """Count how often a letter stands in a made-up word, spelled so that each letter is a token."""
+    letters = " ".join(rng.choices(rng.sample("abcdefghiklmnoprstuw", 4), k=rng.randint(3, 8)))
+    wanted = rng.choice(sorted(set(letters.split())))
+    return number(f"How many {wanted}: {letters}", letters.count(wanted), f"{wanted} {letters}")
+
+
+def dates(rng: random.Random, largest: int = LARGEST) -> Problem:
+    """Go a few days on or back in the calendar of a year of 365 days."""
+    start, days = date(2023, 1, 1) + timedelta(rng.randrange(365)), rng.randint(1, 20)
+    sign, relation = rng.choice([(1, "after"), (-1, "before")])
+    end = start + timedelta(sign * days)
+    shown, answer = (f"{day.day} {MONTHS[day.month - 1]}" for day in (start, end))
+    unit = "day" if days == 1 else "days"
+    return text(f"Which date is {days} {unit} {relation} {shown}?", answer, f"{shown}{sign * days:+d}")
+
+
 def copying(rng: random.Random, largest: int = LARGEST) -> Problem:
     """Say a phrase once, or a word several times."""
     if rng.random() < 0.5:
@@ -291,7 +310,9 @@ MATH = _named(
 LANGUAGE = _named(letters, spelling, copying, naming)
 TOOL_USE = _named(single_tool, several_tools, no_tool)
 CODE = _named(expression)
-TASKS = MATH | LANGUAGE | TOOL_USE | CODE
+MORE = _named(letter_counting, dates)
+"""Tasks of the recipe posttraining; no stage draws them unless its config names them."""
+TASKS = MATH | LANGUAGE | TOOL_USE | CODE | MORE
 """Every task by name."""
 
 

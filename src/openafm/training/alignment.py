@@ -4,20 +4,27 @@ AFM report (arXiv 2407.21075), section 4.2 and appendices A (reward model) and B
 or stages: `openafm.posttraining` calls them from the one training loop.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from openafm.training.losses import IGNORED
 
 
-def sequence_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log pi(y | x), summed over the answer's tokens: `(batch,)` of logits `(batch, sequence, vocab)`.
+def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log pi of each token of the answer, 0 outside it: `(batch, sequence)`.
 
-    `targets` `(batch, sequence)` holds the next token at each position, and `IGNORED` outside the answer.
+    `logits` are `(batch, sequence, vocab)`; `targets` `(batch, sequence)` holds the next token at each position, and
+    `IGNORED` outside the answer.
     """
     # cross_entropy gives 0 where the target is ignored, and never holds (batch, sequence, vocab) twice.
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return -nats.view(targets.shape).sum(-1)
+    return -nats.view(targets.shape)
+
+
+def sequence_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log pi(y | x), summed over the answer's tokens: `(batch,)`; the arguments are `token_log_probs`'."""
+    return token_log_probs(logits, targets).sum(-1)
 
 
 def preference(chosen: Tensor, rejected: Tensor, target: Tensor) -> Tensor:
@@ -95,3 +102,59 @@ def mdloo(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, gamma: f
     """
     ratio = (log_probs - old_log_probs).exp()
     return -(ratio * advantages).mean() + gamma * policy_divergence(log_probs, old_log_probs)
+
+
+def reinforce(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """RLOO's loss: -mean(A log pi_theta(y|x)), the whole response one action (arXiv 2402.14740, section 3).
+
+    Both are `(samples,)`; A is `leave_one_out_advantage` of the KL-penalised reward. No ratio corrects for an older
+    pi_k, so it is exact for the first step on its samples alone.
+    """
+    return -(log_probs * advantages).mean()
+
+
+def standardised_advantage(rewards: Tensor) -> Tensor:
+    """A_i = (R_i - mean) / std over each row of `(groups, samples)` (GRPO: arXiv 2402.03300, section 4.1.2).
+
+    1e-4 beside the deviation keeps a group of equal rewards at 0, as in DeepSeek's and TRL's code.
+    """
+    if rewards.shape[1] < 2:
+        raise ValueError("a group's deviation needs at least two samples: raise `samples`")
+    return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+
+
+def clipped_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """-min(rho A, clip(rho, 1 - clip, 1 + clip) A) with rho = pi_theta / pi_k, each (arXiv 1707.06347, equation 7)."""
+    ratio = (log_probs - old_log_probs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def ppo_clip(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, answer: Tensor, clip: float) -> Tensor:
+    """PPO's clipped surrogate without a critic, mean over the tokens of all answers (arXiv 1707.06347, equation 7).
+
+    `log_probs` and `old_log_probs` are `(samples, sequence)`, `answer` is true at the answer's tokens, and `advantages`
+    `(samples,)` count for every token of their answer: the baseline is a mean of rewards, not a learned value.
+    """
+    each = clipped_surrogate(log_probs, old_log_probs, advantages[:, None], clip)
+    return (each * answer).sum() / answer.sum()
+
+
+def grpo(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    reference_log_probs: Tensor,
+    advantages: Tensor,
+    answer: Tensor,
+    *,
+    clip: float,
+    beta: float,
+) -> Tensor:
+    """GRPO's loss (arXiv 2402.03300, equation 3): the clipped surrogate + beta KL(pi_theta || pi_ref), token by token.
+
+    Mean over each answer's tokens, then over answers. Shapes as in `ppo_clip`; the KL is estimated by
+    pi_ref / pi_theta - ln(pi_ref / pi_theta) - 1 (equation 4), whose gradient reaches pi_theta.
+    """
+    to_reference = reference_log_probs - log_probs
+    divergence = to_reference.exp() - to_reference - 1
+    each = clipped_surrogate(log_probs, old_log_probs, advantages[:, None], clip) + beta * divergence
+    return ((each * answer).sum(1) / answer.sum(1)).mean()
