@@ -20,6 +20,14 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     """Send the token counts in a last chunk."""
+    continuous_usage_stats: bool = False
+    """Send those so far in each chunk too (vLLM has this; OpenAI has not)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StreamOptions":
+        if self.continuous_usage_stats and not self.include_usage:
+            raise ValueError("continuous_usage_stats goes with include_usage=true only")
+        return self
 
 
 class JsonSchema(Body):

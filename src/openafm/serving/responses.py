@@ -188,7 +188,7 @@ class ResponseReply:
         self.last(0, answers[0])
         return self._response(answers)
 
-    def begin(self, count: int) -> list[Chunk]:
+    def begin(self, answers: Sequence[Answer]) -> list[Chunk]:
         """The response without output."""
         return [self._event(f"response.{name}", response=self._response()) for name in ("created", "in_progress")]
 

@@ -4,9 +4,6 @@ The native engine makes up to 16 answers together, whatever their adapters, torc
 client that leaves stops its answer.
 """
 
-import base64
-import hashlib
-import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
@@ -30,6 +28,15 @@ from openafm.serving.responses import ResponseRequest
 from openafm.serving.service import Limits, Serving, is_loopback
 from openafm.serving.transport import answer_errors, read_body, to_json
 
+KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+"""Only the page's own files run, nothing is asked elsewhere, and no other page shows it."""
 CLOSE_SECONDS = 3
 """How long a stopped server waits for connections before it cuts them."""
 
@@ -65,6 +72,7 @@ def create_app(
                            expose_headers=seen)  # fmt: skip
     answer_errors(app)
     _add_routes(app, serving)
+    _add_page(app)
     return app
 
 
@@ -81,7 +89,7 @@ def _origin(given: str) -> str:
 
 def _add_routes(app: FastAPI, serving: Serving) -> None:
     admitted = [Depends(serving.admit)]
-    page, headers = _page()
+    process = psutil.Process()
 
     @app.post("/v1/chat/completions", dependencies=admitted)
     async def chat_completions(request: Request) -> Response:
@@ -122,6 +130,8 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
             "openafm_waiting": serving.worker.waiting,
             "openafm_adapters_in_memory": serving.adapters.in_memory,
             "openafm_adapter_loads_total": serving.adapters.loads,
+            "process_resident_memory_bytes": process.memory_info().rss,
+            "process_open_fds": process.num_fds(),
         }
         return Response(serving.metrics.text(gauges), media_type=MEDIA_TYPE)
 
@@ -129,30 +139,19 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
     async def health() -> Response:
         return to_json({"status": "ok"})
 
-    @app.get("/")
-    async def web() -> Response:
-        return Response(page, media_type="text/html", headers=headers)
+def _add_page(app: FastAPI) -> None:
+    """The web page at `/`, and the files it is made of beside it."""
+    files = {path.name: path.read_bytes() for path in resources.files("openafm.serving").joinpath("page").iterdir()}
 
+    def add(path: str, name: str) -> None:
+        kind = KINDS[name.rpartition(".")[2]]
 
-def _page() -> tuple[bytes, dict[str, str]]:
-    """The web page, and headers under which only its own script runs and nothing is asked elsewhere."""
-    page = resources.files("openafm.serving").joinpath("page.html").read_bytes()
+        @app.get(path, include_in_schema=False)
+        async def file() -> Response:
+            return Response(files[name], media_type=kind, headers=PAGE_HEADERS)
 
-    def digest(tag: bytes) -> str:
-        inline = re.search(rb"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
-        assert inline
-        return f"'sha256-{base64.b64encode(hashlib.sha256(inline[1]).digest()).decode()}'"
-
-    policy = (
-        f"default-src 'none'; script-src {digest(b'script')}; style-src {digest(b'style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
+    for name in files:
+        add("/" if name == "page.html" else f"/{name}", name)
 
 
 class _Server(uvicorn.Server):
