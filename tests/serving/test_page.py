@@ -329,10 +329,10 @@ def test_the_keyboard_reaches_everything(server, browser):
     settings(page, longest=4)
     page.focus("#say")
     seen = []
-    for _ in range(9):
+    for _ in range(10):  # once around, the browser's own controls between
         page.keyboard.press("Tab")
         seen.append(page.evaluate("() => document.activeElement.id || document.activeElement.textContent.trim()"))
-    assert seen == "Skip to the conversation,Chat,Compare,Mail,model,anew,History,Settings,say".split(",")
+    assert seen[1:] == "Skip to the conversation,Chat,Compare,Mail,model,anew,History,Settings,say".split(",")
     page.keyboard.type("words")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")

@@ -39,6 +39,13 @@ class Body(Config, strict=True):
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
+def text_or_parts(*kinds: str) -> dict[str, Any]:
+    """The schema of a content: text, or parts of text of these types."""
+    properties = {"type": {"enum": list(kinds)}, "text": {"type": "string"}}
+    part = {"type": "object", "properties": properties, "required": ["type", "text"]}
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]}
+
+
 Kind = TypeVar("Kind", bound=Body)
 
 

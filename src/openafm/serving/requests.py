@@ -1,18 +1,23 @@
 """What `openafm serve` accepts: the bodies of OpenAI's chat and text completions, and of vLLM's calls for adapters."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from openafm.engine.guidance import json_schema
 from openafm.engine.protocol import CUTS, PENALTIES, TOP_LOGPROBS
-from openafm.serving.body import Body
+from openafm.serving.body import Body, text_or_parts
 from openafm.serving.tools import NamedTool, Tool, Toolbox, ToolCall
 
 MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS, MAX_ALTERNATIVES, MAX_TOOLS = 4, 256, 8, 20, 128
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
+WARMTH = {"anyOf": [{"const": 0}, {"type": "number", "minimum": COLDEST, "maximum": 2}]}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}
+PROMPT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1}]}
+"""What validators accept beyond the field's type, for the document."""
 
 
 class StreamOptions(Body):
@@ -62,7 +67,7 @@ class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str = ""
+    content: Annotated[str, WithJsonSchema(text_or_parts("text"))] = ""
     tool_calls: list[ToolCall] = []
     tool_call_id: str | None = None
 
@@ -97,7 +102,7 @@ class Completion(Body):
     }  # fmt: skip
     model: str
     n: int = Field(1, ge=1, le=MAX_ANSWERS)
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: Annotated[float, WithJsonSchema(WARMTH)] = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
@@ -107,7 +112,7 @@ class Completion(Body):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: list[str] = Field([], max_length=MAX_STOPS)
+    stop: Annotated[list[str], WithJsonSchema(STOPS)] = Field([], max_length=MAX_STOPS)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -217,7 +222,7 @@ class TextCompletion(Completion):
     """Body of `/v1/completions`."""
 
     neutral: ClassVar[dict[str, Any]] = {**Completion.neutral, "tools": []}
-    prompt: str
+    prompt: Annotated[str, WithJsonSchema(PROMPT)]
     max_tokens: int | None = Field(16, ge=0)
     """As with OpenAI, 16 unless told; 0 with `echo`."""
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)

@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from openafm.serving.accounting import Accounting
 from openafm.serving.body import parse
+from openafm.serving.document import document
 from openafm.serving.embeddings import EmbeddingRequest
 from openafm.serving.metrics import MEDIA_TYPE
 from openafm.serving.opening import Opened, open_model
@@ -135,9 +136,14 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
         }
         return Response(serving.metrics.text(gauges), media_type=MEDIA_TYPE)
 
+    @app.get("/openapi.json", dependencies=admitted)
+    async def openapi() -> Response:
+        return to_json(document(serving.models(), key=serving.key is not None))
+
     @app.get("/health")
     async def health() -> Response:
         return to_json({"status": "ok"})
+
 
 def _add_page(app: FastAPI) -> None:
     """The web page at `/`, and the files it is made of beside it."""
@@ -146,7 +152,7 @@ def _add_page(app: FastAPI) -> None:
     def add(path: str, name: str) -> None:
         kind = KINDS[name.rpartition(".")[2]]
 
-        @app.get(path, include_in_schema=False)
+        @app.get(path)
         async def file() -> Response:
             return Response(files[name], media_type=kind, headers=PAGE_HEADERS)
 

@@ -8,9 +8,9 @@ before the request (`openafm.synthesis.tasks`), which is all that a small vocabu
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
 from openafm.engine.guidance import lark
 from openafm.serving.body import Body
@@ -81,7 +81,7 @@ class CalledFunction(Body):
     """What was called, with which arguments."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: Annotated[dict[str, Any], WithJsonSchema({"type": ["object", "string"]})]
 
     @field_validator("arguments", mode="before")
     @classmethod
