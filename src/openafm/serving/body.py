@@ -59,7 +59,7 @@ def parse(kind: type[Kind], raw: bytes) -> Kind:
         raise ApiError(400, "the body must be a JSON object")
     kept = {name: value for name, value in body.items() if name not in SILENT and value is not None}
     for name, neutral in kind.neutral.items():
-        if kept.pop(name, neutral) != neutral:
+        if orjson.dumps(kept.pop(name, neutral)) != orjson.dumps(neutral):  # to Python, false is 0
             remedy = f"leave it out or send {orjson.dumps(neutral).decode()}"
             raise ApiError(400, f"unsupported value of {name}: {remedy}", name, "unsupported_value")
     try:

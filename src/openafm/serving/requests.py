@@ -13,6 +13,8 @@ from openafm.serving.tools import NamedTool, Tool, Toolbox, ToolCall
 MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS, MAX_ALTERNATIVES, MAX_TOOLS = 4, 256, 8, 20, 128
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
+SMALLEST = 1e-6
+"""Lowest `top_p`: the engine computes in float32, where much less is 0."""
 WARMTH = {"anyOf": [{"const": 0}, {"type": "number", "minimum": COLDEST, "maximum": 2}]}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}
@@ -103,13 +105,13 @@ class Completion(Body):
     model: str
     n: int = Field(1, ge=1, le=MAX_ANSWERS)
     temperature: Annotated[float, WithJsonSchema(WARMTH)] = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=SMALLEST, le=1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     # OpenAI has not these three
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: Annotated[list[str], WithJsonSchema(STOPS)] = Field([], max_length=MAX_STOPS)

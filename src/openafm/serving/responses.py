@@ -15,7 +15,7 @@ from openafm.serving.answer import Answer, Piece
 from openafm.serving.body import ApiError, Body, text_or_parts
 from openafm.serving.calls import CallReader, Delta
 from openafm.serving.replies import Chunk
-from openafm.serving.requests import MAX_TOOLS, WARMTH, ChatCompletion
+from openafm.serving.requests import MAX_TOOLS, SMALLEST, WARMTH, ChatCompletion
 from openafm.serving.tools import Function
 
 NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
@@ -114,7 +114,7 @@ class ResponseRequest(Body):
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: Annotated[float, WithJsonSchema(WARMTH)] = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=SMALLEST, le=1)
     stream: bool = False
     tools: list[FlatTool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
