@@ -28,6 +28,7 @@ def _list(items: Schema, **more: Any) -> Schema:
 
 TEXT, COUNT, OPEN = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
 FINISH = {"enum": ["stop", "length", "tool_calls"]}
+EVENT = _object(data=TEXT) | {"description": "Of each server-sent event; of responses it has a name, too."}
 USAGE = _object(prompt_tokens=COUNT, total_tokens=COUNT)
 MODEL = _object(
     id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT, max_length=COUNT, chat={"type": "boolean"}
@@ -127,7 +128,7 @@ def _refused(*statuses: int) -> Schema:
 def _post(body: type[Body], answer: str, summary: str) -> Schema:
     content = _json(answer)
     if "stream" in body.model_fields:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {"schema": EVENT}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": _json(body.__name__)},

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator
 
-from openafm.engine.guidance import lark
+from openafm.engine.guidance import ending, lark
 from openafm.serving.body import Body
 from openafm.tokenizer import Message, Tokenizer
 from openafm.tokenizer.calls import CallForm
@@ -54,7 +54,7 @@ class Function(Body):
         """The schema of its arguments, and of no others unless it says so, written as the form has it."""
         item, key = form.separators
         style = {"whitespace_flexible": False, "item_separator": item, "key_separator": key}
-        return json.dumps({"additionalProperties": False, **self.parameters, "type": "object", "x-guidance": style})
+        return ending({"additionalProperties": False, **self.parameters, "type": "object", "x-guidance": style})
 
 
 class Tool(Body):
