@@ -19,7 +19,7 @@ from openafm.tokenizer.tokenizer import HuggingFaceTokenizer, SentencePieceToken
 BLANKS = "[ \\n]{0,8}"
 """Between the parts of a JSON text: a model that likes blanks must come to an end."""
 WHOLE, FRACTION = 10**15, 1e-10
-"""So must one that likes digits: where a schema has no bounds, numbers lie within +-WHOLE, with ten decimals."""
+"""So must one that likes digits: where a schema has no bounds, numbers lie within +-WHOLE, to ten decimals."""
 _ONE, _LIST, _NAMED = (
     ("items", "additionalProperties"),
     ("anyOf", "oneOf", "allOf", "prefixItems"),
