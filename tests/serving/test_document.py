@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import httpx
+import jsonschema
 from tests.serving.conftest import client, listening
 from tests.serving.test_adapters import store_of
 
+from openafm.serving.document import document
 from openafm.serving.requests import ChatCompletion
 from openafm.serving.server import Limits
 
@@ -26,6 +28,19 @@ def test_the_document_names_the_models_and_every_field(opened):
     assert chat["properties"]["model"] == {"enum": ids}
     assert set(ChatCompletion.model_fields) | {"user", "logit_bias"} <= set(chat["properties"])
     assert chat["required"] == ["model", "messages"] and chat["additionalProperties"] is False
+
+
+def test_bodies_that_the_tests_of_the_server_send_fit_the_document(opened):
+    body = {"model": opened.name, "messages": [{"role": "user", "content": "a"}], "stop": "b", "user": "me", "n": 2}
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    called = [*body["messages"], {"role": "assistant", "tool_calls": [call], "content": None},
+              {"role": "tool", "tool_call_id": "x", "content": [{"type": "text", "text": "3"}]}]  # fmt: skip
+    schemas = {"components": {"schemas": document([opened.name], 64, key=False)["components"]["schemas"]}}
+    valid = jsonschema.Draft202012Validator({"$ref": "#/components/schemas/ChatCompletion", **schemas}).is_valid
+    assert valid(body) and valid(body | {"messages": called, "temperature": 0, "seed": None, "max_tokens": 64})
+    wrong = ({"model": "gpt"}, {"messages": [*called[1:2], {"role": "tool", "content": "3"}]}, {"logit_bias": {"5": 1}},
+             {"temperature": 0.001}, {"max_tokens": 65}, {"stop": ""}, {"typical_p": 1})  # fmt: skip
+    assert not any(valid(body | change) for change in wrong)
 
 
 def test_the_server_keeps_to_its_document(opened, tmp_path):

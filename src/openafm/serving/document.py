@@ -69,18 +69,21 @@ POSTS: dict[str, tuple[type[Body], str, str]] = {
 }
 
 
-def document(models: Sequence[str], key: bool) -> Schema:
-    """The document of a server with these models; with a `key`, all but `/health` ask for it."""
+def document(models: Sequence[str], length: int, key: bool) -> Schema:
+    """The document of a server with these models of so many tokens; with a `key`, all but `/health` ask for it."""
     _, made = models_json_schema(
         [(body, "validation") for body, *_ in POSTS.values()], ref_template=COMPONENT + "{model}"
     )
     schemas: dict[str, Schema] = {name: _nullable(schema) for name, schema in made["$defs"].items()}
+    schemas["Message"] = _by_role(made["$defs"]["Message"]["properties"])
     for body, *_ in POSTS.values():
         properties = schemas[body.__name__]["properties"]
         properties |= {name: {} for name in sorted(SILENT)}
         properties |= {
             name: {"enum": [value, None]} for name, value in body.neutral.items() if name not in body.model_fields
         }
+        for name in properties.keys() & {"max_tokens", "max_completion_tokens", "max_output_tokens"}:
+            properties[name] = {"allOf": [properties[name], {"maximum": length}]}
         if "model" in properties:
             properties["model"] = {"enum": list(models)}
     name = {"name": "name", "in": "path", "required": True, "schema": TEXT, "examples": {"first": {"value": models[0]}}}
@@ -110,6 +113,25 @@ def _nullable(schema: Schema) -> Schema:
         if name not in schema.get("required", [])
     }
     return schema | ({"properties": properties | optional} if properties else {})
+
+
+def _by_role(of: Schema) -> Schema:
+    """A message of each role."""
+    no_calls, no_id = {"type": ["array", "null"], "maxItems": 0}, {"type": "null"}
+    said = {"enum": ["system", "developer", "user", "assistant"]}
+    calls, content = of["tool_calls"] | {"minItems": 1}, {"anyOf": [of["content"], {"type": "null"}]}
+    kinds: list[tuple[Schema, list[str]]] = [
+        ({"role": said, "content": of["content"], "tool_calls": no_calls, "tool_call_id": no_id}, ["content"]),
+        ({"role": {"const": "assistant"}, "content": content, "tool_calls": calls, "tool_call_id": no_id},
+         ["tool_calls"]),
+        ({"role": {"const": "tool"}, "content": of["content"], "tool_calls": no_calls, "tool_call_id": TEXT},
+         ["content", "tool_call_id"]),
+    ]  # fmt: skip
+    variants = [
+        {"type": "object", "properties": properties, "required": ["role", *required], "additionalProperties": False}
+        for properties, required in kinds
+    ]
+    return {"anyOf": variants}
 
 
 def _json(name: str) -> Schema:

@@ -138,7 +138,7 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/openapi.json", dependencies=admitted)
     async def openapi() -> Response:
-        return to_json(document(serving.models(), key=serving.key is not None))
+        return to_json(document(serving.models(), serving.engine.max_length, key=serving.key is not None))
 
     @app.get("/health")
     async def health() -> Response:
