@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -87,9 +87,9 @@ def show(medians: dict[tuple[str, int], dict[str, float]]) -> None:
 
 
 @contextmanager
-def ours(given: argparse.Namespace, queue: int) -> Iterator[str]:
-    """Our server of the model on a free port."""
-    command = [sys.executable, "-m", "openafm", "serve", given.model, "--port", "0", "--queue", str(queue)]
+def ours(given: argparse.Namespace, queue: int, more: Sequence[str] = ()) -> Iterator[str]:
+    """Our server of the model on a free port, with `more` options."""
+    command = [sys.executable, "-m", "openafm", "serve", given.model, "--port", "0", "--queue", str(queue), *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.engine.random_models import SHAPE, TEXT, packed, random_model
 
 from openafm.engine import NativeEngine, TorchEngine
-from openafm.engine.guidance import json_schema, lark, regex
+from openafm.engine.guidance import ending, json_schema, lark, regex
 from openafm.engine.native_engine import missing
 from openafm.model.checkpoint import save_model
 from openafm.tokenizer import load
@@ -80,6 +80,45 @@ def test_json_is_always_valid(folder, temperature):
     for seed in range(12):
         made = engine.generate([5, 6, 7], max_tokens=500, temperature=temperature, seed=seed, grammar=grammar)
         jsonschema.validate(json.loads(text_of(engine, list(made))), SCHEMA)
+
+
+NUMBERS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["number", "integer", ["number", "null"]])},
+    optional={
+        "minimum": st.floats(-1e17, 1e17), "maximum": st.floats(-1e17, 1e17), "exclusiveMinimum": st.integers(-9, 9),
+        "multipleOf": st.just(0.5), "enum": st.just([1e-12, 5]),
+    },
+)  # fmt: skip
+
+
+@given(schema=NUMBERS, value=st.one_of(st.none(), st.integers(-(10**18), 10**18), st.floats(-20, 20), st.just(1e-12)))
+@settings(max_examples=300, deadline=None)
+def test_numbers_that_end_fit_the_schema_that_was_given(schema, value):
+    nested = {"type": "object", "properties": {"a": {"anyOf": [{"type": "array", "items": schema}]}}}
+    made = json.loads(ending(nested))["properties"]["a"]["anyOf"][0]["items"]
+    assert made.items() >= schema.items()  # only narrower
+    bounded = jsonschema.Draft202012Validator(made).is_valid
+    if not schema.keys() & {"enum", "multipleOf"}:
+        assert not bounded(10**18) or schema.get("minimum", 0) >= 1e15 or schema.get("exclusiveMinimum", 0) >= 1e15
+    if bounded(value):
+        assert jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
+def test_a_model_that_likes_digits_comes_to_an_end(folder):
+    engine = NativeEngine.load(folder, threads=2)
+    for bounds in ({"minimum": 5.48, "maximum": 342.48}, {}):
+        wanted = {"type": "array", "items": {"type": "number", **bounds}, "minItems": 3, "maxItems": 3}
+        for seed in range(6):
+            made = engine.generate([5, 6, 7], max_tokens=300, temperature=1.5, seed=seed, grammar=json_schema(wanted))
+            jsonschema.validate(json.loads(text_of(engine, list(made))), wanted)
+
+
+def test_a_schema_nested_without_end_is_refused():
+    deep: dict = {"type": "string"}
+    for _ in range(2000):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(ValueError, match=r"too deeply"):
+        json_schema(deep)
 
 
 def test_expressions_and_grammars(folder):

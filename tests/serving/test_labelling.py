@@ -78,8 +78,10 @@ def test_the_page_runs_nothing_but_its_own_script(client):
     response = client.get("/")
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "connect-src 'self'" in policy
-    assert set(re.findall(r"https?://[^\s'\"]*", response.text)) <= {"http://www.w3.org/2000/svg"}
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", response.text)
+    text = "".join(client.get(path).text for path in ("/", "/page.css", "/page.js"))
+    assert "keydown" in text and "prefers-color-scheme" in text
+    assert set(re.findall(r"https?://[^\s'\"]*", text)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 
 def test_only_this_machine_may_ask(sitting, client):

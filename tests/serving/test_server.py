@@ -83,6 +83,27 @@ def test_a_stream_counts_when_asked(server):
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_a_stream_may_count_as_it_goes_and_tells_what_the_adapter_took(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": SUMMARY, "messages": WORDS, **LONG, "stream": True, "stream_options": options}
+    with httpx.stream("POST", f"{server}/v1/chat/completions", json=body) as response:
+        timing = response.headers["server-timing"]
+        chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+    names = [entry.split(";dur=")[0] for entry in timing.split(", ")]
+    assert names == ["adapter", "first"] and all(float(entry.split("=")[1]) >= 0 for entry in timing.split(", "))
+    made = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert made == sorted(made) and 0 < made[-1] <= 40
+    refused = post(server, body | {"stream_options": {"continuous_usage_stats": True}})
+    assert refused.status_code == 400 and "include_usage" in refused.json()["error"]["message"]
+
+
+def test_models_tell_their_size(server, run):
+    sizes = {model.id: model.bytes for model in client(server).models.list()}
+    package = run / "recovery" / "model.afm"
+    assert sizes[BASE] == (package / "weights.safetensors").stat().st_size
+    assert sizes[SUMMARY] == (package / "adapters" / "summary" / "adapter.safetensors").stat().st_size
+
+
 def test_text_is_completed(server, opened):
     tokenizer = opened.engine.tokenizer
     prompt = [tokenizer.bos_id, *tokenizer.encode("some words")]
@@ -127,6 +148,9 @@ def test_answers_in_json(server, opened, gated):
     [
         ({"n": 9}, "n", "less than or equal to 8"),
         ({"top_p": 1.5}, "top_p", "less than or equal to 1"),
+        ({"top_p": 5e-324}, "top_p", "greater than or equal to 0.000001"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty", "greater than or equal to 0.01"),
+        ({"top_k": 2**40}, "top_k", "less than 2147483648"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported value of logit_bias"),
         ({"top_logprobs": 3}, None, "goes with logprobs=true only"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
@@ -198,6 +222,7 @@ def test_a_bad_body_or_host_has_its_status(server, body, headers, status):
 def test_unknown_paths_and_methods_are_errors_too(server):
     for response, status in ((httpx.get(f"{server}/v2"), 404), (httpx.get(f"{server}/v1/completions"), 405)):
         assert response.status_code == status and response.json()["error"]["type"] == "invalid_request_error"
+    assert response.headers["allow"] == "POST"
 
 
 def test_a_key_guards_all_but_page_and_health(opened):
@@ -286,7 +311,7 @@ def test_the_queue_is_bounded_and_a_place_is_given_up(gated):
     assert 'openafm_requests_total{path="/v1/chat/completions",status="429"} 1\n' in text
     assert 'openafm_requests_total{path="/v1/chat/completions",status="499"} 1\n' in text
     assert 'openafm_completion_tokens_total{model="toy-sft"} 80\n' in text
-    assert "openafm_generation_seconds_total" in text and text.count("# TYPE") == 9
+    assert "openafm_generation_seconds_total" in text and text.count("# TYPE") == 11
 
 
 def test_a_request_has_its_time(opened):

@@ -18,6 +18,14 @@ from openafm.tokenizer.tokenizer import HuggingFaceTokenizer, SentencePieceToken
 
 BLANKS = "[ \\n]{0,8}"
 """Between the parts of a JSON text: a model that likes blanks must come to an end."""
+WHOLE, FRACTION = 10**15, 1e-10
+"""So must one that likes digits: where a schema has no bounds, numbers lie within +-WHOLE, to ten decimals."""
+_ONE, _LIST, _NAMED = (
+    ("items", "additionalProperties"),
+    ("anyOf", "oneOf", "allOf", "prefixItems"),
+    ("properties", "patternProperties", "$defs", "definitions"),
+)
+"""Where a schema holds others: one, a list of them, some by name."""
 
 
 @contextmanager
@@ -31,10 +39,57 @@ def _no_panics() -> Iterator[None]:
         raise ValueError(f"llguidance failed on this grammar: {error}") from None
 
 
+def ending(schema: Mapping[str, Any]) -> str:
+    """Return a schema as JSON whose numbers come to an end; what fits it fits the one given.
+
+    Raises ValueError for one that is nested too deeply.
+    """
+    try:
+        return json.dumps(_ending(schema))
+    except RecursionError:
+        raise ValueError("this JSON schema is nested too deeply: make it flatter") from None
+
+
+def _ending(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    made = dict(schema)
+    made |= {key: _ending(made[key]) for key in _ONE if key in made}
+    made |= {key: [_ending(one) for one in made[key]] for key in _LIST if isinstance(made.get(key), list)}
+    for key in _NAMED:
+        if isinstance(made.get(key), Mapping):
+            made[key] = {name: _ending(one) for name, one in made[key].items()}
+    return made | _digits(made)
+
+
+def _digits(schema: Mapping[str, Any]) -> dict[str, float]:
+    """What bounds the digits of a number that a schema leaves without an end, and leaves some."""
+    types = schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")]
+    if not ("number" in types or "integer" in types) or schema.keys() & {
+        "enum",
+        "const",
+        "multipleOf",
+        "allOf",
+        "$ref",
+    }:
+        return {}
+    low, high = (schema.get(end, schema.get(f"exclusive{end.capitalize()}")) for end in ("minimum", "maximum"))
+    if not all(bound is None or type(bound) in (int, float) for bound in (low, high)):
+        return {}  # it is no schema, which llguidance tells
+    more: dict[str, float] = {}
+    if low is None and (high is None or high > -WHOLE):
+        low = more["minimum"] = -WHOLE
+    if high is None and low is not None and low < WHOLE:
+        high = more["maximum"] = WHOLE
+    if "number" in types and low is not None and high is not None and high - low > 1e4 * FRACTION:
+        more["multipleOf"] = FRACTION
+    return more
+
+
 @_no_panics()
 def json_schema(schema: Mapping[str, Any]) -> str:
     """Return the grammar of the JSON texts that fit a schema. Raises ValueError for what is no schema."""
-    made: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": BLANKS})
+    made: str = LLMatcher.grammar_from_json_schema(ending(schema), overrides={"whitespace_pattern": BLANKS})
     return _checked(made, "JSON schema")
 
 

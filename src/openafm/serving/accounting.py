@@ -42,6 +42,14 @@ class Record:
         """Note an error; not itself, for it holds on to all that was at work."""
         self.status, self.error = error.status, error.code or error.message
 
+    def timing(self, began: float) -> str:
+        """The header `Server-Timing`: milliseconds until the adapter was ready, and until the first token."""
+        switched, firsts = self.jobs[0].switched, [job.first - began for job in self.jobs if job.first]
+        return ", ".join(
+            f"{name};dur={1000 * seconds:.3f}"
+            for name, seconds in (("adapter", switched), *(("first", first) for first in firsts[:1]))
+        )
+
     def line(self, began: float) -> dict[str, Any]:
         """Its part of the log's line."""
         firsts = [job.first - began for job in self.jobs if job.first]
@@ -51,6 +59,7 @@ class Record:
             "answer": self.answer,
             "prompt_tokens": len(self.jobs[0].answer.prompt) if self.jobs else 0,
             "completion_tokens": sum(job.answer.tokens for job in self.jobs),
+            "adapter_seconds": round(self.jobs[0].switched, 4) if self.jobs else None,
             "first_token_seconds": round(min(firsts), 4) if firsts else None,
             "error": self.error,
         }
@@ -81,6 +90,8 @@ class Accounting:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+                if kept.jobs:
+                    message["headers"].append((b"server-timing", kept.timing(began).encode()))
             ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 

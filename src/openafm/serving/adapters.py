@@ -4,6 +4,7 @@ They come and go while answers are made: a file is read before its request joins
 answer uses leaves memory.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Set
 from dataclasses import dataclass
@@ -24,17 +25,22 @@ class Fetched:
 
     sha256: str
     read: Any
+    seconds: float
+    """That reading and checking it took."""
 
 
 class Adapters:
     """What `model` may name after the colon."""
 
-    def __init__(self, engine: Engine, folder: Path | None, room: int):
+    def __init__(self, engine: Engine, folder: Path | None, room: int, carried: AdapterStore | None = None):
         """List a folder's adapters (openafm.adapters.store), of which `room` fit in memory at once.
+
+        `carried` are the package's, which the engine has.
 
         Raises ValueError for a folder that is none, a card that is damaged, and a name that the package has too.
         """
         self._engine, self._own = engine, engine.adapters()
+        self._carried = {name: carried.card(name) for name in self._own} if carried else {}
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{folder} is no folder: give one that holds adapters, NAME/adapter.safetensors")
         self._store = None if folder is None else AdapterStore(folder)
@@ -56,11 +62,12 @@ class Adapters:
         return [*self._own, *sorted(self._cards)]
 
     def about(self, name: str | None) -> dict[str, Any]:
-        """Size and whether it is in memory, of one of the folder."""
-        if name is None or name not in self._cards:
+        """Rank, size and whether it is in memory."""
+        card = self._carried.get(name or "") or self._cards.get(name or "")
+        if card is None:
             return {}
-        card = self._cards[name]
-        return {"rank": card["rank"], "bytes": card["bytes"], "in_memory": self._memory.get(name) == card["sha256"]}
+        there = name in self._carried or self._memory.get(name or "") == card["sha256"]
+        return {"rank": card["rank"], "bytes": card["bytes"], "in_memory": there}
 
     def add(self, name: str) -> None:
         """Let requests name an adapter of the folder. Raises ValueError where that cannot be."""
@@ -126,7 +133,9 @@ class Adapters:
 
     def _from_disk(self, name: str) -> Fetched:
         assert self._store is not None
+        started = time.monotonic()
         try:
-            return Fetched(self._store.card(name)["sha256"], self._engine.read_adapter(self._store, name))
+            sha256, read = self._store.card(name)["sha256"], self._engine.read_adapter(self._store, name)
         except ValueError as error:
             raise Unusable(str(error)) from error
+        return Fetched(sha256, read, time.monotonic() - started)

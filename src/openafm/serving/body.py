@@ -39,6 +39,13 @@ class Body(Config, strict=True):
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
+def text_or_parts(*kinds: str) -> dict[str, Any]:
+    """The schema of a content: text, or parts of text of these types."""
+    properties = {"type": {"enum": list(kinds)}, "text": {"type": "string"}}
+    part = {"type": "object", "properties": properties, "required": ["type", "text"]}
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]}
+
+
 Kind = TypeVar("Kind", bound=Body)
 
 
@@ -52,7 +59,7 @@ def parse(kind: type[Kind], raw: bytes) -> Kind:
         raise ApiError(400, "the body must be a JSON object")
     kept = {name: value for name, value in body.items() if name not in SILENT and value is not None}
     for name, neutral in kind.neutral.items():
-        if kept.pop(name, neutral) != neutral:
+        if orjson.dumps(kept.pop(name, neutral)) != orjson.dumps(neutral):  # to Python, false is 0
             remedy = f"leave it out or send {orjson.dumps(neutral).decode()}"
             raise ApiError(400, f"unsupported value of {name}: {remedy}", name, "unsupported_value")
     try:

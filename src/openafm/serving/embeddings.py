@@ -5,26 +5,28 @@ like matters, but less well than a sentence encoder's.
 """
 
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
 from openafm.serving.body import Body
 from openafm.serving.reading import Reading
 
 MAX_TEXTS = 2048
 """As OpenAI has it."""
+_TEXT = {"type": "string", "minLength": 1}
+TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_TEXTS}]}
 
 
 class EmbeddingRequest(Body):
     """Body of `/v1/embeddings`."""
 
     model: str
-    input: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
+    input: Annotated[list[str], WithJsonSchema(TEXTS)] = Field(min_length=1, max_length=MAX_TEXTS)
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Any = None
+    dimensions: Annotated[Any, WithJsonSchema({"type": "null"})] = None
 
     @field_validator("input", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ from openafm.scoring.checks import DIMENSIONS, STRENGTHS
 from openafm.serving.accounting import Accounting
 from openafm.serving.body import ApiError, Body, parse
 from openafm.serving.metrics import Metrics
-from openafm.serving.pages import page
+from openafm.serving.pages import add_page
 from openafm.serving.service import only_from_here
 from openafm.serving.transport import answer_errors, read_body, to_json
 
@@ -103,11 +103,7 @@ def create_app(sitting: Sitting) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(only_from_here)])
     app.add_middleware(Accounting, metrics=Metrics(), log=None)
     answer_errors(app)
-    shown = page("label.html")
-
-    @app.get("/")
-    async def web() -> Response:
-        return shown
+    add_page(app, "label")
 
     @app.get("/state")
     async def state() -> Response:

@@ -15,6 +15,8 @@ HELP = {
     "openafm_adapters_in_memory": "Adapters of the folder in memory.",
     "openafm_running": "Answers being made.",
     "openafm_waiting": "Requests in the queue.",
+    "process_resident_memory_bytes": "Memory of the server, of the weights what has been read of them.",
+    "process_open_fds": "Open files and connections.",
 }
 
 

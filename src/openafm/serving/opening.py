@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openafm.adapters.lora import merge
+from openafm.adapters.store import AdapterStore
 from openafm.engine import Engine, TorchEngine, open_engine
-from openafm.engine.package import find_package, open_package
+from openafm.engine.package import ADAPTERS, find_package, open_package
 from openafm.model import Transformer
 
 ANSWERS = ("task_adapter", "recovery", "compress", "committee", "sft_best", "sft", "import_model")
@@ -34,6 +35,18 @@ class Opened:
     def adapter(self) -> str | None:
         """The adapter to answer with unless another is asked for: a compressed model is meant to be used recovered."""
         return RECOVERY if RECOVERY in self.engine.adapters() else None
+
+    @property
+    def carried(self) -> AdapterStore | None:
+        """The adapters that came with the model; None for a model folder, which has none."""
+        package = find_package(self.path)
+        return None if package is None else AdapterStore(package / ADAPTERS)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its weights on disk, without adapters."""
+        folder = find_package(self.path) or self.path
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def open_model(folder: Path) -> Opened:

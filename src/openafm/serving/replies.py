@@ -13,6 +13,7 @@ from openafm.serving.answer import Answer, Piece
 from openafm.serving.body import ApiError
 from openafm.serving.calls import CallReader, Delta
 from openafm.serving.logprobs import Teller
+from openafm.serving.requests import StreamOptions
 
 Chunk = dict[str, Any]
 
@@ -32,8 +33,8 @@ class Reply(Protocol):
         """The finished answers."""
         ...
 
-    def begin(self, count: int) -> list[Chunk]:
-        """What a stream of so many answers begins with."""
+    def begin(self, answers: Sequence[Answer]) -> list[Chunk]:
+        """What a stream of these answers begins with."""
         ...
 
     def piece(self, index: int, piece: Piece) -> list[Chunk]:
@@ -67,8 +68,9 @@ class CompletionReply:
     """One for each answer."""
     tellers: Sequence[Teller] = ()
     """One for each answer, where log-probabilities are told."""
-    counts: bool = False
-    """A stream ends with the token counts."""
+    counts: StreamOptions = field(default_factory=StreamOptions)
+    streamed: list[Answer] = field(default_factory=list)
+    """The answers of a stream, for their counts so far."""
     key: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     done = b"data: [DONE]\n\n"
@@ -105,10 +107,11 @@ class CompletionReply:
             message |= {"content": said or None, "tool_calls": calls}
         return {"message": message}
 
-    def begin(self, count: int) -> list[Chunk]:
+    def begin(self, answers: Sequence[Answer]) -> list[Chunk]:
         """A chat's roles."""
+        self.streamed.extend(answers)
         role = {"role": "assistant", "content": ""}
-        return [self._chunk(index, role, None) for index in range(count)] if self.chat else []
+        return [self._chunk(index, role, None) for index in range(len(answers))] if self.chat else []
 
     def piece(self, index: int, piece: Piece) -> list[Chunk]:
         """Chunks with more text or calls; where log-probabilities are told, a token's has them and may have no text."""
@@ -150,7 +153,7 @@ class CompletionReply:
     def end(self, answers: Sequence[Answer]) -> list[Chunk]:
         """The token counts, if asked for."""
         head = self._head("chat.completion.chunk")
-        return [{**head, "choices": [], "usage": usage(answers)}] if self.counts else []
+        return [{**head, "choices": [], "usage": usage(answers)}] if self.counts.include_usage else []
 
     def error(self, error: ApiError) -> Chunk:
         """An error in the place of a chunk."""
@@ -166,7 +169,8 @@ class CompletionReply:
     def _chunk(self, index: int, content: Any, finish: str | None, told: Chunk | None = None) -> Chunk:
         key = "delta" if self.chat else "text"
         choice = {"index": index, key: content, "logprobs": told, "finish_reason": finish}
-        counted = {"usage": None} if self.counts else {}
+        so_far = usage(self.streamed) if self.counts.continuous_usage_stats else None
+        counted = {"usage": so_far} if self.counts.include_usage else {}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **counted}
 
     def _head(self, chat_kind: str) -> Chunk:

@@ -1,18 +1,25 @@
 """What `openafm serve` accepts: the bodies of OpenAI's chat and text completions, and of vLLM's calls for adapters."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from openafm.engine.guidance import json_schema
 from openafm.engine.protocol import CUTS, PENALTIES, TOP_LOGPROBS
-from openafm.serving.body import Body
+from openafm.serving.body import Body, text_or_parts
 from openafm.serving.tools import NamedTool, Tool, Toolbox, ToolCall
 
 MAX_STOPS, MAX_STOP_LENGTH, MAX_ANSWERS, MAX_ALTERNATIVES, MAX_TOOLS = 4, 256, 8, 20, 128
 COLDEST = 0.01
 """Lowest temperature but 0: below it logits overflow."""
+SMALLEST = 1e-6
+"""Lowest `top_p`: the engine computes in float32, where much less is 0."""
+WARMTH = {"anyOf": [{"const": 0}, {"type": "number", "minimum": COLDEST, "maximum": 2}]}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}
+PROMPT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1}]}
+"""What validators accept beyond the field's type, for the document."""
 
 
 class StreamOptions(Body):
@@ -20,6 +27,14 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     """Send the token counts in a last chunk."""
+    continuous_usage_stats: bool = False
+    """Send those so far in each chunk too (vLLM has this; OpenAI has not)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StreamOptions":
+        if self.continuous_usage_stats and not self.include_usage:
+            raise ValueError("continuous_usage_stats goes with include_usage=true only")
+        return self
 
 
 class JsonSchema(Body):
@@ -54,7 +69,7 @@ class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str = ""
+    content: Annotated[str, WithJsonSchema(text_or_parts("text"))] = ""
     tool_calls: list[ToolCall] = []
     tool_call_id: str | None = None
 
@@ -89,17 +104,17 @@ class Completion(Body):
     }  # fmt: skip
     model: str
     n: int = Field(1, ge=1, le=MAX_ANSWERS)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: Annotated[float, WithJsonSchema(WARMTH)] = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=SMALLEST, le=1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     # OpenAI has not these three
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: list[str] = Field([], max_length=MAX_STOPS)
+    stop: Annotated[list[str], WithJsonSchema(STOPS)] = Field([], max_length=MAX_STOPS)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -209,7 +224,7 @@ class TextCompletion(Completion):
     """Body of `/v1/completions`."""
 
     neutral: ClassVar[dict[str, Any]] = {**Completion.neutral, "tools": []}
-    prompt: str
+    prompt: Annotated[str, WithJsonSchema(PROMPT)]
     max_tokens: int | None = Field(16, ge=0)
     """As with OpenAI, 16 unless told; 0 with `echo`."""
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)

@@ -6,20 +6,23 @@ Nothing is stored: a client sends the conversation so far as `input`.
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from openafm.serving.answer import Answer, Piece
-from openafm.serving.body import ApiError, Body
+from openafm.serving.body import ApiError, Body, text_or_parts
 from openafm.serving.calls import CallReader, Delta
 from openafm.serving.replies import Chunk
-from openafm.serving.requests import MAX_TOOLS, ChatCompletion
+from openafm.serving.requests import MAX_TOOLS, SMALLEST, WARMTH, ChatCompletion
 from openafm.serving.tools import Function
 
 NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 """What a chat's fields are called here."""
+KINDS = ("input_text", "output_text", "text")
+"""Types of a content's parts."""
+PARTS = WithJsonSchema(text_or_parts(*KINDS))
 
 
 class Item(Body):
@@ -27,11 +30,11 @@ class Item(Body):
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | None = None
+    content: Annotated[str | None, PARTS] = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | None = None
+    output: Annotated[str | None, PARTS] = None
     id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
@@ -41,10 +44,10 @@ class Item(Body):
         """Accept text in parts."""
         if not isinstance(content, list):
             return content
-        kinds = ("input_text", "output_text", "text")
-        if not all(isinstance(part, dict) and part.get("type") in kinds for part in content):
-            raise ValueError("this model reads text only: give a string or parts of type input_text or output_text")
-        return "".join(str(part.get("text", "")) for part in content)
+        for part in content:
+            if not (isinstance(part, dict) and part.get("type") in KINDS and isinstance(part.get("text"), str)):
+                raise ValueError("this model reads text only: give a string or parts of type input_text or output_text")
+        return "".join(part["text"] for part in content)
 
     @model_validator(mode="after")
     def _whole(self) -> "Item":
@@ -93,6 +96,12 @@ class TextOptions(Body):
     format: Format = Format.model_validate({})
 
 
+def _or_text(schema: dict[str, Any]) -> None:
+    """`input` may be a text."""
+    items = {name: schema.pop(name) for name in ("type", "items", "minItems")}
+    schema["anyOf"] = [{"type": "string"}, items]
+
+
 class ResponseRequest(Body):
     """Body of `/v1/responses`."""
 
@@ -101,18 +110,18 @@ class ResponseRequest(Body):
         "service_tier": "auto",
     }  # fmt: skip
     model: str
-    input: list[Item] = Field(min_length=1)
+    input: list[Item] = Field(min_length=1, json_schema_extra=_or_text)
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: Annotated[float, WithJsonSchema(WARMTH)] = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=SMALLEST, le=1)
     stream: bool = False
     tools: list[FlatTool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
     parallel_tool_calls: bool = True
     text: TextOptions = TextOptions()
-    previous_response_id: Any = None
-    conversation: Any = None
+    previous_response_id: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+    conversation: Annotated[Any, WithJsonSchema({"type": "null"})] = None
 
     @field_validator("input", mode="before")
     @classmethod
@@ -188,7 +197,7 @@ class ResponseReply:
         self.last(0, answers[0])
         return self._response(answers)
 
-    def begin(self, count: int) -> list[Chunk]:
+    def begin(self, answers: Sequence[Answer]) -> list[Chunk]:
         """The response without output."""
         return [self._event(f"response.{name}", response=self._response()) for name in ("created", "in_progress")]
 

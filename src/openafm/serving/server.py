@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from openafm.serving.accounting import Accounting
 from openafm.serving.body import parse
+from openafm.serving.document import document
 from openafm.serving.embeddings import EmbeddingRequest
 from openafm.serving.metrics import MEDIA_TYPE
 from openafm.serving.opening import Opened, open_model
-from openafm.serving.pages import page
+from openafm.serving.pages import add_page
 from openafm.serving.requests import ChatCompletion, LoraAdapter, TextCompletion
 from openafm.serving.responses import ResponseRequest
 from openafm.serving.service import Limits, Serving, is_loopback
@@ -62,6 +64,7 @@ def create_app(
                            expose_headers=seen)  # fmt: skip
     answer_errors(app)
     _add_routes(app, serving)
+    add_page(app, "page")
     return app
 
 
@@ -77,7 +80,8 @@ def _origin(given: str) -> str:
 
 
 def _add_routes(app: FastAPI, serving: Serving) -> None:
-    admitted, shown = [Depends(serving.admit)], page("page.html")
+    admitted = [Depends(serving.admit)]
+    process = psutil.Process()
 
     @app.post("/v1/chat/completions", dependencies=admitted)
     async def chat_completions(request: Request) -> Response:
@@ -118,16 +122,18 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
             "openafm_waiting": serving.worker.waiting,
             "openafm_adapters_in_memory": serving.adapters.in_memory,
             "openafm_adapter_loads_total": serving.adapters.loads,
+            "process_resident_memory_bytes": process.memory_info().rss,
+            "process_open_fds": process.num_fds(),
         }
         return Response(serving.metrics.text(gauges), media_type=MEDIA_TYPE)
+
+    @app.get("/openapi.json", dependencies=admitted)
+    async def openapi() -> Response:
+        return to_json(document(serving.models(), serving.engine.max_length, key=serving.key is not None))
 
     @app.get("/health")
     async def health() -> Response:
         return to_json({"status": "ok"})
-
-    @app.get("/")
-    async def web() -> Response:
-        return shown
 
 
 class _Server(uvicorn.Server):

@@ -53,7 +53,7 @@ class Serving:
 
     def __init__(self, opened: Opened, key: str | None, limits: Limits, adapters: Path | None):
         self.opened, self.engine, self.key, self.limits = opened, opened.engine, key, limits
-        self.adapters = Adapters(self.engine, adapters, limits.in_memory)
+        self.adapters = Adapters(self.engine, adapters, limits.in_memory, opened.carried)
         self.worker = Worker(self.engine, self.adapters, limits.queue)
         self.metrics = Metrics()
         self._manner = Manner(self.engine.tokenizer, opened.short_calls)
@@ -69,7 +69,8 @@ class Serving:
         adapter = self.adapter(name)
         about = {"id": name, "object": "model", "created": self.created, "owned_by": "openafm"}
         extra = {"adapter": adapter, "max_length": self.engine.max_length, "chat": self.opened.talks}
-        return about | extra | self.adapters.about(adapter)
+        size = {"bytes": self.opened.bytes} if adapter is None else self.adapters.about(adapter)
+        return about | extra | size | {"options": sorted(self.engine.options)}
 
     def adapter(self, name: str) -> str | None:
         """The adapter that a model id stands for. Raises ApiError for an unknown one."""
@@ -114,7 +115,7 @@ class Serving:
         chat = isinstance(asked, ChatCompletion)
         tellers = [] if asked.told is None else [Teller(self.engine.tokenizer, chat) for _ in range(asked.n)]
         readers = [self._reader(asked) for _ in range(asked.n)]
-        reply = CompletionReply(asked.model, chat, readers, tellers, asked.stream_options.include_usage)
+        reply = CompletionReply(asked.model, chat, readers, tellers, asked.stream_options)
         return await self._respond(request, asked, reply)
 
     async def respond(self, request: Request, asked: ResponseRequest) -> Response:

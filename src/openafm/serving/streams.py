@@ -57,7 +57,7 @@ async def events(
     reply: Reply, jobs: Sequence[Job], answers: Sequence[Answer], first: Piece, kept: Record
 ) -> AsyncIterator[bytes]:
     """The answers as server-sent events; `first` is the first answer's first piece."""
-    for chunk in [*reply.begin(len(jobs)), *reply.piece(0, first)]:
+    for chunk in [*reply.begin(answers), *reply.piece(0, first)]:
         yield reply.frame(chunk)
     try:
         async for index, piece in _pieces(jobs):

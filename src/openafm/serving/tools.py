@@ -8,11 +8,11 @@ before the request (`openafm.synthesis.tasks`), which is all that a small vocabu
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
-from openafm.engine.guidance import lark
+from openafm.engine.guidance import ending, lark
 from openafm.serving.body import Body
 from openafm.tokenizer import Message, Tokenizer
 from openafm.tokenizer.calls import CallForm
@@ -54,7 +54,7 @@ class Function(Body):
         """The schema of its arguments, and of no others unless it says so, written as the form has it."""
         item, key = form.separators
         style = {"whitespace_flexible": False, "item_separator": item, "key_separator": key}
-        return json.dumps({"additionalProperties": False, **self.parameters, "type": "object", "x-guidance": style})
+        return ending({"additionalProperties": False, **self.parameters, "type": "object", "x-guidance": style})
 
 
 class Tool(Body):
@@ -81,7 +81,7 @@ class CalledFunction(Body):
     """What was called, with which arguments."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: Annotated[dict[str, Any], WithJsonSchema({"type": ["object", "string"]})]
 
     @field_validator("arguments", mode="before")
     @classmethod

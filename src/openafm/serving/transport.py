@@ -79,7 +79,9 @@ def answer_errors(app: FastAPI) -> None:
 
     def routed(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return to_json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
+        response = to_json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
+        response.headers.update(error.headers or {})  # which methods are allowed
+        return response
 
     def left(_: Request, __: Exception) -> Response:
         return Response(status_code=LEFT)

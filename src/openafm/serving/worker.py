@@ -63,6 +63,8 @@ class Job:
         self.stopped = False
         self.began = self.first = self.ended = 0.0
         """`time.monotonic()` of its turn, its first token and its end; 0 before."""
+        self.switched = 0.0
+        """Seconds until its adapter was ready: read, checked and put into the engine, or found there."""
 
     def __aiter__(self) -> "Job":
         """Iterate over the pieces; an error of the engine is raised here."""
@@ -184,6 +186,7 @@ class Worker:
                 raise TimeoutError("the request's time was over before its turn came")
             busy = {other.answer.adapter for other in self._making if other.row is not None}
             self._adapters.enter(job.answer.adapter, busy, job.fetched)
+            job.switched = time.monotonic() - job.began + (job.fetched.seconds if job.fetched else 0.0)
             job.fetched = None
             job.row = job.answer.begin(self._batch)
         except Exception as error:  # whatever it is, it belongs to this request
