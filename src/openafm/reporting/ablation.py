@@ -20,7 +20,7 @@ from openafm.stage import Config, Context, Metrics
 Row = dict[str, Any]
 NAMES = {
     "bits_per_byte": "bits a byte", "top1": "top-1", "continuation": "continuations", "needle": "retrieval at depth",
-    "loss_at": "nats at position", "end_loss": "end loss", "sensitivity": "mean rise over the best, nats",
+    "loss_at": "nats at position", "end_loss": "end loss, nats", "sensitivity": "mean rise over the best, nats",
 }  # fmt: skip
 PERCENT = ("top1", "continuation", "needle")
 """Metrics told in percent; differences in points."""
