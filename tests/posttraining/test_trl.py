@@ -161,7 +161,10 @@ def test_rloo_is_trls(model, shaken, words, tmp_path):
 
 @pytest.mark.parametrize(("algorithm", "trl_name", "beta"), [("grpo", "grpo", 0.3), ("ppo", "bnpo", 0.0)])
 def test_grpo_and_ppos_surrogate_are_trls(model, shaken, words, tmp_path, algorithm, trl_name, beta):
-    """TRL's loss `bnpo` is the clipped surrogate as a mean over all tokens; its PPO trainer has a critic."""
+    """TRL's loss `bnpo` is the clipped surrogate as a mean over all tokens; its PPO trainer has a critic.
+
+    By default TRL weighs GRPO's KL by the ratio (arXiv 2512.02556), which the paper of GRPO does not: it is off here.
+    """
     ours, theirs = shaken
     advantages = standardised_advantage(torch.tensor([[1.0, 0.0, -0.5, 2.0]])).flatten()
     pairs, old, completions = sampled(model)
@@ -176,7 +179,7 @@ def test_grpo_and_ppos_surrogate_are_trls(model, shaken, words, tmp_path, algori
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=trl.GRPOConfig(
             output_dir=str(tmp_path), num_generations=4, per_device_train_batch_size=4, loss_type=trl_name, beta=0.0,
-            epsilon=0.2, **ARGUMENTS,
+            epsilon=0.2, use_bias_correction_kl=False, **ARGUMENTS,
         ),
         train_dataset=datasets.Dataset.from_list([{"prompt": "w5"}] * 4),
         processing_class=words,
