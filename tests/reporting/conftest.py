@@ -247,7 +247,7 @@ INPUTS = {
     "continued": {"model": "distil"},
     "scratch_continued": {"model": "scratch"},
     "long": {"model": "continued"},
-    "reward": {"preferences": "preferences"},
+    "reward": {"preferences.first": "preferences"},
     "committee": {"members.dpo": "dpo", "control": "sft_control"},
     "compress": {"model": "committee/model"},
     "recovery": {"model": "committee", "package": "compress"},

@@ -76,6 +76,7 @@ def test_the_page_is_whole_and_shows_every_chapter_in_the_papers_order(run):
         "SmolLM2-135M-Instruct stands in",
         "Q4_1",
         "dpo (best)",
+        "independent programmatic checks, not from people: margin 1",
         "77 70 to 84",
         "machine: cpu_count",
         "2.13.0",

@@ -135,9 +135,11 @@ def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> It
     ]
     headings = ["dimension", "right, %", "n", "always the commonest, %"]
     yield Table(f"{title}Grades (three each) on held-out answers, beside guessing the commonest.", headings, rows)
-    pairs = artifacts.input(step, "preferences")
-    if mapping := artifacts.metrics(pairs).get("mapping"):
-        noise = artifacts.manifests[str(pairs)].get("config", {}).get("label_noise")
+    read = artifacts.manifests[step].get("inputs", {})
+    pairs = [artifacts.input(step, name) for name in read if name.partition(".")[0] == "preferences"]
+    programs = next((made for made in pairs if artifacts.metrics(made).get("mapping")), None)
+    if mapping := artifacts.metrics(programs).get("mapping"):
+        noise = artifacts.manifests[str(programs)].get("config", {}).get("label_noise")
         told = f" Labels are swapped in {100 * noise:g}% of the training pairs, in no held-out pair." if noise else ""
         yield Text(f"Strengths come from independent programmatic checks, not from people: {mapping}.{told}")
     if bias := measured.get("length_bias", {}):
