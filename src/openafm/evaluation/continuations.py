@@ -38,7 +38,7 @@ def questions(tokens: np.ndarray, count: int, seed: int) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: Transformer, asked: Tensor, together: int = 64) -> Estimate:
-    """Share of `asked` where the true piece is the likeliest; each context is read once, its pieces go on from there."""
+    """Share of `asked` where the true piece is the likeliest; a context is read once, its pieces go on from there."""
     right, weight = 0, model.model.embed_tokens.weight
     for part in asked.to(weight.device).split(together):
         pieces = part[:, :, CONTEXT:].flatten(0, 1)
