@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from openafm.evaluation.ablation import AblationConfig, ablation, arms_of, best_rows, cost, sensitivity
+from openafm.evaluation.ablation import AblationConfig, ablation, arms_of, best_rows, cost, optimum, sensitivity
 from openafm.evaluation.evaluate import EvaluateConfig
 from openafm.model.config import load_config
 from openafm.stage import Context
@@ -80,6 +80,7 @@ def test_every_model_is_measured_once(run, tmp_path):
     assert {"bits_per_byte/all", "top1/web", "continuation/all", "continuation/code"} <= rows[0]["metrics"].keys()
     assert rows[2]["diverged"] and rows[2]["metrics"] == {}, "not the best"
     rises = [rows[i]["metrics"].pop("sensitivity") for i in (0, 1)]
+    assert [rows[i]["metrics"].pop("optimum") for i in (0, 1)] == pytest.approx([math.log2(0.1)] * 2, abs=1e-5)
     assert rises == pytest.approx([0, (math.log(320) - 5) / 2], abs=0.01)
     assert rows[0]["metrics"] == rows[1]["metrics"], "the same weights on the same text"
     kept = json.loads((scratch / "both.json").read_text())
@@ -90,11 +91,22 @@ def test_every_model_is_measured_once(run, tmp_path):
 
 
 def test_sensitivity_is_the_mean_rise_over_the_best_up_to_a_guess():
-    def row(seed, end, diverged=False, arm="a"):
-        return {"arm": arm, "seed": seed, "end_loss": end, "diverged": diverged, "guess": 6.0}
+    def row(end, diverged=False):
+        return {"end_loss": end, "diverged": diverged, "guess": 6.0}
 
-    rows = [row(1, 4.0), row(1, 5.0), row(1, 9.0), row(1, 3.0, diverged=True), row(2, 1.0), row(1, 1.0, arm="b")]
-    assert sensitivity(rows, "a", 1) == pytest.approx((4 + 5 + 6 + 6) / 4 - 4)
+    rows = [row(4.0), row(5.0), row(9.0), row(3.0, diverged=True)]
+    assert sensitivity(rows) == pytest.approx((4 + 5 + 6 + 6) / 4 - 4)
+
+
+def test_the_optimum_of_a_parabola_is_its_vertex_and_an_end_is_an_end():
+    def rows(vertex, xs):
+        return [{"x": x, "end_loss": 3 + 0.2 * (math.log2(x) - vertex) ** 2, "diverged": False} for x in xs]
+
+    for xs in ([0.005, 0.01, 0.02, 0.04], [0.003, 0.01, 0.03, 0.1]):  # also where steps are uneven
+        assert optimum(rows(-5.9, xs)) == pytest.approx(-5.9)
+    assert optimum(rows(-9.0, [0.005, 0.01, 0.02])) == math.log2(0.005)
+    broken = [*rows(-5.9, [0.005, 0.01, 0.02, 0.04]), {"x": 0.08, "end_loss": 0.0, "diverged": True}]
+    assert optimum(broken) == pytest.approx(-5.9)
 
 
 def test_the_best_x_is_chosen_by_training_and_never_where_a_run_diverged():

@@ -58,7 +58,8 @@ def ablation(config: AblationConfig, context: Context, *, models: dict[str, Path
             kept.write_text(json.dumps(_measured(config, context, models[row["step"]], shards)))
         row["metrics"] = json.loads(kept.read_text())
         if config.x:
-            row["metrics"]["sensitivity"] = rounded(sensitivity(rows, row["arm"], row["seed"]))
+            same = [other for other in rows if (other["arm"], other["seed"]) == (row["arm"], row["seed"])]
+            row["metrics"] |= {"sensitivity": rounded(sensitivity(same)), "optimum": rounded(optimum(same))}
     result = {"x": config.x, "arms": list(config.arms), "rows": rows}
     (context.out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     return {"models": len(rows), "headline": f"{len(chosen)} models of {len(config.arms)} arms measured"}
@@ -99,17 +100,27 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
     return chosen
 
 
-def sensitivity(rows: Sequence[Row], arm: str, seed: int) -> float:
-    """How much an arm's loss at the end lies above its best, a mean over all x (arXiv 2309.14322, section 2).
+def sensitivity(rows: Sequence[Row]) -> float:
+    """How much the loss at the end of one seed's runs lies above their best, a mean over all x (arXiv 2309.14322, 2).
 
     A loss counts no higher than that of a guess among all tokens; so does a run that diverged.
     """
-    ends = [
-        row["guess"] if row["diverged"] else min(row["end_loss"], row["guess"])
-        for row in rows
-        if (row["arm"], row["seed"]) == (arm, seed)
-    ]
+    ends = [row["guess"] if row["diverged"] else min(row["end_loss"], row["guess"]) for row in rows]
     return sum(ends) / len(ends) - min(ends)
+
+
+def optimum(rows: Sequence[Row]) -> float:
+    """log2 of one seed's best x: the vertex of the parabola through the lowest end loss and its two neighbours.
+
+    Where the lowest is the first or last x, that x: the true one may lie beyond.
+    """
+    ends = sorted((math.log2(row["x"]), row["end_loss"]) for row in rows if not row["diverged"])
+    at = min(range(len(ends)), key=lambda i: ends[i][1])
+    if at in (0, len(ends) - 1):
+        return ends[at][0]
+    (x0, y0), (x1, y1), (x2, y2) = ends[at - 1 : at + 2]
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    return (x0 + x1) / 2 - left * (x2 - x0) / 2 / (right - left) if right > left else x1
 
 
 def _row(config: AblationConfig, arm: str, model: Path) -> Row:

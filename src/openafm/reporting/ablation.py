@@ -21,6 +21,7 @@ Row = dict[str, Any]
 NAMES = {
     "bits_per_byte": "bits a byte", "top1": "top-1", "continuation": "continuations", "needle": "retrieval at depth",
     "loss_at": "nats at position", "end_loss": "end loss, nats", "sensitivity": "mean rise over the best, nats",
+    "optimum": "best x, interpolated",
 }  # fmt: skip
 PERCENT = ("top1", "continuation", "needle")
 """Metrics told in percent; differences in points."""
@@ -53,6 +54,8 @@ class AblationTableConfig(Config):
     """With `x`: the metric that is drawn over it. Without: the metric drawn an arm a line."""
     positions: list[str] = []
     """Metrics that are drawn as one line an arm, such as loss by position: their common beginnings."""
+    panels: dict[str, list[str]] = {}
+    """Arms that share a figure, by its name; all in one where empty."""
     x_label: str = ""
     bigger: str
     """What a bigger run would need."""
@@ -84,10 +87,10 @@ def ablation_table(
     chosen = [row for row in rows if row["metrics"]]
     verdicts = [verdict(claim, chosen) for claim in config.claims]
     parts = [f"# {config.title}", f"AFM: {config.reported}", *_tables(config, result, chosen), _claims(verdicts)]
-    drawn = _figure(config, result)
-    if drawn:
-        (context.out / "figure.svg").write_text(plots.standalone(drawn))
-        parts.append("![figure](figure.svg)")
+    for name, arms in (config.panels or {"figure": result["arms"]}).items():
+        if drawn := _figure(config, result, arms):
+            (context.out / f"{name}.svg").write_text(plots.standalone(drawn))
+            parts.append(f"![{name}]({name}.svg)")
     checked = json.loads((coordinates / "coordinates.json").read_text()) if coordinates else None
     if checked:
         (context.out / "coordinates.svg").write_text(plots.standalone(_movement(checked)))
@@ -206,6 +209,8 @@ def _cell(group: Sequence[Row], metric: str) -> str:
     if not found:
         return ""
     told, percent = mean(found), metric.startswith(PERCENT)
+    if metric == "optimum":
+        return f"{2**told.value:.4f}" + (f" ×/÷ {2**told.half:.1f}" if told.half is not None else "")
     scale, form = (100, ".1f") if percent else (1, ".3f")
     half = f" ± {told.half * scale:{form}}" if told.half is not None else ""
     return f"{told.value * scale:{form}}{half}{'%' if percent else ''}"
@@ -218,6 +223,7 @@ def _claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
     for v in verdicts:
         percent = v["metric"].startswith(PERCENT)
         scale, form, unit = (100, "+.2f", " points") if percent else (1, "+.4f", "")
+        form, unit = ("+.2f", " doublings") if v["metric"] == "optimum" else (form, unit)
         ends = f" [{v['low'] * scale:{form}}, {v['high'] * scale:{form}}]" if v["low"] is not None else ""
         lines.append([
             v["says"], f"{v['first']} - {v['second']}, {_heading(v['metric'])}",
@@ -226,10 +232,10 @@ def _claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(table(["claim", "difference", "mean over seeds [95%]", "verdict"], lines, 2))
 
 
-def _figure(config: AblationTableConfig, result: Mapping[str, Any]) -> str:
+def _figure(config: AblationTableConfig, result: Mapping[str, Any], arms: Sequence[str]) -> str:
     """Lines over x, or over positions, or a dot an arm; the interval over seeds beside each."""
     name, alt = "ablation", f"{config.title}: {_heading(config.plot)}" if config.plot else config.title
-    groups = {arm: [row for row in result["rows"] if row["arm"] == arm] for arm in result["arms"]}
+    groups = {arm: [row for row in result["rows"] if row["arm"] == arm] for arm in arms}
     if config.positions:
         curves = {arm: _positions(group, config.positions[0]) for arm, group in groups.items()}
         return str(plots.lines(curves, config.x_label, _heading(config.positions[0]), name=name, alt=alt))

@@ -81,7 +81,8 @@ def lines(
     sets the figure's ids apart from others'.
     """
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _canvas(height + 0.16 * ((len(curves) + 2) // 3))
+        columns = max(1, min(3, 54 // max(map(len, curves), default=1)))
+        canvas, axes = _canvas(height + 0.16 * -(-len(curves) // columns))
         for index, (label, curve) in enumerate(curves.items()):
             colour, dash = SERIES[index % len(SERIES)], ("-", "--", ":")[index // len(SERIES) % 3]
             marker = "o" if len(curve.x) < 12 else None
@@ -98,7 +99,7 @@ def lines(
         if chance is not None:
             axes.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
         if len(curves) > 1:
-            canvas.legend(loc="outside upper left", ncols=3, fontsize=8, columnspacing=1.2, handlelength=1.5)
+            canvas.legend(loc="outside upper left", ncols=columns, fontsize=8, columnspacing=1.2, handlelength=1.5)
         return _svg(canvas, name, alt)
 
 
