@@ -68,7 +68,7 @@ def test_input_may_be_a_conversation_and_output_goes_back(api):
 
 
 def test_a_stream_has_openais_events(api):
-    events = list(api.responses.create(**LONG, stream=True))
+    events = list(api.responses.create(**LONG | {"temperature": 0}, stream=True))
     kinds = [event.type for event in events]
     assert kinds[:4] == ["response.created", "response.in_progress", "response.output_item.added",
                          "response.content_part.added"]  # fmt: skip
