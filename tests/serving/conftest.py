@@ -66,10 +66,14 @@ def client(url, key="unused"):
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
 
-@contextmanager
 def listening(opened, key=None, limits=Limits(), adapters=None, **options):
-    """Serve on a free port of the loopback; yields the address and the app."""
-    app = create_app(opened, key, limits, adapters, **options)
+    """Serve a model on a free port of the loopback."""
+    return serving(create_app(opened, key, limits, adapters, **options))
+
+
+@contextmanager
+def serving(app):
+    """Serve an app on a free port of the loopback; yields the address."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

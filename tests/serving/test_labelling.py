@@ -2,16 +2,13 @@
 
 import json
 import re
-import threading
-import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from playwright.sync_api import expect
 from tests.posttraining.conftest import examples, model  # noqa: F401
+from tests.serving.conftest import serving
 from tests.serving.test_page import WAIT, browser, needs_chromium, watched  # noqa: F401
 from typer.testing import CliRunner
 
@@ -44,22 +41,6 @@ def drawn(model, examples, tmp_path_factory):  # noqa: F811
     rollouts(config, make(run / "rollouts"), members={"sft": model, "other": model}, reward=scorer, examples=examples)
     (run / "rollouts" / "manifest.json").write_text(json.dumps({"step": "rollouts", "stage": "rollouts"}))
     return run
-
-
-@contextmanager
-def listening(sitting):
-    """Serve the page on a free port."""
-    server = uvicorn.Server(uvicorn.Config(create_app(sitting), host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -142,7 +123,7 @@ def test_twenty_pairs_by_keyboard_feed_a_reward_model(drawn, model, browser, tmp
     pairs = pairs_of_run(drawn, None, seed=0)
     assert len(pairs) >= 20
     book, asked = Labels(drawn, "ada"), []
-    with listening(Sitting(pairs[:20], book, 0)) as url:
+    with serving(create_app(Sitting(pairs[:20], book, 0))) as url:
         page = watched(browser, url, asked)
         for number in range(20):
             expect(page.locator("#count")).to_have_text(f"{number + 1} of 20 · ada", timeout=WAIT)
@@ -190,7 +171,7 @@ def test_the_page_fits_a_phone_in_the_dark_and_shows_texts_as_they_are(browser, 
     hostile = "<img src=x onerror=alert(1)> " + "w" * 300
     pairs = [Pair("p", "t", [{"role": "system", "content": hostile}, *PAIRS[0].messages], (hostile, ""))]
     book, asked = Labels(tmp_path, "ada"), []
-    with listening(Sitting(pairs, book, 0)) as url:
+    with serving(create_app(Sitting(pairs, book, 0))) as url:
         page = watched(browser, url, asked, viewport={"width": 390, "height": 844}, color_scheme="dark")
         expect(page.locator(".answer")).to_have_count(2, timeout=WAIT)
         assert page.locator(".turn .text").first.text_content() == hostile
@@ -207,7 +188,7 @@ def test_the_verb_asks_serves_and_exports(drawn, tmp_path):
     (drawn / "run.json").write_text("{}")
     book = Labels(drawn, "bob")
     sitting = Sitting(pairs_of_run(drawn, "rollouts", 0), book, 0)
-    with listening(sitting) as url:
+    with serving(create_app(sitting)) as url:
         pair = httpx.get(f"{url}/state").json()["pair"]
         httpx.post(f"{url}/label", json={"id": pair["id"], "choice": 0, "grades": GRADES}).raise_for_status()
     book.close()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from openafm.evaluation.intervals import Estimate, rate
-from openafm.model import Cache, Transformer
+from openafm.evaluation.options import option_log_probs
+from openafm.model import Transformer
 
 CONTEXT, ANSWER, CHOICES = 64, 16, 4
 """Tokens of the context and of each piece; pieces to choose from."""
@@ -36,17 +37,10 @@ def questions(tokens: np.ndarray, count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.array(asked, dtype=np.int64).reshape(-1, CHOICES, CONTEXT + ANSWER))
 
 
-@torch.inference_mode()
 def accuracy(model: Transformer, asked: Tensor, together: int = 64) -> Estimate:
-    """Share of `asked` where the true piece is the likeliest; a context is read once, its pieces go on from there."""
-    right, weight = 0, model.model.embed_tokens.weight
-    for part in asked.to(weight.device).split(together):
-        pieces = part[:, :, CONTEXT:].flatten(0, 1)
-        cache = Cache(model.config, len(part), CONTEXT + ANSWER, weight.dtype, weight.device)
-        first = model.hidden(part[:, 0, :CONTEXT], cache)[:, -1:]
-        cache.select(torch.arange(len(part), device=weight.device).repeat_interleave(CHOICES))
-        rest = model.hidden(pieces[:, :-1], cache)
-        logits = model.logits(torch.cat([first.repeat_interleave(CHOICES, 0), rest], 1)).float()
-        scores = logits.log_softmax(-1).gather(-1, pieces[:, :, None]).sum((1, 2))
-        right += int((scores.view(-1, CHOICES).argmax(1) == 0).sum())
+    """Share of `asked` where the true piece is the likeliest."""
+    right = 0
+    for part in asked.split(together):
+        scores = option_log_probs(model, part[:, 0, :CONTEXT], part[:, :, CONTEXT:])
+        right += int((scores.argmax(1) == 0).sum())
     return rate(right, len(asked))

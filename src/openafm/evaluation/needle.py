@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from openafm.evaluation.intervals import Estimate, rate
-from openafm.model import Cache, Transformer
+from openafm.evaluation.options import option_log_probs
+from openafm.model import Transformer
 from openafm.synthesis.long_qa import draw_facts, place
 from openafm.tokenizer import Tokenizer
-from openafm.training.alignment import sequence_log_probs
 from openafm.training.losses import IGNORED
 
 FACTS = 4
@@ -58,14 +58,8 @@ def _question(
     return prompt, [tokenizer.encode(f" {fact.code}") for fact in facts]
 
 
-@torch.inference_mode()
 def _scores(model: Transformer, prompt: list[int], options: list[list[int]]) -> Tensor:
-    """log p(option | prompt), `(options,)`: the prompt is read once, and all options go on from its cache."""
-    longest, weight = max(map(len, options)), model.model.embed_tokens.weight
-    cache = Cache(model.config, 1, len(prompt) + longest, weight.dtype, weight.device)
-    first = model.logits(model.hidden(torch.tensor([prompt], device=weight.device), cache)[:, -1:])
-    cache.select(torch.zeros(len(options), dtype=torch.int64, device=weight.device))
-    targets = torch.tensor([option + [IGNORED] * (longest - len(option)) for option in options], device=weight.device)
-    rest = model(targets[:, :-1].clamp(min=0), cache) if longest > 1 else first[:, :0].expand(len(options), -1, -1)
-    logits = torch.cat([first.expand(len(options), -1, -1), rest], 1)
-    return sequence_log_probs(logits, targets)
+    """log p(option | prompt), `(options,)`."""
+    longest = max(map(len, options))
+    filled = torch.tensor([option + [IGNORED] * (longest - len(option)) for option in options])
+    return option_log_probs(model, torch.tensor([prompt]), filled[None])[0]

@@ -66,7 +66,7 @@ def train(
     devices = Devices(model, loss, optimizer, context.hardware, context.parallelism)
     checkpoints = Checkpoints((context.shared or context.scratch) / label, devices.network, optimizer)
     at = checkpoints.load(context.warn)
-    watch = Watch(at.alarms, context.warn, label)
+    watch = Watch(at.alarms, context.warn, label, at.records)
     tokens = len(batches) * _tokens(batches[0])
     blocks = compile_blocks(model, tokens, context.hardware) if devices.network is model else []
     started, resumed = time.monotonic(), at.tokens
@@ -94,9 +94,6 @@ def train(
                 checkpoints.save(at)
             context.report(f"{label} loss {value:.3f}", at.step, len(batches))
         checkpoints.wait()
-    except DivergedError as end:
-        end.records = at.records
-        raise
     finally:
         checkpoints.close()
         plain_blocks(blocks)
@@ -132,14 +129,18 @@ def jumped(losses: Sequence[float]) -> bool:
 class DivergedError(ValueError):
     """Training broke off: its gradients are no longer of use. `records` holds the curve so far."""
 
-    records: Sequence[Record] = ()
+    def __init__(self, message: str, records: Sequence[Record]):
+        super().__init__(message)
+        self.records = records
 
 
 class Watch:
     """Tells of skipped steps and of jumps of the loss; `alarms` keeps what was told."""
 
-    def __init__(self, alarms: list[dict[str, Any]], warn: Callable[[str], None], label: str):
-        self.alarms, self.warn, self.label = alarms, warn, label
+    def __init__(
+        self, alarms: list[dict[str, Any]], warn: Callable[[str], None], label: str, records: Sequence[Record] = ()
+    ):
+        self.alarms, self.warn, self.label, self.records = alarms, warn, label, records
         self.recent: deque[float] = deque(maxlen=WINDOW + HIGH)
         self.in_a_row = 0
 
@@ -152,7 +153,8 @@ class Watch:
             if self.in_a_row == PATIENCE:
                 raise DivergedError(
                     f"{PATIENCE} steps of {self.label} in a row were skipped, their gradients being not finite or of "
-                    f"norm {optimizer.skip_norm:.0f} and more: lower the learning rate (lr) of this step and run again"
+                    f"norm {optimizer.skip_norm:.0f} and more: lower the learning rate (lr) of this step and run again",
+                    self.records,
                 )
             return
         self.in_a_row = 0
