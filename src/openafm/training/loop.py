@@ -24,7 +24,7 @@ from openafm.training.checkpoints import Checkpoints, Position
 from openafm.training.hardware import autocast, compile_blocks, plain_blocks
 from openafm.training.losses import LossOutput
 from openafm.training.optimizers import ClippedOptimizer
-from openafm.training.parallel import Devices, rank
+from openafm.training.parallel import COMPARED, Devices, rank
 from openafm.training.schedules import Schedule
 
 Loss = Callable[[Any, Batch], LossOutput]
@@ -89,6 +89,9 @@ def train(
                 devices.collect()
                 snapshot(at.step)
                 due = True  # a checkpoint must not be older than a snapshot
+            if due or at.step == len(batches) or at.step % COMPARED == 0:
+                same = (at.step, optimizer.updates, optimizer.skipped, optimizer.scale, optimizer.grad_norm, value)
+                devices.compare(at.step, batch, same)
             if due or at.step == len(batches):
                 at.updates, at.skipped = optimizer.updates, optimizer.skipped
                 checkpoints.save(at)
