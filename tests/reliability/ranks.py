@@ -187,7 +187,7 @@ class Drill:
             assert process.wait() == 0, (run / "log.txt").read_text()
             assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
         return (
-            f"{count} runs with a rank stopped for good: noticed and ended within {max(waited):.0f} s (limit {SILENT} s, "
+            f"{count} runs with a rank stopped for good: ended within {max(waited):.0f} s (limit {SILENT} s, "
             "and 30 s that torchrun leaves a process to end), restarted: bit-identical weights"
         )
 

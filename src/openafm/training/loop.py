@@ -138,7 +138,7 @@ class DivergedError(ValueError):
 
 
 class Watch:
-    """Tells of skipped steps and of jumps of the loss; `alarms` keeps what was told."""
+    """Tells of skipped steps, of batches without a target and of jumps of the loss; `alarms` keeps what was told."""
 
     def __init__(
         self, alarms: list[dict[str, Any]], warn: Callable[[str], None], label: str, records: Sequence[Record] = ()
@@ -161,6 +161,9 @@ class Watch:
                 )
             return
         self.in_a_row = 0
+        if not math.isfinite(loss):
+            self._tell(step, "empty", loss, f"step {step} had no target to learn from: look at this step's data")
+            return
         self.recent.append(loss)
         losses = list(self.recent)
         if jumped(losses):
