@@ -62,6 +62,16 @@ def connection_class(most: int, head_seconds: float = HEAD_SECONDS) -> type[H11P
             super().on_response_complete()
             self._judge()
 
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP may come behind a head that was: its answer, if it has begun, is cut off, or not made."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+                if self.cycle.response_started:
+                    self.transport.abort()
+                    return
+            super().send_400_response(msg)
+
         def _judge(self) -> None:
             """Time runs while no request is being answered, however many bytes of a head come in meanwhile."""
             if self.cycle is not None and not self.cycle.response_complete:
