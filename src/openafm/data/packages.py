@@ -274,7 +274,7 @@ def members(archive: Archive, globs: Sequence[str]) -> list[tuple[str, bytes]]:
     return sorted(found.items())
 
 
-def _all_of(file: IO[bytes], name: str) -> bytes:
+def _all_of(file: IO[bytes] | gzip.GzipFile, name: str) -> bytes:
     """A member's bytes. Raises ValueError for a bomb: a few kilobytes that unpack to more than memory holds."""
     data = file.read(MEMBER_BYTES + 1)
     if len(data) > MEMBER_BYTES:

@@ -64,14 +64,14 @@ def dependencies(extras: Iterable[str] = ()) -> list[Licence]:
 
 def declared(about: metadata.PackageMetadata) -> str:
     """What a distribution declares: the expression (PEP 639), else its classifiers, else the old field's first line."""
-    expression = about.get("License-Expression")
-    if expression:
-        return expression
+    for expression in about.get_all("License-Expression") or ():
+        return str(expression)
     classifiers = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or () if "License ::" in line]
     known = [spdx(name) for name in classifiers if name != "OSI Approved"]
     if known:
         return " OR ".join(dict.fromkeys(known)) if all(map(permissive, known)) else " AND ".join(known)
-    return spdx((about.get("License") or "").strip().partition("\n")[0])
+    old = about.get_all("License") or [""]
+    return spdx(str(old[0]).strip().partition("\n")[0])
 
 
 def sources() -> list[Licence]:

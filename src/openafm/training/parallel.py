@@ -284,8 +284,9 @@ def _bits(network: nn.Module, name: str) -> tuple[int, int]:
     """Of this process's shards: those of weights that the mesh's dimension `name` splits, and those of all others."""
     kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
     for parameter in network.parameters():
-        names = parameter.device_mesh.mesh_dim_names or () if hasattr(parameter, "device_mesh") else ()
-        split = name in names and parameter.placements[names.index(name)].is_shard()  # type: ignore[attr-defined]
+        tensor: Any = parameter
+        names = tensor.device_mesh.mesh_dim_names or () if hasattr(tensor, "device_mesh") else ()
+        split = name in names and tensor.placements[names.index(name)].is_shard()
         kinds[not split].append(local(parameter))
     return bits(kinds[0]), bits(kinds[1])
 
