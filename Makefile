@@ -3,7 +3,7 @@ RECIPE ?= nano
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test setup lint bench clean help
+.PHONY: run test setup lint bench coverage mutants lock sbom clean help
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 15 to 30 minutes, 1 GB)
@@ -13,12 +13,13 @@ test: lint ## style, types, import layers, then the tests (6 to 10 minutes, 1 GB
 	@echo "tests: 6 to 10 minutes on 2 cores for all of them, up to 1 GB in the temporary folder meanwhile"
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.dev ## style, types and import layers only (half a minute)
-	@echo "lint: style, types and import layers, about half a minute"
+lint: $(VENV)/.dev ## style, types, import layers and known vulnerabilities only (half a minute)
+	@echo "lint: style, types, import layers and known vulnerabilities, about half a minute"
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@bash .ci/audit
 
 setup: $(VENV)/.dev ## .venv with everything that run and test need (1 to 4 minutes, 2 GB)
 
@@ -26,6 +27,19 @@ bench: $(VENV)/.bench ## one benchmark (minutes), or all (an hour or so): make b
 	@failed=; for name in $(or $(NAME),$(filter-out harness texts heldout,$(basename $(notdir $(wildcard benchmarks/*.py))))); do \
 		$(BIN)/openafm bench $$name $(ARGS) || failed="$$failed $$name"; done; \
 	if [ -n "$$failed" ]; then echo "bench: failed:$$failed"; exit 1; fi
+
+coverage: $(VENV)/.dev ## branch coverage of recipe, data, training, compression and serving by their own tests (needs the extra audit)
+	@$(BIN)/python -m pytest $(foreach part,recipe data training compression serving,tests/$(part) --cov=openafm.$(part)) \
+		--cov-branch --cov-report=term $(ARGS)
+
+mutants: $(VENV)/.dev ## mutation testing of losses, optimizers, schedules, dedup, decontamination (hours): ARGS='schedules'
+	@$(BIN)/python tests/reliability/mutants.py $(ARGS)
+
+lock: ## requirements.lock: every package of a run with its hashes, as pip chooses them on this system (minutes, 1 GB)
+	@bash .ci/lock
+
+sbom: $(VENV)/.dev ## sbom.json: what .venv is made of, in CycloneDX's form (needs cyclonedx-bom)
+	@$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --of JSON --output-reproducible -o sbom.json
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8

@@ -81,6 +81,17 @@ def test_members_that_leave_the_archive_are_refused(tmp_path, name):
         packages.members(archive(tarball(tmp_path / "x.tgz", {name: b"x"})), ["*"])
 
 
+@pytest.mark.parametrize("name", ["bomb.txt", "bomb.txt.gz"])
+@pytest.mark.parametrize("make", [wheel, tarball])
+def test_a_bomb_is_refused_before_it_is_unpacked_whole(tmp_path, monkeypatch, make, name):
+    monkeypatch.setattr(packages, "MEMBER_BYTES", 1 << 20)
+    data = bytes(3 << 20)
+    files = {name: gzip.compress(data) if name.endswith(".gz") else data}
+    path = make(tmp_path / ("x.whl" if make is wheel else "x.tgz"), files)
+    with pytest.raises(ValueError, match=r"bomb.*unpacks to more than 1 MB"):
+        packages.members(archive(path), ["*"])
+
+
 def test_links_are_left_out(tmp_path):
     path = tarball(tmp_path / "x.tgz", {"package/a.txt": b"a"}, link="/etc/passwd")
     assert packages.members(archive(path), ["*"]) == [("package/a.txt", b"a")]

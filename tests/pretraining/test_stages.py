@@ -112,3 +112,13 @@ def test_the_baseline_optimizer(tokenizer, token_shards, tmp_path):
     config = PretrainConfig(shape=SHAPE, base_width=16, optimizer="adamw", weight_decay=1e-4, floor=0.01, **DATA)
     metrics = pretrain(config, context(tmp_path, "adamw"), shards=token_shards, tokenizer=tokenizer)
     assert metrics["final_cross_entropy"] < 3.0
+
+
+def test_tokens_of_another_vocabulary_are_named(tokenizer, token_shards, tmp_path):
+    index = json.loads((token_shards / "index.json").read_text())
+    (token_shards / "index.json").write_text(json.dumps(index | {"vocab_size": 320}))
+    with pytest.raises(ValueError, match=r"index\.json: tokens of a vocabulary of 320, and the model knows 64"):
+        pretrain(
+            PretrainConfig(shape=SHAPE, base_width=16, **DATA),
+            context(tmp_path, "core"), shards=token_shards, tokenizer=tokenizer,
+        )  # fmt: skip

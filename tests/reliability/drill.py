@@ -1,21 +1,26 @@
-"""Crash and error drill on recipes/tiny.yaml: kills, two runs at once, flipped bits, a full disk, broken input.
+"""Crash and error drill on a recipe: kills, two runs at once, a moved clock, flipped bits, a full disk, broken input.
 
     python tests/reliability/drill.py --kills 30 --seed 1
     python tests/reliability/drill.py flips disk
+    python tests/reliability/drill.py kills --recipe nano --kills 5
 
 Each drill breaks a run, lets the same command go on, and compares every artifact's digest with those of an unbroken
 run; what cannot go on must end in one line that says what to do. Prints a table; exit code 1 if a drill did not hold.
+Killed runs have one core (and so one worker) and all cores of the machine in turn.
 """
 
 import argparse
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,6 +34,7 @@ from openafm.stage import Context, Hardware
 MARK = "OPENAFM_DRILL"
 """Environment variable by which what a killed run left behind is found."""
 DAMAGES = ("flip", "truncate", "remove", "manifest")
+DECADE = 10 * 365 * 86_400
 DISK_KB = (200, 1_000, 2_000, 4_000, 6_000, 8_000)
 """Sizes of the disk, one after the other, on which tiny (10 MB) cannot finish."""
 
@@ -43,20 +49,21 @@ class Drill:
 
     folder: Path
     until: str = ""
-    """Stop after this step of tiny: the short version."""
+    """Stop after this step: the short version."""
     seed: int = 1
+    recipe: str = "tiny"
     reference: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     """What the unbroken run took."""
 
     def command(self, runs: Path) -> list[str]:
-        """`openafm run tiny`, on a disk of any size."""
-        words = [sys.executable, "-m", "openafm", "run", "tiny", "--runs-dir", str(runs), "--set", "disk_mb=0"]
+        """`openafm run RECIPE`, on a disk of any size."""
+        words = [sys.executable, "-m", "openafm", "run", self.recipe, "--runs-dir", str(runs), "--set", "disk_mb=0"]
         return [*words, "--until", self.until] if self.until else words
 
     def prepare(self, runs: Path) -> Path:
         """A run's folder with one thread chosen: the drill is about bytes, and two threads crawl on a busy machine."""
-        run = runs / "tiny"
+        run = runs / self.recipe
         run.mkdir(parents=True)
         (run / "run.json").write_text(json.dumps({"hardware": asdict(Hardware(threads=1)), "probe": {}}))
         return run
@@ -66,6 +73,11 @@ class Drill:
         done = subprocess.run(self.command(runs), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
+
+    @property
+    def whole(self) -> Path:
+        """The unbroken run."""
+        return self.folder / "unbroken" / self.recipe
 
     def unbroken(self) -> Path:
         """Make the run that all others are compared with."""
@@ -96,31 +108,77 @@ def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
     return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
-def kills(drill: Drill, count: int) -> tuple[int, str]:
+def kills(drill: Drill, count: int, minutes: float = math.inf) -> tuple[int, str]:
     """SIGKILL in random steps, half to the process, half to its group; each run is then finished and compared.
 
     The moment is drawn from the time the step took in the unbroken run, so that a slow machine is killed all over too.
+    What had been finished when a kill came is not made again. After `minutes` no new run is begun.
     """
     rng = random.Random(drill.seed)
     seconds = {
-        step: json.loads((drill.folder / f"unbroken/tiny/{step}/manifest.json").read_text())["times"]["seconds"]
+        step: json.loads((drill.whole / step / artifacts.MANIFEST).read_text())["times"]["seconds"]
         for step in drill.reference
     }
-    order = sorted(
-        seconds, key=lambda step: (drill.folder / "unbroken/tiny" / step / artifacts.MANIFEST).stat().st_mtime
-    )
+    order = sorted(seconds, key=lambda step: (drill.whole / step / artifacts.MANIFEST).stat().st_mtime)
+    ends = time.monotonic() + 60 * minutes
     done = finished = 0
     hit: set[str] = set()
-    while done < count:
+    workers: Counter[int] = Counter()
+    while done < count and time.monotonic() < ends:
         finished += 1
         run = drill.prepare(drill.folder / f"killed-{finished}")
-        for step in sorted(rng.sample(order, min(8, count - done, len(order))), key=order.index):
-            if kill_once(drill, run, step, rng.uniform(0.0, seconds[step]), whole_group=done % 2 == 0):
-                hit.add(step)
-                done += 1
-        drill.finish(run.parent)
+        with on_cores(finished % 2 == 0) as cores:
+            made: dict[str, int] = {}
+            for step in sorted(rng.sample(order, min(8, count - done, len(order))), key=order.index):
+                if kill_once(drill, run, step, rng.uniform(0.0, seconds[step]), whole_group=done % 2 == 0):
+                    hit.add(step)
+                    workers[cores] += 1
+                    done += 1
+                again = [name for name, at in made.items() if made_at(run).get(name) != at]
+                assert not again, f"finished before the kill and made again: {again}"
+                made = made_at(run)
+            drill.finish(run.parent)
         drill.compare(run)
-    return done, f"{finished} runs ended with the unbroken bytes, killed in {len(hit)} different steps; no orphans"
+        shutil.rmtree(run.parent)
+    spread = " and ".join(f"{number} with {cores}" for cores, number in sorted(workers.items()))
+    return done, (
+        f"{finished} runs ended with the unbroken bytes, nothing finished was made again; killed in {len(hit)} "
+        f"different steps, by workers: {spread}; no orphans"
+    )
+
+
+def moved_clock(folder: Path) -> Path:
+    """Build the library that moves a process's clock; Skipped where there is no compiler, or no such preloading."""
+    compiler, library = shutil.which("cc") or shutil.which("gcc"), folder / "clock.so"
+    if compiler is None or sys.platform != "linux":
+        raise SkippedError("needs Linux and a C compiler (Debian: apt-get install gcc)")
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    told = folder / "offset"
+    told.write_text(str(DECADE))
+    moved = os.environ | {"LD_PRELOAD": str(library), "MOVED_CLOCK": str(told)}
+    seen = subprocess.check_output([sys.executable, "-c", "import time; print(time.time())"], env=moved, text=True)
+    assert abs(float(seen) - time.time() - DECADE) < 60, "the clock of a process could not be moved"
+    return library
+
+
+def made_at(run: Path) -> dict[str, int]:
+    """When each finished step of a run was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob(f"[!.]*/{artifacts.MANIFEST}")}
+
+
+@contextmanager
+def on_cores(one: bool) -> Iterator[int]:
+    """Have what is started meanwhile run on one core, where the system can; how many there are."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield os.cpu_count() or 1
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)} if one else allowed)
+    try:
+        yield 1 if one else len(allowed)
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def kill_once(drill: Drill, run: Path, step: str, seconds: float, whole_group: bool) -> bool:
@@ -177,6 +235,37 @@ def two(drill: Drill) -> tuple[int, str]:
     assert first.returncode == 0
     drill.compare(run)
     return 1, "the second refused (exit code 1), the first ended with the unbroken bytes"
+
+
+def clock(drill: Drill) -> tuple[int, str]:
+    """The clock ten years back, ten years ahead, and jumping all the while; then files with any dates at all."""
+    library = moved_clock(drill.folder)
+    rng = random.Random(drill.seed)
+    jumps = 0
+    for name, moved_by in (("back", -DECADE), ("ahead", DECADE), ("jumping", 0)):
+        run = drill.prepare(drill.folder / f"clock-{name}")
+        told = run.parent / "offset"
+        told.write_text(str(moved_by))
+        moved = {"LD_PRELOAD": str(library), "MOVED_CLOCK": str(told)}
+        with (run.parent / "log").open("w+") as log:
+            process = subprocess.Popen(drill.command(run.parent), stdout=log, stderr=log, env=os.environ | moved)
+            while process.poll() is None:
+                time.sleep(0.5)
+                if not moved_by:
+                    partial = told.with_suffix(".new")
+                    partial.write_text(str(rng.randint(-DECADE, DECADE)))
+                    partial.replace(told)
+                    jumps += 1
+            log.seek(0)
+            assert process.returncode == 0, f"{name}: {log.read()}"
+        drill.compare(run)
+    for path in run.rglob("*"):
+        os.utime(path, (rng.uniform(0, 2 * DECADE),) * 2)
+    before = made_at(run)
+    drill.finish(run.parent)
+    assert made_at(run) == before, "steps were made again for their files' dates"
+    drill.compare(run)
+    return jumps + 3, "back, ahead, jumping: the unbroken bytes; files of any date stayed current"
 
 
 def flips(drill: Drill, kinds: tuple[str, ...] = DAMAGES, singles: int = 4) -> tuple[int, str]:
@@ -350,7 +439,7 @@ def warc(drill: Drill) -> tuple[int, str]:
 
     from openafm.data.ingest import ExtractConfig, extract
 
-    sources = drill.folder / "unbroken/tiny/fetch"
+    sources = drill.whole / "fetch"
     broken = drill.folder / "broken"
     rng = random.Random(drill.seed)
     archives = sorted((sources / "warc").iterdir(), key=lambda path: -path.stat().st_size)[:4]
@@ -367,9 +456,7 @@ def warc(drill: Drill) -> tuple[int, str]:
     scratch.mkdir()
     metrics = extract(ExtractConfig(), Context(out, scratch), sources=broken)
     lost = metrics["rejected_without_url"] + metrics["dropped"].get("warc.broken", 0)
-    whole = {
-        row["url"]: row["text"] for row in pq.read_table(drill.folder / "unbroken/tiny/extract/documents").to_pylist()
-    }
+    whole = {row["url"]: row["text"] for row in pq.read_table(drill.whole / "extract/documents").to_pylist()}
     read = pq.read_table(out / "documents").to_pylist()
     same = sum(whole.get(row["url"]) == row["text"] for row in read if row["reason"] != "warc.broken")
     pages = sum(url.startswith("http") and row_is_web(url, drill) for url in whole)
@@ -379,7 +466,7 @@ def warc(drill: Drill) -> tuple[int, str]:
 
 
 def row_is_web(url: str, drill: Drill) -> bool:
-    hosts = {path.name.removesuffix(".warc.gz") for path in (drill.folder / "unbroken/tiny/fetch/warc").iterdir()}
+    hosts = {path.name.removesuffix(".warc.gz") for path in (drill.whole / "fetch/warc").iterdir()}
     return url.split("/")[2] in hosts
 
 
@@ -398,16 +485,19 @@ def assert_one_line(text: str, *parts: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("drills", nargs="*", help="kills two flips disk readers warc [all of them]")
+    parser.add_argument("drills", nargs="*", help="kills two clock flips disk readers warc [all of them]")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--until", default="", help="stop tiny after this step, for a short drill")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of kills: begin no new run after these")
+    parser.add_argument("--recipe", default="tiny", help="whose runs are broken; flips, readers and warc are for tiny")
+    parser.add_argument("--until", default="", help="stop after this step, for a short drill")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="openafm-drill-") as folder:
-        drill = Drill(Path(folder), options.until, options.seed)
+        drill = Drill(Path(folder), options.until, options.seed, options.recipe)
         known: dict[str, Callable[[], tuple[int, str]]] = {
-            "kills": lambda: kills(drill, options.kills),
+            "kills": lambda: kills(drill, options.kills, options.minutes),
             "two": lambda: two(drill),
+            "clock": lambda: clock(drill),
             "flips": lambda: flips(drill),
             "disk": lambda: disk(drill),
             "readers": lambda: readers(drill),

@@ -1,28 +1,37 @@
-"""Training killed on one process and on two: kill -9 at random moments, and one rank under torchrun's restarts.
+"""Training on one process and on two, broken: killed, hung, slow and cut off ranks, and replicas that drift apart.
 
     python tests/reliability/ranks.py --kills 20
     python tests/reliability/ranks.py --kills 4 --processes 1
+    python tests/reliability/ranks.py --kills 0 --elastic 0 --hangs 3
 
-Every killed run is started again until it is done, and must end with the unbroken run's weights, bit for bit. Prints a
-line a drill; exit code 1 if one did not hold.
+Every broken run is started again until it is done, by torchrun or by the drill, and must end with the unbroken run's
+weights, bit for bit. `hung` stops a rank for good and `cut` takes down the link between two network namespaces (needs
+root): how long the others waited is told. Prints a line a drill; exit code 1 if one did not hold.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 STEPS = 200
+SILENT = 8
+"""Seconds after which a rank that does not answer counts as lost."""
+FLIP, REPLICATE = "OPENAFM_DRILL_FLIP", "OPENAFM_DRILL_REPLICATE"
+"""Environment variables of a worker: at which step rank 1 flips a bit of its weights, once; how many replicas."""
+NAMESPACES = ("openafm-left", "openafm-right")
 
 
 def worker(folder: Path) -> None:
@@ -32,7 +41,7 @@ def worker(folder: Path) -> None:
 
     from openafm.model import ModelConfig, Transformer
     from openafm.model.muparam import initialise, parameter_groups
-    from openafm.stage import Context
+    from openafm.stage import Context, Parallelism
     from openafm.training import parallel
     from openafm.training.batches import TokenBatches
     from openafm.training.loop import train
@@ -51,6 +60,15 @@ def worker(folder: Path) -> None:
     )
     optimizer = RMSPropMomentum(parameter_groups(model, 32), 0.01, 1e-3)
     context = Context(folder, folder / f"scratch-{rank}", shared=folder / "shared")
+    context.parallelism = Parallelism(replicate=int(os.environ.get(REPLICATE, "1")))
+
+    def before_step(network: torch.nn.Module, step: int) -> None:
+        (folder / f"began-{rank}").touch()
+        if rank == 1 and step == int(os.environ.get(FLIP, "-1")) and not (folder / "flipped").exists():
+            (folder / "flipped").touch()
+            weight = parallel.local(next(network.parameters()).detach())
+            weight.view(torch.int32).view(-1)[5] ^= 1 << 9
+
     train(
         model,
         batches,
@@ -59,7 +77,7 @@ def worker(folder: Path) -> None:
         cosine(256 * STEPS, 1024, 0.01),
         context,
         checkpoint_seconds=0.1,
-        before_step=lambda network, step: (folder / f"began-{rank}").touch(),
+        before_step=before_step,
     )
     if rank == 0:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "partial")
@@ -86,8 +104,8 @@ class Drill:
         folder.mkdir()
         return folder
 
-    def start(self, run: Path, processes: int, restarts: int = 0) -> subprocess.Popen:
-        """The worker, alone or under torchrun."""
+    def start(self, run: Path, processes: int, restarts: int = 0, **more: str) -> subprocess.Popen:
+        """The worker, alone or under torchrun, with more in its environment."""
         for mark in (*run.glob("began-*"), *run.glob("pid-*")):
             mark.unlink()
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(run)]
@@ -95,14 +113,14 @@ class Drill:
             command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                             f"--max-restarts={restarts}"]  # fmt: skip
         with (run / "log.txt").open("ab") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENAFM_RANK_SECONDS": str(SILENT)} | more
             self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         return self.started[-1]
 
-    def unbroken(self, processes: int) -> tuple[bytes, float]:
+    def unbroken(self, processes: int, **more: str) -> tuple[bytes, float]:
         """The weights that every killed run has to end with, and the seconds that training took."""
         run = self.fresh()
-        process = self.start(run, processes)
+        process = self.start(run, processes, **more)
         self.wait_for(run / "began-0", process)
         began = time.monotonic()
         assert process.wait() == 0, (run / "log.txt").read_text()
@@ -149,6 +167,142 @@ class Drill:
             assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
         return f"{count} runs with a rank killed went on from the last checkpoint: bit-identical weights"
 
+    def hung(self, processes: int, count: int) -> str:
+        """Stop one rank for good; the others notice, and torchrun starts all anew."""
+        reference, seconds = self.unbroken(processes)
+        waited: list[float] = []
+        for _ in range(count):
+            run = self.fresh()
+            process = self.start(run, processes, restarts=3)
+            self.wait_for(run / "began-0", process)
+            time.sleep(self.rng.uniform(0.2, 0.6) * seconds)
+            rank = self.rng.randrange(processes)
+            stopped = int((run / f"pid-{rank}").read_text())
+            os.kill(stopped, signal.SIGSTOP)
+            began = time.monotonic()
+            while psutil.pid_exists(stopped) and process.poll() is None:
+                assert time.monotonic() - began < 10 * SILENT + 60, f"rank {rank} hung, and nobody noticed"
+                time.sleep(0.05)
+            waited.append(time.monotonic() - began)
+            assert process.wait() == 0, (run / "log.txt").read_text()
+            assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
+        return (
+            f"{count} runs with a rank stopped for good: ended within {max(waited):.0f} s (limit {SILENT} s, "
+            "and 30 s that torchrun leaves a process to end), restarted: bit-identical weights"
+        )
+
+    def slow(self, processes: int, count: int) -> str:
+        """Stop a rank for less than the limit, several times a run: the others wait, and nothing is started anew."""
+        reference, seconds = self.unbroken(processes)
+        for _ in range(count):
+            run = self.fresh()
+            process = self.start(run, processes)
+            self.wait_for(run / "began-0", process)
+            for _ in range(3):
+                pid = int((run / f"pid-{self.rng.randrange(processes)}").read_text())
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    time.sleep(SILENT / 4)
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(0.05 * seconds)
+            assert process.wait() == 0, (run / "log.txt").read_text()
+            assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
+        return f"{count} runs with a rank stopped three times for {SILENT / 4:g} s: waited for, bit-identical weights"
+
+    def drifted(self) -> str:
+        """Flip a bit of one of two replicas' weights: told within the steps of a comparison, and trained anew."""
+        reference, _ = self.unbroken(2, **{REPLICATE: "2"})
+        run = self.fresh()
+        process = self.start(run, 2, restarts=3, **{REPLICATE: "2", FLIP: str(STEPS // 3)})
+        code, log = process.wait(), (run / "log.txt").read_text()
+        assert (run / "flipped").exists() and "the replicas' weights differ between processes" in log, log
+        assert code == 0, log
+        assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
+        return "a flipped bit of a replica was told before the next checkpoint; restarted: bit-identical weights"
+
+    def cut(self) -> str:
+        """Two ranks in namespaces of their own; the link goes down for good, both end; with a link they go on."""
+        reference, seconds = self.unbroken(2)
+        with two_namespaces() as link:
+            run = self.fresh()
+            ranks = self.start_apart(run)
+            self.wait_for(run / "began-0", ranks[0])
+            time.sleep(0.4 * seconds)
+            began = time.monotonic()
+            link("down")
+            for rank in ranks:
+                assert rank.wait(10 * SILENT + 60) != 0, "a rank ended well without the other"
+            waited = time.monotonic() - began
+            link("up")
+            for rank in self.start_apart(run):
+                assert rank.wait() == 0, (run / "log.txt").read_text()
+            assert (run / "weights.safetensors").read_bytes() == reference, f"{run}: other weights"
+        return (
+            f"both ranks ended {waited:.0f} s after the cut (limit {SILENT} s); the same command went on: same weights"
+        )
+
+    def start_apart(self, run: Path) -> list[subprocess.Popen]:
+        """A rank in each namespace, as two machines without torchrun."""
+        for mark in (*run.glob("began-*"), *run.glob("pid-*")):
+            mark.unlink()
+        made = []
+        with (run / "log.txt").open("ab") as log:
+            for rank, name in enumerate(NAMESPACES):
+                place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.77.0.1",
+                         "MASTER_PORT": "29577", "GLOO_SOCKET_IFNAME": f"oafm{rank}", "OMP_NUM_THREADS": "1",
+                         "OPENAFM_RANK_SECONDS": str(SILENT)}  # fmt: skip
+                command = ["ip", "netns", "exec", name, sys.executable, str(Path(__file__).resolve())]
+                made.append(
+                    subprocess.Popen([*command, "--worker", str(run)], stdout=log, stderr=log, env=os.environ | place)
+                )
+        self.started += made
+        return made
+
+
+class SkippedError(Exception):
+    """This machine does not allow a drill; the message says why."""
+
+
+@contextmanager
+def two_namespaces() -> Iterator[Callable[[str], None]]:
+    """Two network namespaces and a link between them, which the yielded function takes `down` and `up`."""
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    def link(state: str) -> None:
+        ip("-n", NAMESPACES[1], "link", "set", "oafm1", state)
+
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
+        raise SkippedError("network namespaces need Linux, root and iproute2")
+    try:
+        for name in NAMESPACES:
+            ip("netns", "add", name)
+        ip(
+            "link",
+            "add",
+            "oafm0",
+            "netns",
+            NAMESPACES[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "oafm1",
+            "netns",
+            NAMESPACES[1],
+        )
+        for number, name in enumerate(NAMESPACES):
+            ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"oafm{number}")
+            ip("-n", name, "link", "set", f"oafm{number}", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield link
+    except subprocess.CalledProcessError as error:
+        raise SkippedError(f"no network namespaces here: {error.stderr.strip()}") from None
+    finally:
+        for name in NAMESPACES:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
 
 def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL to the process and all it started."""
@@ -164,6 +318,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--elastic", type=int, default=5, help="runs in which one rank is killed")
+    parser.add_argument("--hangs", type=int, default=2, help="runs in which a rank hangs, and in which one is slow")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -174,14 +329,25 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left at work
     with tempfile.TemporaryDirectory(prefix="openafm-ranks-") as folder:
         drill = Drill(Path(folder), options.seed)
+        most = max(options.processes)
         todo = [(f"kills, {n} processes", lambda n=n: drill.kills(n, options.kills)) for n in options.processes]
-        if max(options.processes) > 1 and options.elastic:
-            todo.append(("a rank killed", lambda: drill.elastic(max(options.processes), options.elastic)))
+        todo = todo if options.kills else []
+        if most > 1 and options.elastic:
+            todo.append(("a rank killed", lambda: drill.elastic(most, options.elastic)))
+        if most > 1 and options.hangs:
+            todo += [
+                ("a rank hung", lambda: drill.hung(most, options.hangs)),
+                ("a slow rank", lambda: drill.slow(most, options.hangs)),
+                ("a replica drifted", drill.drifted),
+                ("a network cut", drill.cut),
+            ]
         for name, work in todo:
             started = time.monotonic()
             try:
                 outcome = work()
-            except AssertionError as error:
+            except SkippedError as reason:
+                outcome = f"skipped: {reason}"
+            except (AssertionError, subprocess.TimeoutExpired) as error:
                 failed, outcome = True, f"FAILED: {error}"
             finally:
                 for process in drill.started:

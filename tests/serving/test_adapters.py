@@ -7,7 +7,8 @@ import httpx
 import openai
 import pytest
 from tests.engine.random_models import random_adapter
-from tests.serving.conftest import SHAPE, client, listening
+from tests.serving.conftest import client, listening
+from tests.toy import SHAPE
 
 from openafm.adapters.store import AdapterStore
 from openafm.engine import Engine, TorchEngine, open_engine

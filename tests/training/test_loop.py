@@ -17,7 +17,7 @@ from openafm.stage import Context, Hardware
 from openafm.training.batches import TokenBatches
 from openafm.training.checkpoints import Checkpoints
 from openafm.training.loop import HIGH, Watch, train
-from openafm.training.losses import next_token
+from openafm.training.losses import IGNORED, next_token
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.schedules import constant, cosine
 
@@ -137,6 +137,20 @@ def test_steps_that_are_not_finite_are_skipped_and_told(tiny_config, token_shard
     assert context.notes["train_alarms"] == [{"step": n, "alarm": "skipped", "loss": None} for n in (4, 5)]
     assert len(told) == 2 and "step 4 was skipped: loss nan" in told[0]
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_batch_without_a_target_is_told(tiny_config, token_shards, context):
+    told = []
+    context.warn = told.append
+    calls = iter(range(1000))
+
+    def loss(m, b):
+        return next_token(m(b["inputs"]), torch.full_like(b["targets"], IGNORED) if next(calls) == 7 else b["targets"])
+
+    model, curve = train_with(loss, tiny_config, token_shards, context)
+    assert context.notes["train_alarms"] == [{"step": 8, "alarm": "empty", "loss": None}]
+    assert told == ["train: step 8 had no target to learn from: look at this step's data"]
+    assert len(curve) == 39 and all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_many_skipped_in_a_row_are_an_error(tiny_config, token_shards, context):

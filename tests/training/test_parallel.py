@@ -5,6 +5,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.processes import processes
 
 from openafm.model import ModelConfig, Transformer
@@ -18,7 +20,7 @@ from openafm.training.context import part_of, positions
 from openafm.training.loop import train
 from openafm.training.losses import LossOutput, chunked_distillation, next_token
 from openafm.training.optimizers import AdamW, RMSPropMomentum
-from openafm.training.parallel import Devices, sizes
+from openafm.training.parallel import Devices, DifferError, bits, local, sizes
 from openafm.training.schedules import constant, cosine
 
 CONFIG = ModelConfig(
@@ -74,6 +76,32 @@ def test_losses_and_weights_are_those_of_one_process(name, token_shards, tmp_pat
         weights = torch.load(tmp_path / f"many/weights-{rank}.pt")
         for key, value in model.state_dict().items():
             torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=1e-3)
+
+
+def drifting(rank, folder, shards):
+    def flip(network, step: int) -> None:
+        if rank == 1 and step == 3:
+            weight = local(next(network.parameters()).detach())
+            weight.view(torch.int32).view(-1)[5] ^= 1
+
+    with pytest.raises(DifferError, match="step 4: the replicas' weights differ between processes"):
+        run(folder, shards, {"replicate": 2}, rank=rank, before_step=flip, checkpoint_seconds=0.0)
+    if rank == 0:
+        kept = sorted((folder / "shared/train").glob("step-*"))
+        assert kept and kept[-1].name == "step-00000003"
+
+
+def test_one_flipped_bit_of_a_replica_ends_training_before_it_is_kept(token_shards, tmp_path):
+    processes(2, drifting, tmp_path, token_shards)
+
+
+@given(st.integers(1, 3), st.integers(0, 200), st.integers(0, 7), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_each_flipped_bit_is_seen(tensors, byte, bit, dtype):
+    held = [torch.randn(5, 7).to(dtype) for _ in range(tensors)]
+    before = bits(held)
+    row = held[-1].view(torch.uint8).view(-1)
+    row[byte % len(row)] ^= 1 << bit
+    assert bits(held) != before
 
 
 def one_part_each(rank, folder, shards, steps):

@@ -317,3 +317,28 @@ def doctor(json_: AsJson = False) -> None:
             mark = "ok     " if check.good else "MISSING" if check.needed else "without"
             typer.echo(f"{mark}  {check.name:<14} {check.found}" + ("" if check.good else f"; get it: {check.remedy}"))
     raise typer.Exit(0 if all(check.good or not check.needed for check in checks) else 1)
+
+
+@app.command()
+def licences(
+    extra: Annotated[list[str], typer.Option(help="Count an extra's packages too, such as dev.")] = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """List the licence of every dependency and of every source of data.
+
+    Example: openafm licences --extra dev
+    """
+    with plain_errors():
+        from dataclasses import asdict
+
+        from openafm.recipe.licences import everything
+
+        found = everything(extra)
+        if json_:
+            typer.echo(json.dumps([asdict(entry) | {"permissive": entry.permissive} for entry in found], indent=1))
+            return
+        for entry in found:
+            mark = " " if entry.permissive else "*"
+            typer.echo(f"{mark} {entry.of:<11}{entry.name:<34}{entry.version:<16}{entry.licence or 'none declared'}")
+        others = sum(not entry.permissive for entry in found)
+        typer.echo(f"{len(found)} in all; * {others} of no licence known as permissive: look at these")

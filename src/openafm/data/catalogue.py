@@ -108,8 +108,12 @@ def find(name: str) -> Path:
     for folder in _recipe_folders():
         if (folder / "sources" / f"{name}.yaml").is_file():
             return folder / "sources" / f"{name}.yaml"
-    known = sorted({path.stem for folder in _recipe_folders() for path in (folder / "sources").glob("*.yaml")})
-    raise ValueError(f"no catalogue named {name!r}; there are {', '.join(known)}, or give the path of a YAML file")
+    raise ValueError(f"no catalogue named {name!r}; there are {', '.join(names())}, or give the path of a YAML file")
+
+
+def names() -> list[str]:
+    """The catalogues of recipes/sources."""
+    return sorted({path.stem for folder in _recipe_folders() for path in (folder / "sources").glob("*.yaml")})
 
 
 def _recipe_folders() -> list[Path]:

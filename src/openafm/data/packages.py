@@ -32,6 +32,9 @@ Tier = Literal["pypi", "npm", "apt", "folder", "python"]
 TRANSLATION = "Translation-en"
 """Not a package but apt's list of English descriptions; taken with the `apt` tier."""
 
+MEMBER_BYTES = 512 << 20
+"""Of one member in memory, unpacked."""
+
 TOOLS = {"npm": "npm", "apt": "apt-get"}
 
 
@@ -262,11 +265,21 @@ _DOWNLOAD: dict[str, Callable[[Package, Path, Path], Path]] = {"pypi": _pypi, "n
 def members(archive: Archive, globs: Sequence[str]) -> list[tuple[str, bytes]]:
     """Files of an archive whose names match a glob (`*` crosses folders), sorted by name; `.gz` members are opened.
 
-    Links are left out. Raises ValueError for a member whose path leaves the archive.
+    Links are left out. Raises ValueError for a member whose path leaves the archive, or that is too large.
     """
-    found = {name: file.read() for name, file in _walk(archive, lambda name: _matches(name, globs))}
-    opened = {name: gzip.decompress(data) if name.endswith(".gz") else data for name, data in found.items()}
-    return sorted(opened.items())
+    found = {
+        name: _all_of(gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file, f"{archive.path}: {name}")
+        for name, file in _walk(archive, lambda name: _matches(name, globs))
+    }
+    return sorted(found.items())
+
+
+def _all_of(file: IO[bytes] | gzip.GzipFile, name: str) -> bytes:
+    """A member's bytes. Raises ValueError for a bomb: a few kilobytes that unpack to more than memory holds."""
+    data = file.read(MEMBER_BYTES + 1)
+    if len(data) > MEMBER_BYTES:
+        raise ValueError(f"{name} unpacks to more than {MEMBER_BYTES >> 20} MB: do not trust this file")
+    return data
 
 
 def matching(

@@ -195,6 +195,11 @@ def shards(config: ShardsConfig, context: Context, *, documents: Path, tokenizer
     if missing := sorted(set(config.flows) - set(text_bytes)):
         there = ", ".join(text_bytes) or "none"
         raise ValueError(f"{documents} keeps no document of {', '.join(missing)}; it has {there}")
+    if not flows:
+        raise ValueError(
+            f"{documents} keeps no document at all: {documents / 'funnel.json'} says which filter dropped them, "
+            "`openafm why URL` why"
+        )
     splits: dict[str, dict[str, Metrics]] = {"train": {}, "heldout": {}}
     left_out: dict[str, int] = {}
     for flow in context.track(flows, "flows encoded"):

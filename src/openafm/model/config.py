@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from openafm.stage import Config
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
+MOST_LAYERS = 1_024
+"""A stranger's config.json must not have us build modules for hours."""
 
 
 class ModelConfig(Config):
@@ -15,7 +17,7 @@ class ModelConfig(Config):
 
     vocab_size: Size
     d_model: Size
-    n_layers: Size
+    n_layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
     n_heads: Size
     n_kv_heads: Size
     head_dim: Size

@@ -37,8 +37,18 @@ SPLIT_DIGITS = {"smollm": True, "gpt-2": False, "default": False}
 def import_gguf(path: Path, folder: Path) -> str:
     """Write the model in the GGUF file `path` to `folder` and return its name. Memory stays at one tensor.
 
-    Raises ValueError for another architecture than Llama with tied embeddings, or a tokenizer that is not known here.
+    Raises ValueError for another architecture than Llama with tied embeddings, a tokenizer that is not known here, and
+    a file that is damaged.
     """
+    try:
+        return _import(path, folder)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of what is damaged both libraries raise anything
+        raise ValueError(f"{path} is damaged, or no whole Llama model ({error!r}); download it again") from error
+
+
+def _import(path: Path, folder: Path) -> str:
     reader = gguf.GGUFReader(str(path))
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     if metadata["general.architecture"] != "llama":

@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import krippendorff
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from openafm import jsonl
@@ -220,13 +220,31 @@ def told(found: Mapping[str, Any], exported: Path) -> list[str]:
 
 
 def alpha(units: Mapping[str, Mapping[str, int]], level: Literal["nominal", "ordinal"]) -> float | None:
-    """Krippendorff's alpha of values by unit and labeller; None where nothing can be compared."""
-    shared = [by for by in units.values() if len(by) > 1]
-    if len(set(chain.from_iterable(by.values() for by in shared))) < 2:
+    """Krippendorff's alpha of values by unit and labeller; None where nothing can be compared.
+
+    One less observed over expected disagreement, of all pairs of values within units and of all pairs at all
+    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, sections C and D).
+    """
+    shared = [list(by.values()) for by in units.values() if len(by) > 1]
+    values = sorted(set(chain.from_iterable(shared)))
+    if len(values) < 2:
         return None
-    names = sorted({name for by in shared for name in by})
-    table = np.array([[by.get(name, np.nan) for by in shared] for name in names], dtype=float)
-    return round(float(krippendorff.alpha(table, level_of_measurement=level)), 4)
+    together = np.zeros((len(values), len(values)))
+    for unit in shared:
+        counts = np.array([unit.count(value) for value in values], dtype=float)
+        together += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
+    counts = together.sum(0)
+    apart = _apart(counts, level)
+    expected = (np.outer(counts, counts) * apart).sum() / (counts.sum() - 1)
+    return round(1 - float((together * apart).sum() / expected), 4)
+
+
+def _apart(counts: NDArray[np.float64], level: Literal["nominal", "ordinal"]) -> NDArray[np.float64]:
+    """Squared differences `(values, values)`; ordinal: how many values lie between two, the half of both included."""
+    if level == "nominal":
+        return 1 - np.eye(len(counts))
+    middle = counts.cumsum() - counts / 2
+    return np.square(middle[:, None] - middle)
 
 
 Grade = Annotated[int, Field(ge=0, le=2)]

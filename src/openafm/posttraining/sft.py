@@ -74,7 +74,9 @@ def finetune(
     snapshot: Callable[[int], None] | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
     """Train the policy's model in place on examples; the curve, and what there was to train on."""
-    length = config.sequence_length
+    length, longest = config.sequence_length, policy.model.config.max_length
+    if length > longest:
+        raise ValueError(f"sequence_length {length} is more than the {longest} tokens that the model reads: lower it")
     pairs, too_long = tokenize_examples(examples, policy.tokenizer, length + 1)
     batches = ExampleBatches(
         pairs,

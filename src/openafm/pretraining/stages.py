@@ -8,6 +8,7 @@ Two words: a killed step **resumes** (the same command; its checkpoint has weigh
 stage **starts from** a model (`inputs: {model: STEP}`, any model folder): weights only, all else begins anew.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +113,7 @@ def pretrain(
     if teacher is not None:
         check_core(config)  # distillation is of the core stage, whatever the model begins from
     transformer = _start(config, context, tokenizer, model)
+    check_vocabulary(transformer, [shards, *([long_qa] if long_qa else [])])
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
     batches = Prefetched(tokens if teacher_tokens is None else DistilBatches(tokens, teacher_tokens, config))
 
@@ -148,6 +150,18 @@ def pretrain(
         "headline": f"{transformer.config.parameters / 1e6:.2f}M parameters, {total:,} tokens, "
         f"cross-entropy {curve[0]['cross_entropy']:.2f} -> {ended:.2f} nats",
     }
+
+
+def check_vocabulary(model: Transformer, shards: Sequence[Path]) -> None:
+    """Raise ValueError where tokens were made by another tokenizer than the model's: their ids mean other things."""
+    for folder in shards:
+        path = folder / "index.json"
+        held, known = json.loads(path.read_text())["vocab_size"], model.config.vocab_size
+        if held != known:
+            raise ValueError(
+                f"{path}: tokens of a vocabulary of {held:,}, and the model knows {known:,}: give the model's own "
+                "tokenizer to the step that makes the shards, or begin with a new model (`shape`)"
+            )
 
 
 def _trained(

@@ -17,6 +17,7 @@ from openafm.posttraining.labelling import GRADES, Grade, Labels, Pair, preferen
 from openafm.scoring.checks import DIMENSIONS, STRENGTHS
 from openafm.serving.accounting import Accounting
 from openafm.serving.body import ApiError, Body, parse
+from openafm.serving.connections import OneLength, configuration
 from openafm.serving.metrics import Metrics
 from openafm.serving.pages import add_page
 from openafm.serving.service import only_from_here
@@ -101,6 +102,7 @@ class Sitting:
 def create_app(sitting: Sitting) -> FastAPI:
     """Build the server of the page."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(only_from_here)])
+    app.add_middleware(OneLength)
     app.add_middleware(Accounting, metrics=Metrics(), log=None)
     answer_errors(app)
     add_page(app, "label")
@@ -136,5 +138,5 @@ def serve(run: Path, pairs: Sequence[Pair], labeller: str, seed: int, port: int)
         asked = sitting.state()
         print(f"{len(pairs)} pairs, {asked['labelled']} labelled and {asked['skipped']} skipped; kept in {labels.path}")
         print(f"http://127.0.0.1:{listener.getsockname()[1]}  the page. Ctrl-C stops.", flush=True)
-        uvicorn.Server(uvicorn.Config(create_app(sitting), log_level="warning")).run(sockets=[listener])
+        uvicorn.Server(configuration(create_app(sitting))).run(sockets=[listener])
         labels.close()

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from openafm.serving.accounting import Accounting
 from openafm.serving.body import parse
+from openafm.serving.connections import OneLength, configuration
 from openafm.serving.document import document
 from openafm.serving.embeddings import EmbeddingRequest
 from openafm.serving.metrics import MEDIA_TYPE
@@ -57,6 +58,7 @@ def create_app(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.worker = serving.worker
+    app.add_middleware(OneLength)
     app.add_middleware(Accounting, metrics=serving.metrics, log=log)
     if allowed:
         seen = ["x-request-id", "retry-after"]
@@ -179,5 +181,4 @@ def serve(
             file=out,
             flush=True,
         )
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
-        _Server(config).run(sockets=[listener])
+        _Server(configuration(app, timeout_graceful_shutdown=CLOSE_SECONDS)).run(sockets=[listener])

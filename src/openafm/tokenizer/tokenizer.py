@@ -30,6 +30,13 @@ def _bytes() -> dict[str, int]:
 BYTES = _bytes()
 
 
+def _whole(text: str) -> str:
+    """The text, unless it holds half of a surrogate pair: UnicodeEncodeError (a ValueError), not a library's own."""
+    if not text.isascii():
+        text.encode()
+    return text
+
+
 class Tokenizer(Protocol):
     """What every stage may ask of a tokenizer."""
 
@@ -40,7 +47,10 @@ class Tokenizer(Protocol):
     pad_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary tokens of `text`: no bos or eos, and never a special token whatever the text says."""
+        """Ordinary tokens of `text`: no bos or eos, and never a special token whatever the text says.
+
+        Raises ValueError for half of a surrogate pair, which is no text.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
@@ -108,7 +118,7 @@ class SentencePieceTokenizer(_Special):
 
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens of `text`."""
-        first, *rest = text.split(SPACE_MARK)
+        first, *rest = _whole(text).split(SPACE_MARK)
         tokens: list[int] = self._model.encode(first)
         for part in rest:
             tokens += self._space_mark + self._model.encode(part)
@@ -149,7 +159,7 @@ class HuggingFaceTokenizer(_Special):
 
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens of `text`."""
-        return self._model.encode(text, add_special_tokens=False).ids
+        return self._model.encode(_whole(text), add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, special tokens left out."""

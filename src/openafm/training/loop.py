@@ -24,7 +24,7 @@ from openafm.training.checkpoints import Checkpoints, Position
 from openafm.training.hardware import autocast, compile_blocks, plain_blocks
 from openafm.training.losses import LossOutput
 from openafm.training.optimizers import ClippedOptimizer
-from openafm.training.parallel import Devices, rank
+from openafm.training.parallel import COMPARED, Devices, rank
 from openafm.training.schedules import Schedule
 
 Loss = Callable[[Any, Batch], LossOutput]
@@ -89,6 +89,9 @@ def train(
                 devices.collect()
                 snapshot(at.step)
                 due = True  # a checkpoint must not be older than a snapshot
+            if due or at.step == len(batches) or at.step % COMPARED == 0:
+                same = (at.step, optimizer.updates, optimizer.skipped, optimizer.scale, optimizer.grad_norm, value)
+                devices.compare(at.step, batch, same)
             if due or at.step == len(batches):
                 at.updates, at.skipped = optimizer.updates, optimizer.skipped
                 checkpoints.save(at)
@@ -135,7 +138,7 @@ class DivergedError(ValueError):
 
 
 class Watch:
-    """Tells of skipped steps and of jumps of the loss; `alarms` keeps what was told."""
+    """Tells of skipped steps, of batches without a target and of jumps of the loss; `alarms` keeps what was told."""
 
     def __init__(
         self, alarms: list[dict[str, Any]], warn: Callable[[str], None], label: str, records: Sequence[Record] = ()
@@ -158,6 +161,9 @@ class Watch:
                 )
             return
         self.in_a_row = 0
+        if not math.isfinite(loss):
+            self._tell(step, "empty", loss, f"step {step} had no target to learn from: look at this step's data")
+            return
         self.recent.append(loss)
         losses = list(self.recent)
         if jumped(losses):

@@ -10,7 +10,7 @@ processes make losses and gradients means over all tokens of the batch. At the e
 import copy
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 WAIT = timedelta(days=30)
 """Other processes wait this long for rank 0, which alone runs what is no training."""
+SILENT, SILENT_SECONDS = "OPENAFM_RANK_SECONDS", 600.0
+"""Environment variable, and its default: for so long a process waits in training for one that does not answer."""
+COMPARED = 100
+"""Steps from one comparison of the processes with one another to the next; there is one before each checkpoint too."""
+
+
+class DifferError(ValueError):
+    """What has to be the same on several processes is not: a machine computes or remembers wrongly."""
 
 
 def start() -> int:
@@ -42,7 +50,8 @@ def start() -> int:
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend, number = "cpu:gloo,cuda:nccl" if cuda else "gloo", int(os.environ["RANK"])
-        distributed.init_process_group(backend, store=_store(), rank=number, world_size=processes)
+        silent = timedelta(seconds=float(os.environ.get(SILENT, SILENT_SECONDS)))
+        distributed.init_process_group(backend, silent, store=_store(), rank=number, world_size=processes)
     return processes
 
 
@@ -209,6 +218,36 @@ class Devices:
                 local(parameter.grad).div_(weight)
 
     @torch.no_grad()
+    def compare(self, step: int, batch: Batch, same: Sequence[float]) -> None:
+        """Hold the processes against one another: the batch and `same` of all of them, and weights of replicas.
+
+        Weights are copied over `replicate`, and those that `tensor` does not split over that. Compared are sums of
+        their bits, so any single flipped bit is seen. Raises DifferError on every process that sees a difference.
+        """
+        if self.mesh is None:
+            return
+        split, copied = _bits(self.network, "tensor")
+        mesh = self.mesh.root
+        compared = {
+            "the batch": (bits(batch.values()), None),
+            "counts, loss or gradient norm": (bits([torch.tensor(list(same), dtype=torch.float64)]), None),
+            "the replicas' weights": (split + copied, "replicate"),
+            "weights that tensor parallelism copies": (copied, "tensor"),
+        }
+        for what, (found, dimension) in compared.items():
+            if dimension is not None and mesh[dimension].size() == 1:
+                continue
+            ends = torch.tensor([found, -found])
+            group = None if dimension is None else mesh.get_group(dimension)
+            distributed.all_reduce(ends, distributed.ReduceOp.MAX, group=group)
+            if ends[0] != -ends[1]:
+                raise DifferError(
+                    f"step {step}: {what} differ between processes (rank {rank()} among them): memory, disk or a link "
+                    "of a machine is at fault. Nothing of this step was kept; the same command goes on from the last "
+                    "checkpoint, before which all agreed. If it comes again, leave a machine out"
+                )
+
+    @torch.no_grad()
     def collect(self) -> None:
         """Bring the model's own weights up to date, whole on every process."""
         if self.mesh is None:
@@ -228,6 +267,28 @@ class Devices:
 def local(tensor: Tensor) -> Tensor:
     """This process's shard, sharing its memory; the tensor itself where it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def bits(tensors: Iterable[Tensor]) -> int:
+    """The sum of the tensors' words of 32 bits, each tensor's weighed by its place: one flipped bit changes it."""
+    total = 0
+    for number, tensor in enumerate(tensors):
+        row = tensor.detach().cpu().reshape(-1).clone().view(torch.uint8)  # a shard may begin anywhere
+        words = row.numel() // 4 * 4
+        found = row[:words].view(torch.int32).sum(dtype=torch.int64) + row[words:].sum(dtype=torch.int64)
+        total += (2 * number + 1) * int(found)
+    return total % 2**62
+
+
+def _bits(network: nn.Module, name: str) -> tuple[int, int]:
+    """Of this process's shards: those of weights that the mesh's dimension `name` splits, and those of all others."""
+    kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for parameter in network.parameters():
+        tensor: Any = parameter
+        names = tensor.device_mesh.mesh_dim_names or () if hasattr(tensor, "device_mesh") else ()
+        split = name in names and tensor.placements[names.index(name)].is_shard()
+        kinds[not split].append(local(parameter))
+    return bits(kinds[0]), bits(kinds[1])
 
 
 def whole(tensor: Tensor) -> Tensor:
