@@ -16,12 +16,12 @@ def test_the_gain_is_of_means_and_its_interval_is_paired():
 
 def test_the_three_prompts():
     def example(kind, text, answer):
-        return {"kind": kind, "messages": [{"role": "user", "content": f"Sum up:\n\n{text}"}], "answer": answer}
+        return {"kind": kind, "messages": [{"role": "user", "content": f"Sum up: {text}"}], "answer": answer}
 
     shown = [example("mails", "w " * 70, "too long"), example("mails", "m", "M"), example("synopses", "s", "S")]
     prompts = _prompts([example("mails", "text\n\nmore", "T")], shown)
-    assert prompts["task"] == [[{"role": "user", "content": "Sum up:\n\ntext\n\nmore"}]]
+    assert prompts["task"] == [[{"role": "user", "content": "Sum up: text\n\nmore"}]]
     assert prompts["plain"][0][0]["content"].startswith("text\n\nmore\n\nWrite a summary")
     assert [turn["content"] for turn in prompts["examples"][0]] == [
-        "Sum up:\n\nm", "M", "Sum up:\n\ns", "S", "Sum up:\n\ntext\n\nmore",
+        "Sum up: m", "M", "Sum up: s", "S", "Sum up: text\n\nmore",
     ]  # fmt: skip

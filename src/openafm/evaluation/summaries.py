@@ -25,6 +25,7 @@ from openafm.scoring import intervals
 from openafm.scoring.judges import prefer
 from openafm.scoring.rouge import rouge_l, rouge_n
 from openafm.stage import Config, Context, Metrics
+from openafm.synthesis.ready.tasks import Summaries
 from openafm.synthesis.writer import line
 
 RESULT = "summaries.json"
@@ -118,9 +119,9 @@ def _prompts(heldout: Sequence[Example], shown: Sequence[Example]) -> dict[str, 
 
 
 def _text(example: Example) -> str:
-    """The laid out text below the instruction."""
+    """The laid out text without the instruction."""
     content: str = example["messages"][-1]["content"]
-    return content.partition("\n\n")[2]
+    return content.removeprefix(Summaries.instruction)
 
 
 def _answer(engine: Engine, adapter: str | None, prompts: Sequence[Prompt], config: SummaryTableConfig) -> list[str]:

@@ -32,7 +32,7 @@ def invented(source: str, text: str) -> list[str]:
 
     A number is a run of digits, or a word from zero to twelve on either side. A name is a capitalised word inside a
     sentence, or one with capitals inside; a sentence's first word is a name only if it has capitals inside. It counts
-    as known where the source has it in any spelling of case, or a word that it begins.
+    as known where the source has it in any spelling of case, with or without an s at its end.
     """
     told = source.casefold()
     numbers = _numbers(told)

@@ -65,7 +65,7 @@ def test_a_summary_reads_one_layout():
     with pytest.raises(ValueError, match="one of mails"):
         Summaries(text="  ")
     row = Summaries(mails=(Mail(sender="Ann", subject="S", body="Only this. And that."),))
-    assert row.prompt() == "Sum up in one line:\n\nFrom: Ann\nSubject: S\n\nOnly this. And that."
+    assert row.prompt() == "Sum up: From: Ann\nSubject: S\n\nOnly this. And that."
     assert row.check("x")["source"] == "Only this. And that."
 
 

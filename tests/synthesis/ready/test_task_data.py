@@ -5,7 +5,7 @@ import pytest
 from openafm.sampling.sampler import Completion
 from openafm.synthesis.ready import filters, writing
 from openafm.synthesis.ready.task_data import TaskDataConfig, task_data
-from openafm.synthesis.ready.tasks import Summaries, Tags
+from openafm.synthesis.ready.tasks import READY, Summaries, Tags
 from openafm.synthesis.writer import WriterConfig
 
 
@@ -80,7 +80,8 @@ def test_lines_of_ready_tasks_are_laid_out(tmp_path, make_context, task):
     assert made[3]["id"] == "r3" and made[3]["source"] == "s1" and made[3]["task"] == task
     kinds = {"summaries": "summary", "replies": "reply", "tone": "tone", "proofreading": "edits", "tags": "fields"}
     assert isinstance(made[0]["answer"], str) and made[0]["check"]["kind"] == kinds[task]
-    assert "\n\n" in made[0]["messages"][0]["content"]
+    asked = READY[task].instruction.format(tone="friendly") if task == "tone" else READY[task].instruction
+    assert made[0]["messages"][0]["content"].startswith(asked)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def _written(
     """The writer's summaries of the training texts, the best of each that passes; those rejected; tokens written."""
     dtype = torch.bfloat16 if context.hardware.precision == "bfloat16" else torch.float32
     writer = Writer(open_sampler(str(folder), engine=config.engine, dtype=dtype), context, folder.name)
-    texts = [example["messages"][0]["content"].partition("\n\n")[2] for example in train]
+    texts = [example["messages"][0]["content"].removeprefix(Summaries.instruction) for example in train]
     made = writer.write("ready_summary", [{"text": text} for text in texts], n=config.written, max_tokens=32)
     passing: list[Example] = []
     rejected: list[Example] = []

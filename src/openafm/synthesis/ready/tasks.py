@@ -30,6 +30,7 @@ class Row(Config, ABC):
     """A line of a task's data without its answer."""
 
     instruction: ClassVar[str]
+    """What stands before the text."""
     room: ClassVar[int] = 150
     """Longest text, in words."""
     longest: ClassVar[int]
@@ -37,11 +38,11 @@ class Row(Config, ABC):
 
     @abstractmethod
     def laid_out(self) -> str:
-        """What stands below the instruction; all that an answer may take names and numbers from."""
+        """What stands after the instruction; all that an answer may take names and numbers from."""
 
     def prompt(self) -> str:
         """The user's turn."""
-        return f"{self.instruction}\n\n{self.laid_out()}"
+        return self.instruction + self.laid_out()
 
     @abstractmethod
     def check(self, answer: str) -> dict[str, Any]:
@@ -49,9 +50,9 @@ class Row(Config, ABC):
 
 
 class Summaries(Row):
-    """One of four layouts, to be summed up in a line."""
+    """One of four layouts, to be summed up in a line; asked as the page of `openafm serve` asks."""
 
-    instruction = "Sum up in one line:"
+    instruction = "Sum up: "
     longest = 20
     mails: tuple[Mail, ...] = ()
     chat: tuple[Said, ...] = ()
@@ -83,7 +84,7 @@ class Summaries(Row):
 class Replies(Row):
     """A thread to be answered."""
 
-    instruction = "Write a reply to the last mail:"
+    instruction = "Write a reply to the last mail:\n\n"
     longest = 80
     mails: tuple[Mail, ...]
     wish: str = ""
@@ -107,7 +108,7 @@ class Replies(Row):
 class Tone(Row):
     """A text to be put in another tone."""
 
-    instruction = "Write this in a {tone} tone:"
+    instruction = "Write this in a {tone} tone:\n\n"
     longest = 150
     text: str
     tone: Literal["formal", "casual", "friendly", "concise"]
@@ -118,7 +119,7 @@ class Tone(Row):
 
     def prompt(self) -> str:
         """The instruction names the tone."""
-        return f"{self.instruction.format(tone=self.tone)}\n\n{self.laid_out()}"
+        return self.instruction.format(tone=self.tone) + self.laid_out()
 
     def check(self, answer: str) -> dict[str, Any]:
         """The tone by its marks, the words kept."""
@@ -128,7 +129,7 @@ class Tone(Row):
 class Proofreading(Row):
     """A text whose mistakes are to be corrected."""
 
-    instruction = "Correct the mistakes:"
+    instruction = "Correct the mistakes:\n\n"
     longest = 150
     text: str
 
@@ -144,7 +145,7 @@ class Proofreading(Row):
 class Tags(Row):
     """A text whose facts are wanted as JSON."""
 
-    instruction = f"List as JSON with the keys {', '.join(FIELDS)}:"
+    instruction = f"List as JSON with the keys {', '.join(FIELDS)}:\n\n"
     longest = 100
     text: str
 
