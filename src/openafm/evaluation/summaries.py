@@ -44,7 +44,7 @@ class SummaryTableConfig(Config):
     """How long answers may be, and how many are judged."""
 
     max_tokens: int = 32
-    judged: int = 32
+    judged: int = 24
     """Held-out texts, of all kinds, that the judge reads."""
     judged_words: int = 90
     """Longest text that the judge reads."""
@@ -75,8 +75,10 @@ def summary_table(
         prompts[name] = max(found, key=lambda key: _mean(found[key], heldout))
         answers[name] = found[prompts[name]]
     for label, folder in context.track(adapters.items(), "adapters"):
-        (name,) = set(open_package(folder).adapters.names()) - set(open_package(package).adapters.names())
-        answers[f"adapter, {label}"] = _answer(open_engine(folder), name, _as_trained(heldout), config)
+        new = set(open_package(folder).adapters.names()) - set(open_package(package).adapters.names())
+        if len(new) != 1:
+            raise ValueError(f"{folder} has {len(new)} adapters that {package} has not: give a package with one more")
+        answers[f"adapter, {label}"] = _answer(open_engine(folder), new.pop(), _as_trained(heldout), config)
     rows = [_row(name, answers, heldout, context.seed) | {"prompt": prompts.get(name)} for name in answers]
     judged = _judge(config, context, base, heldout, answers)
     result = {

@@ -22,7 +22,7 @@ from openafm.scoring import checks
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.human import summarised
 from openafm.synthesis.ready.filters import entailment, form_reason, invention_reason
-from openafm.synthesis.ready.layouts import Mail
+from openafm.synthesis.ready.layouts import Mail, cut
 from openafm.synthesis.ready.tasks import Summaries
 from openafm.synthesis.summaries import with_initials
 from openafm.synthesis.tasks import Example
@@ -36,21 +36,23 @@ NEAR = 0.6
 class SummaryDataConfig(Config):
     """How many texts of each kind, and which."""
 
-    train: int = 200
+    train: int = 150
     """Most training texts of each kind."""
-    heldout: int = 50
+    heldout: int = 40
     """Most held-out texts of each kind."""
     heldout_share: float = 0.25
     """Share of the source packages that are held out."""
     per_source: int = 60
     """Most texts of one source package."""
     min_text_words: int = 25
+    max_text_words: int = 60
+    """Texts are cut after so many words."""
     min_words: int = 3
     max_words: int = 16
     """Longest summary in words."""
     supported: float = 0.6
     """Share of a summary's words that its text must have, people's and the model's alike."""
-    written: int = 2
+    written: int = 1
     """Summaries that the writer proposes for a training text; the one that its text supports best is kept."""
     engine: Literal["torch", "native"] = "native"
     """What decodes the writer."""
@@ -62,6 +64,8 @@ def summary_data(config: SummaryDataConfig, context: Context, *, sources: Path, 
     `writer` is a model folder: it writes, and judges whether its texts say what was written.
     """
     torch.set_num_threads(context.hardware.threads)
+    if find_package(writer):
+        raise ValueError(f"{writer} is a package, which cannot score what it wrote: give the writer as a model folder")
     train, heldout, passed_over = _people(config, context, sources)
     for part in ("human", "written"):
         (context.out / part).mkdir()
@@ -100,7 +104,7 @@ def _people(
         for row in rows:
             package = row["source"] if kind == "mails" else row["id"].partition("/")[2]
             source = built_from.get(package, package)
-            example = _example(row, kind, source)
+            example = _example({**row, "text": cut(row["text"], config.max_text_words)}, kind, source)
             reason = _reason(config, example)
             if reason is None and taken.get(source, 0) >= config.per_source:
                 reason = "enough_of_source"
@@ -193,7 +197,6 @@ def _written(
                 rejected.append({**new, "reason": reason, "evidence": evidence})
     if not passing:
         return [], rejected, writer.tokens
-    assert find_package(folder) is None, "a package does not score: the writer is a model folder"
     judge = TorchSampler.load(folder, dtype)
     context.report("entailment", 0, None)
     margins = entailment(judge, [e["check"]["source"] for e in passing], [e["answer"] for e in passing])
