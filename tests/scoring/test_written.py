@@ -55,7 +55,7 @@ def test_tone_and_reply():
     assert tone_score(casual, "I can't come.") == 1.0 and tone_score(casual, "I cannot come.") == 0.0
     assert tone_score(casual, "I can't come, Bob.") == 0.0  # a name that nobody mentioned
     reply = {"check": {"kind": "reply", "source": "From: Ann\n\nLunch on Friday?", "max_words": 8}}
-    assert reply_score(reply, "Yes, Friday is fine. Ann") == 1.0
+    assert reply_score(reply, "Yes, Friday is fine.\nAnn") == 1.0
     assert reply_score(reply, "Yes, Sunday is fine, Friday not") == reply_score(reply, "Yes") == 0.0
     assert reply_score(reply, "Friday is fine, and then we could also") == reply_score(reply, "Friday is fine,") == 0.0
 

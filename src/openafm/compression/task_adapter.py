@@ -211,11 +211,11 @@ def _fit(
         losses[step] = _stored_loss(model, tokens["validation"])
         kept.with_suffix(".part").write_text(json.dumps(losses))
         kept.with_suffix(".part").replace(kept)
-        batches.end = _end(losses, steps, config.patience, batches.end)
+        batches.end = _end(losses, config.patience, batches.end)
 
     context.scratch.mkdir(parents=True, exist_ok=True)
     if 0 in losses:
-        batches.end = _end(losses, steps, config.patience, batches.end)
+        batches.end = _end(losses, config.patience, batches.end)
     else:
         check(0)
     optimizer = RMSPropMomentum(trainable_groups(model), config.lr)
@@ -238,11 +238,11 @@ class _Stoppable:
         return self.batches[step]
 
 
-def _end(losses: Mapping[int, float], steps: Sequence[int], patience: int | None, last: int) -> int:
+def _end(losses: Mapping[int, float], patience: int | None, last: int) -> int:
     """The step at which training ends: where the best loss is `patience` checks old, else the last."""
     if patience is None:
         return last
-    known = [step for step in [0, *steps] if step in losses]
+    known = sorted(losses)
     best = known.index(min(known, key=lambda step: (losses[step], step)))
     return known[best + patience] if best + patience < len(known) else last
 

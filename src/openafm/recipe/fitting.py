@@ -151,7 +151,7 @@ def adapt(model: str, wanted: Wanted, runs_dir: Path, overrides: Sequence[str], 
     if wanted.data is not None and not wanted.data.is_file():
         raise ValueError(f"{wanted.data} does not exist: give a JSON Lines file of examples, or an mbox")
     folder, command = _run_of(model, runs_dir)
-    command = [*command, *overrides, *_task_steps(folder, command, name, wanted)]
+    command = [*command, *_task_steps(folder, command, name, wanted), *overrides]
     recipe = recipes.load(command[0], command[1:])
     recipe.find(LAST)
     last = [step for step in recipe.steps if step.startswith("adapt_")][-1]  # its package carries every task

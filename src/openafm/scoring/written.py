@@ -41,7 +41,7 @@ def invented(source: str, text: str) -> list[str]:
     for match in _NAME.finditer(text):
         word = match[0]
         first = _SENTENCE_START.search(text[: match.start()]) is not None
-        if first and word[1:].islower():
+        if (first and word[1:].islower()) or CONTRACTION.fullmatch(word):
             continue
         parts = [part for part in re.findall(r"\w+", word.casefold()) if part not in ("s", "t")]
         if not all(part in known or part.removesuffix("s") in known for part in parts):
@@ -107,9 +107,10 @@ def tone_score(example: Example, text: str) -> float:
 
 
 def reply_score(example: Example, text: str) -> float:
-    """1 for a reply of 3 to `max_words` words that ends like a sentence or a name and invents nothing; else 0."""
+    """1 for a reply of 3 to `max_words` words that ends a sentence, or with a name, and invents nothing; else 0."""
     check, count = example["check"], len(text.split())
-    whole = re.search(r"[.!?…\w)]$", text.strip()) is not None
+    last = text.strip().rpartition("\n")[2]
+    whole = last.endswith((".", "!", "?", "…", ")")) or len(last.split()) <= 3
     return float(3 <= count <= check["max_words"] and whole and not invented(check["source"], text))
 
 

@@ -149,7 +149,7 @@ class Stronger:
 
 
 def test_what_a_stronger_model_writes_is_filtered(tmp_path, make_context, monkeypatch):
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()
+    words = "alpha beta gamma delta epsilon zeta omicron theta iota kappa lambda mu nu xi".split()
     rows = [{"text": f"{word} is the name of tool {i}, which sorts files."} for i, word in enumerate(words)]
     answers = [f"{word} sorts files" for word in words]
     answers[:4] = ["sorts", "beta sorts 99 files", "gamma sorts Bob's files", "omega sorts files"]
@@ -169,10 +169,10 @@ def test_what_a_stronger_model_writes_is_filtered(tmp_path, make_context, monkey
 
 def test_entailment_is_told_against_another_text():
     texts = ["alpha sorts", "alpha sorts", "beta sorts"]
-    found = filters.entailment(Stronger([]), texts, ["alpha", "sorts", "alpha"])
+    found = filters.entailment(Stronger([]), texts, ["alpha", "sorts", "alpha"], texts)
     assert found == [2.0, 0.0, -2.0]  # its own alone, both texts, the other alone
     with pytest.raises(ValueError, match="two or more that differ"):
-        filters.entailment(Stronger([]), ["a", "a"], ["x", "y"])
+        filters.entailment(Stronger([]), ["a", "a"], ["x", "y"], ["a", "a"])
 
 
 def test_written_tags_are_json_of_the_text():

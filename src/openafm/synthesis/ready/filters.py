@@ -46,15 +46,15 @@ def question(text: str, answer: str) -> Prompt:
     )
 
 
-def entailment(judge: Sampler, texts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """By how many nats more each answer is said to follow from its own text than from the next other one.
+def entailment(judge: Sampler, texts: Sequence[str], answers: Sequence[str], pool: Sequence[str]) -> list[float]:
+    """By how many nats more each answer is said to follow from its own text than from another one of `pool`.
 
     An endpoint has to echo prompts with log-probabilities (vLLM and llama.cpp do); else it raises ValueError.
     """
-    if len(set(texts)) < 2:
+    if len(set(pool)) < 2:
         raise ValueError("entailment is told by comparing texts: give two or more that differ")
-    around = [*texts, *texts]
-    others = [next(text for text in around[i:] if text != texts[i]) for i in range(len(texts))]
+    around = [*pool, *pool]
+    others = [next(other for other in around[i % len(pool) :] if other != text) for i, text in enumerate(texts)]
     asked = [question(text, answer) for text, answer in zip(texts, answers, strict=True)]
     asked += [question(text, answer) for text, answer in zip(others, answers, strict=True)]
     found = yes_no(judge, asked, " Yes", " No")

@@ -43,14 +43,15 @@ Made = tuple[Row, str]
 def mistakes(text: str, rng: random.Random, share: float = 0.08) -> str:
     """Put a mistake into about `share` of a text's words, at least one: a typist's, or a writer's."""
     words = text.split(" ")
-    count = max(1, round(share * len(words)))
-    for place in sorted(rng.sample(range(len(words)), min(count, len(words))), reverse=True):
-        for spoil in rng.sample(SPOILS, len(SPOILS)):
-            changed = spoil(words[place], rng)
-            if changed is not None and changed != words[place]:
-                words[place : place + 1] = [changed] if changed else []
-                break
-    return " ".join(words)
+    left = max(1, round(share * len(words)))
+    for place in rng.sample(range(len(words)), len(words)):
+        spoiled = [spoil(words[place], rng) for spoil in SPOILS]
+        options = [changed for changed in spoiled if changed not in (None, words[place])]
+        if options:
+            words[place], left = rng.choice(options) or "", left - 1
+        if not left:
+            break
+    return " ".join(word for word in words if word)
 
 
 def _swapped(word: str, rng: random.Random) -> str | None:

@@ -199,12 +199,15 @@ def _written(
         return [], rejected, writer.tokens
     judge = TorchSampler.load(folder, dtype)
     context.report("entailment", 0, None)
-    margins = entailment(judge, [e["check"]["source"] for e in passing], [e["answer"] for e in passing])
-    best: dict[str, tuple[float, Example]] = {}
-    for margin, example in zip(margins, passing, strict=True):
+    pool = [example["check"]["source"] for example in train]
+    sources, answers = [e["check"]["source"] for e in passing], [e["answer"] for e in passing]
+    best: dict[str, Example] = {}
+    judged = zip(entailment(judge, sources, answers, pool), passing, strict=True)
+    for margin, example in sorted(judged, key=lambda pair: -pair[0]):
         told = {**example, "entailment": round(margin, 4)}
-        if margin <= 0:
-            rejected.append({**told, "reason": "not_entailed", "evidence": f"{margin:.2f}"})
-        elif margin > best.get(example["lineage"], (0.0, example))[0]:
-            best[example["lineage"]] = margin, told
-    return [example for _, example in best.values()], rejected, writer.tokens
+        if margin > 0 and example["lineage"] not in best:
+            best[example["lineage"]] = told
+        else:
+            reason = "another_is_better" if margin > 0 else "not_entailed"
+            rejected.append({**told, "reason": reason, "evidence": f"{margin:.2f}"})
+    return sorted(best.values(), key=lambda example: str(example["lineage"])), rejected, writer.tokens

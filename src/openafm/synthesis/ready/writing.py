@@ -40,8 +40,8 @@ def write_answers(
     writer = Writer(sampler, context, name)
     made = writer.write(f"ready_{TEMPLATES[task]}", values, max_tokens=room, temperature=0.3)
     passing: list[Example] = []
-    for (row, known, _), texts in zip(rows, made, strict=True):
-        answer, reason, evidence = judged(task, row, texts[0])
+    for (row, known, _), written in zip(rows, made, strict=True):
+        answer, reason, evidence = judged(task, row, written[0])
         if reason == "no_json":
             collected.judge({**known, "task": task, "answer": answer}, reason, evidence)
             continue
@@ -53,8 +53,9 @@ def write_answers(
     if task != "summaries" or not entailment or not passing:
         collected.keep(passing)
         return
-    sources, answers = ([example[key] for example in passing] for key in ("check", "answer"))
-    margins = filters.entailment(sampler, [check["source"] for check in sources], answers)
+    texts = [example["check"]["source"] for example in passing]
+    pool = [row.check("")["source"] for row, _, _ in rows]
+    margins = filters.entailment(sampler, texts, [example["answer"] for example in passing], pool)
     for example, margin in zip(passing, margins, strict=True):
         collected.judge(example, None if margin > 0 else "not_entailed", f"{margin:.2f}")
 
