@@ -43,6 +43,17 @@ def context(tmp_path: Path) -> Context:
 
 
 @pytest.fixture
+def make_context(tmp_path):
+    """Contexts with folders of their own."""
+
+    def make(name):
+        (tmp_path / name / "out").mkdir(parents=True)
+        return Context(tmp_path / name / "out", tmp_path / name / "scratch")
+
+    return make
+
+
+@pytest.fixture
 def token_shards(tmp_path: Path) -> Path:
     """Token shards of two sources over a vocabulary of 64: one counts up, one counts in threes (both learnable)."""
     folder = tmp_path / "shards"

@@ -70,14 +70,3 @@ def write_examples(folder, rng):
             row = {"id": f"e{number}", "source": f"p{number % 12}", "messages": [turn], "answer": text[:12]}
             file.write(json.dumps(row) + "\n")
     shutil.copyfile(folder / "examples.jsonl", folder / "train_even.jsonl")
-
-
-@pytest.fixture
-def make_context(tmp_path):
-    """Contexts with folders of their own."""
-
-    def make(name):
-        (tmp_path / name / "out").mkdir(parents=True)
-        return Context(tmp_path / name / "out", tmp_path / name / "scratch")
-
-    return make

@@ -17,7 +17,7 @@ from openafm.compression.compress import CompressConfig, compress, sensitivities
 from openafm.compression.feedback import eliminate, palettize_with_feedback
 from openafm.compression.package import sizes, verify_package
 from openafm.compression.recovery import RecoveryConfig, recovery, regained, residual_adapter
-from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, mean_loss, split, task_adapter
+from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, mean_loss, split, start, task_adapter
 from openafm.engine import TorchEngine, open_package
 from openafm.model.checkpoint import load_model
 from openafm.stage import Context, Hardware
@@ -209,6 +209,41 @@ def test_task_adapter_starts_from_recovery_and_is_switched_by_name(recovered, wo
     again = make_context("task-again")
     assert task_adapter(TASK, again, package=recovered[0], examples=world / "examples") == metrics
     assert digests(again.out) == digests(context.out)
+
+
+def test_a_smaller_rank_starts_from_the_parents_first_components(recovered, world, make_context):
+    context = make_context("small")
+    config = TASK.model_copy(update={"rank": 2, "tokens": 256})
+    task_adapter(config, context, package=recovered[0], examples=world / "examples")
+    made = open_package(context.out).adapters.load("summaries")
+    assert (made.rank, made.alpha, made.parent) == (2, 2.0, "recovery")
+    store = open_package(recovered[0]).adapters
+    whole, (name, cut) = store.load("recovery"), start(store, "recovery", 2)
+    assert name == "recovery" and all(
+        torch.equal(cut.state[key], half[:2] if key.endswith("lora_a") else half[:, :2])
+        for key, half in whole.state.items()
+    )
+    with pytest.raises(ValueError, match="rank 8: adapter 'recovery' that training starts from has rank 4"):
+        start(store, "recovery", 8)
+
+
+def test_training_ends_when_the_validation_loss_rises(recovered, world, make_context):
+    """With a rate that ruins the adapter each check is worse than none."""
+    config = TASK.model_copy(update={"tokens": 4096, "checks": 8, "lr": 3.0, "patience": 2})
+    inputs = {"package": recovered[0], "examples": world / "examples"}
+    context, broken = make_context("early"), make_context("broken-early")
+    metrics = task_adapter(config, context, **inputs)
+    losses = metrics["validation_loss"]
+    assert len(losses) == 3 and metrics["kept_step"] == 0 and min(losses, key=losses.get) == "0"
+    parent, kept = (
+        open_package(f).adapters.load(n) for f, n in ((recovered[0], "recovery"), (context.out, "summaries"))
+    )
+    assert all(torch.equal(parent.state[key], kept.state[key]) for key in parent.state)
+    with pytest.raises(Killed):
+        task_adapter(config, killing(broken, "task", 2), **inputs)
+    assert task_adapter(config, broken, **inputs) == metrics and digests(broken.out) == digests(context.out)
+    patient = task_adapter(config.model_copy(update={"patience": None}), make_context("patient"), **inputs)
+    assert len(patient["validation_loss"]) == 9
 
 
 def test_held_out_examples_of_the_data_are_the_test(recovered, world, tmp_path, make_context):

@@ -190,6 +190,46 @@ def test_release_notes_give_heading_and_body():
     assert [(row["id"], row["summary"]) for row in rows] == [("mail/1.0.html#speed", "Faster pages")]
 
 
+def test_a_git_log_is_read_as_the_mails_that_it_would_be():
+    log = b"""commit 0123456789abcdef0123456789abcdef01234567
+Author: Ann Lee <ann@x.example>
+Date:   Thu Jul 30 21:36:22 2020 +0200
+
+    Read the cache of fonts once
+
+    It was read
+    for every window.
+
+    Signed-off-by: Ann Lee <ann@x.example>
+    Reviewed-by: Bo <bo@x.example>
+
+commit 1123456789abcdef0123456789abcdef01234567
+Merge: 1234567 89abcde
+Author: Bo <bo@x.example>
+Date:   Fri Jul 31 21:36:22 2020 +0200
+
+    Merge it
+"""
+    first, second = readers.pairs(source(flow="human", form="mails"), [("changelog.gz", log)])
+    assert first == {
+        "id": "mail/p/0123456789ab", "source": "p", "summary": "Read the cache of fonts once",
+        "text": "It was read\nfor every window.", "from": "Ann Lee", "date": "Thu Jul 30 21:36:22 2020 +0200",
+    }  # fmt: skip
+    assert (second["summary"], second["text"]) == ("Merge it", "")
+    mail = b"From: Linus <l@x.example>, Junio <j@x.example>\nSubject: Re: odd\nAbstract: How to\n revert\n\nThe text.\n"
+    (row,) = readers.pairs(source(flow="human", form="mails", strip="doc"), [("doc/revert.txt", mail)])
+    assert (row["id"], row["from"]) == ("mail/p/revert.txt", "Linus")
+    assert (row["summary"], row["text"]) == ("How to revert", "The text.")
+
+
+def test_the_list_of_packages_names_what_they_were_built_from():
+    listed = b"Package: libx11-6\nSource: libx11 (2:1.8)\nSection: libs\n\nPackage: tar\nSection: utils\n\n\n"
+    rows = readers.pairs(source(flow="human", form="packages"), [("Packages", listed)])
+    assert rows == [
+        {"id": "libx11-6", "source": "libx11", "section": "libs"}, {"id": "tar", "source": "tar", "section": "utils"},
+    ]  # fmt: skip
+
+
 def test_benchmark_items_carry_question_and_solution():
     rows = b'{"task_id": "HumanEval/3", "prompt": "def f():", "canonical_solution": " return 1"}\n'
     items = readers.benchmark(source(flow="benchmark", form="benchmark", target="human_eval"), [("x", rows)])

@@ -13,20 +13,25 @@ from rich.console import Console
 from scipy.stats import ttest_1samp
 from torch.nn import functional as F
 
+from openafm import jsonl
 from openafm.adapters.lora import load_adapter
 from openafm.adapters.store import AdapterStore
 from openafm.engine import TorchEngine
 from openafm.engine.package import open_package
 from openafm.evaluation.fitting import render
+from openafm.evaluation.summaries import SummaryTableConfig, summary_table
+from openafm.evaluation.summaries import render as render_summaries
 from openafm.model.checkpoint import load_model
 from openafm.recipe import fitting
 from openafm.recipe.recipe import load
 from openafm.recipe.runner import run
 from openafm.recipe.status import of_run
 from openafm.reporting.report import write_report
+from openafm.scoring.rouge import rouge_l
 from openafm.serving.exporting import export_hf, export_peft
 from openafm.serving.opening import latest_model
-from openafm.stage import Hardware
+from openafm.stage import Context, Hardware
+from openafm.synthesis.ready.summary_data import SummaryDataConfig, summary_data
 from openafm.training import hardware
 
 QUIET = Console(quiet=True)
@@ -132,6 +137,55 @@ def test_the_table_is_printed_and_the_off_grid_base_is_another(device):
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_summaries_by_people_and_by_a_model_and_their_table(device, tmp_path):
+    """The steps of the recipe summaries, on texts of which each package's say its name."""
+    names = [f"tool{i}" for i in range(48)]
+    sources = tmp_path / "sources" / "human"
+    sources.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in ("ba", "de", "fi", "go", "lu") for b in ("ka", "me", "ni", "po", "ru")]
+    texts = {name: f"{name} sorts and keeps files. {' '.join(rng.choice(words, 20))}." for name in names}
+    rows = [
+        {"id": f"synopsis/{name}", "source": "apt", "text": text, "summary": f"{name} sorts files"}
+        for name, text in texts.items()
+    ]
+    mails = [
+        {**row, "id": f"mail/{name}-src/1", "source": name, "summary": f"{name} keeps files", "from": "Ann", "date": ""}
+        for name, row in zip(names, rows, strict=True)
+    ]
+    built = [{"id": name, "source": f"src{i // 3}", "section": ""} for i, name in enumerate(names)]
+    for target, listed in (("synopses", rows), ("mails", mails), ("packages", built)):
+        jsonl.write(sources / f"{target}.jsonl", listed)
+    context = Context(tmp_path / "data", tmp_path / "s", 1)
+    context.out.mkdir()
+    config = SummaryDataConfig(min_text_words=10, engine="torch", written=1)
+    metrics = summary_data(config, context, sources=sources.parent, writer=device / "import")
+    human, heldout = (jsonl.read(context.out / "human" / f"{part}.jsonl") for part in ("examples", "heldout"))
+    assert metrics["human"] == len(human) > 20 and metrics["heldout"] == len(heldout) > 4
+    assert not {row["source"] for row in human} & {row["source"] for row in heldout}
+    sides = {row["id"]: {"mails": "mail"}.get(row["kind"]) for row in heldout}
+    assert any(side for side in sides.values()) and not all(side for side in sides.values())
+    siblings = {built[i]["source"] for i, name in enumerate(names) if f"synopsis/{name}" in sides}
+    assert all(row["source"] not in siblings for row in human)
+    assert metrics["writer"]["proposed"] == len(human) == metrics["writer"]["kept"] + sum(metrics["rejected"].values())
+    table = Context(tmp_path / "table", tmp_path / "t", 1)
+    table.out.mkdir()
+    result = summary_table(
+        SummaryTableConfig(max_tokens=4, judged=3), table, base=device / "import", package=device / "recovery",
+        adapters={"made": device / "summariser"}, data=context.out / "human",
+    )  # fmt: skip
+    found = {row["name"]: row for row in result["rows"]}
+    assert list(found) == ["lead-1", "base", "quantized", "recovered", "adapter, made"]
+    answers = jsonl.read(table.out / "answers.jsonl")
+    expected = np.mean([rouge_l(row["recovered"], row["reference"]) for row in answers])
+    assert found["recovered"]["all"]["rouge_l"] == pytest.approx(expected, abs=1e-4)
+    assert found["lead-1"]["all"]["rouge_l"] > 0 and found["quantized"]["judge"] is None
+    assert set(result["judge_checks"]) == {"people's", "another text's"} and "gain" not in found["quantized"]["all"]
+    console = Console(width=180, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(render_summaries(table.out))
+    assert "adapter, made" in (text := console.export_text()) and "…" not in text
+
+
 @pytest.fixture(scope="module")
 def model(device, tmp_path_factory):
     """The fixture's model where a user might have it."""
@@ -156,20 +210,29 @@ def test_compress_then_adapt_then_adapt_again(model, tmp_path, probed):
     lines = [json.dumps({"text": f"a mail on number {i}", "summary": f"number {i}"}) for i in range(30)]
     data.write_text("\n".join(lines))
     small = [f"defaults.task_adapter={json.dumps(TASK)}"]
-    assert fitting.adapt(str(model), "mails", data, runs, small, QUIET) == folder / "adapt_mails"
-    assert fitting.adapt(str(folder), "notes", data, runs, [], QUIET) == folder / "adapt_notes"
+    mails, notes = fitting.Wanted("mails", data), fitting.Wanted("notes", data, rank=4)
+    assert fitting.adapt(str(model), mails, runs, small, QUIET) == folder / "adapt_mails"
+    assert fitting.adapt(str(folder), notes, runs, [], QUIET) == folder / "adapt_notes"
     assert (folder / "recovery" / "manifest.json").read_bytes() == compressed  # nothing was done twice
     names = ["mails", "notes", "recovery", "recovery-2", "recovery-4"]
     assert latest_model(folder) == folder / "adapt_notes" and TorchEngine.load(latest_model(folder)).adapters() == names
-    assert open_package(folder / "adapt_notes").adapters.card("notes")["parent"] == "recovery"
+    card = open_package(folder / "adapt_notes").adapters.card("notes")
+    assert (card["parent"], card["rank"]) == ("recovery-4", 4) and card["metrics"]["rouge_n"] == 2
+    assert card["data"].startswith("24 examples, sha256 ")
     assert {state.state for state in of_run(folder)} == {"current"}
     before = open_package(folder / "adapt_notes").adapters.card("mails")["sha256"]
     data.write_text("\n".join(lines[:-5]))
-    assert fitting.adapt("pet.model", "mails", data, runs, [], QUIET) == folder / "adapt_notes"
+    assert fitting.adapt("pet.model", mails, runs, [], QUIET) == folder / "adapt_notes"
     assert open_package(folder / "adapt_notes").adapters.card("mails")["sha256"] != before
     data.write_text("\n".join([*lines, "{"]))
     with pytest.raises(Exception, match=r"mails\.jsonl:31 is not JSON"):
-        fitting.adapt("pet.model", "mails", data, runs, [], QUIET)
+        fitting.adapt("pet.model", mails, runs, [], QUIET)
+    data.write_text("\n".join(lines))
+    tags = fitting.Wanted("tags", made=20, name="facts")
+    assert fitting.adapt(str(folder), tags, runs, [], QUIET) == folder / "adapt_facts"
+    card = open_package(folder / "adapt_facts").adapters.card("facts")
+    assert card["data"].startswith("16 examples of tags (16 synthetic), sha256 ")
+    assert card["metrics"]["score"] == "F1 of fields" and card["metrics"]["score_adapter"] >= 0
 
 
 def test_names_that_cannot_be_and_runs_of_other_models(tmp_path, probed, model):
@@ -177,9 +240,11 @@ def test_names_that_cannot_be_and_runs_of_other_models(tmp_path, probed, model):
     data.write_text("{}")
     for task in ("../x", "recovery", "recovery-8", "", "a.b", "none"):
         with pytest.raises(ValueError, match="cannot name a task"):
-            fitting.adapt(str(model), task, data, tmp_path, [], QUIET)
+            fitting.adapt(str(model), fitting.Wanted(task, data), tmp_path, [], QUIET)
     with pytest.raises(ValueError, match="does not exist"):
-        fitting.adapt(str(model), "x", tmp_path / "none", tmp_path, [], QUIET)
+        fitting.adapt(str(model), fitting.Wanted("x", tmp_path / "none"), tmp_path, [], QUIET)
+    with pytest.raises(ValueError, match="give examples with --data FILE"):
+        fitting.adapt(str(model), fitting.Wanted("x"), tmp_path, [], QUIET)
     (tmp_path / "pet.model").mkdir()
     (tmp_path / "pet.model" / "run.json").write_text(
         json.dumps({"command": ["fit", 'import.model="/other/pet.model"']})

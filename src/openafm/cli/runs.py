@@ -92,6 +92,8 @@ def import_(
 ) -> None:
     """Turn any open dense model (Llama or Qwen3 class) into a model folder of this project.
 
+    An adapter that PEFT saved becomes one for `openafm serve --adapters`: --out adapters/NAME.
+
     Example: openafm import HuggingFaceTB/SmolLM2-135M-Instruct --out models/smollm2
     """
     with plain_errors():
@@ -131,20 +133,36 @@ def compress(
 
 @app.command()
 def adapt(
-    model: Annotated[str, typer.Argument(help="What `compress` was given, or a run that holds a recovery adapter.")],
-    task: Annotated[str, typer.Argument(help="The adapter's name.")],
-    data: Annotated[Path, typer.Argument(help='JSON Lines: {"messages", "answer"} or {"text", "summary"} a line.')],
+    base: Annotated[str, typer.Argument(help="What `compress` was given, or a run that holds a recovery adapter.")],
+    task: Annotated[
+        str, typer.Option(help="summaries, replies, tone, proofreading, tags, or a name for a task of your own.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON Lines, an example a line (docs/adapters.md), or an mbox.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The adapter's name [default: TASK].")] = "",
+    rank: Annotated[int | None, typer.Option(help="8, 16 or 32 [default: the recovery adapter's].")] = None,
+    made: Annotated[int, typer.Option(min=0, help="Examples made by rule beside FILE's: summaries and tags.")] = 0,
+    writer: Annotated[
+        str,
+        typer.Option(
+            metavar="URL_OR_FOLDER", help="Model that answers lines without an answer: http://…/v1, a folder."
+        ),
+    ] = "",
+    writer_model: Annotated[str, typer.Option(help="Of a server: which of its models.")] = "",
     runs_dir: RunsDir = RUNS,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override of the run's recipe.")] = [],  # noqa: B006
 ) -> None:
     """Train a task's adapter on a compressed model, starting from the recovery adapter.
 
-    Example: openafm adapt models/smollm2 mails mails.jsonl
+    Example: openafm adapt models/smollm2 --task summaries --data mails.jsonl
     """
     with plain_errors():
-        from openafm.recipe.fitting import adapt as fit
+        from openafm.recipe import fitting
 
-        typer.echo(f"openafm chat {fit(model, task, data, runs_dir, set_, terminal())} --adapter {task}")
+        wanted = fitting.Wanted(task, data, name, rank, made, writer, writer_model)
+        folder = fitting.adapt(base, wanted, runs_dir, set_, terminal())
+        typer.echo(f"openafm chat {folder} --adapter {name or task}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from openafm.stage import Config
 
 Form = Literal[
     "html", "markdown", "pydoc", "code", "text", "html_text", "quips", "jsonl", "reasoning", "descriptions",
-    "release_notes", "docstrings", "benchmark", "file", "files", "gguf", "any",
+    "release_notes", "docstrings", "mails", "packages", "benchmark", "file", "files", "gguf", "any",
 ]  # fmt: skip
 Flow = Literal["web", "code", "math", "licensed", "public", "human", "benchmark", "model", "words"]
 

@@ -13,6 +13,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from openafm.files import digest
 
 Tier = Literal["pypi", "npm", "apt", "folder", "python"]
 
-TRANSLATION = "Translation-en"
-"""Not a package but apt's list of English descriptions; taken with the `apt` tier."""
+LISTS = {"Translation-en": "Translations", "Packages": "Packages"}
+"""Not packages but apt's own lists, of English descriptions and of all packages; taken with the `apt` tier."""
+LISTED = re.compile(r"^(?:(?:Package|Source|Section): .*)?\n", re.MULTILINE)
+"""What is kept of the list of all packages: which source package each was built from, and its section."""
 
 MEMBER_BYTES = 512 << 20
 """Of one member in memory, unpacked."""
@@ -222,8 +225,8 @@ def _npm(package: Package, folder: Path, cache: Path) -> Path:
 
 def _apt(package: Package, folder: Path, cache: Path) -> Path:
     options = _apt_options(cache)
-    if package.name == TRANSLATION:
-        return _translation(options, folder, package)
+    if package.name in LISTS:
+        return _list(options, folder, package)
     _call(["apt-get", *options, "download", package.name], folder, package)
     return _only_file(folder, package)
 
@@ -248,13 +251,15 @@ def refresh_apt(cache: Path) -> None:
     _call(["apt-get", *_apt_options(cache), "update", "-q"], cache / "apt", Package("apt", "package lists"))
 
 
-def _translation(options: list[str], folder: Path, package: Package) -> Path:
-    command = ["apt-get", *options, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"]
+def _list(options: list[str], folder: Path, package: Package) -> Path:
+    command = ["apt-get", *options, "indextargets", "--format", "$(FILENAME)", f"Created-By: {LISTS[package.name]}"]
     lists = sorted(_call(command, folder, package).split())
     if not lists:
-        raise UnavailableError("apt's lists carry no English descriptions on this system")
+        raise UnavailableError(f"apt has no list {package.name} on this system")
     texts = [_call(["/usr/lib/apt/apt-helper", "cat-file", path], folder, package) for path in lists]
-    path = folder / f"{TRANSLATION}.gz"
+    if package.name == "Packages":
+        texts = ["".join(LISTED.findall(text)) for text in texts]
+    path = folder / f"{package.name}.gz"
     path.write_bytes(gzip.compress("\n".join(texts).encode(), mtime=0))
     return path
 

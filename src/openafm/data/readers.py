@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import email
+import email.utils
 import functools
 import hashlib
 import importlib.util
@@ -10,6 +12,7 @@ import pydoc
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +102,10 @@ def documents(source: Source, files: Members) -> list[Document]:
 
 
 def pairs(source: Source, files: Members) -> list[dict[str, str]]:
-    """Texts with summaries that people wrote: rows {"id", "source", "text", "summary"}."""
+    """Texts with summaries that people wrote: rows {"id", "source", "text", "summary"}, of mails "from" and "date" too.
+
+    Of form `packages` the rows are {"id", "source", "section"}: what a package was built from.
+    """
     if source.form == "jsonl":
         rows = [row for name, data in files for row in jsonl.parse(data, name)]
     else:
@@ -345,8 +351,52 @@ def _docstrings(source: Source, files: Members) -> Iterator[dict[str, str]]:
                     yield {"id": identity, "source": source.package, "text": rest.strip(), "summary": first.rstrip(".")}
 
 
+COMMIT = re.compile(r"^commit ([0-9a-f]{40})\n(?:Merge: .*\n)?Author: (.+?) <.*>\nDate: +(.+)\n", re.MULTILINE)
+TRAILER = re.compile(
+    r"^(?:[A-Z][\w-]+-[Bb]y|C[Cc]|Fixes|Closes|Bugzilla|Reference|git-svn-id|\(cherry)\b.*$", re.MULTILINE
+)
+"""Lines below a mail that say who agreed with it."""
+
+
+def _mails(source: Source, files: Members) -> Iterator[dict[str, str]]:
+    """Mails of developers: `git log` as the mails that `git format-patch` makes of it, and files with mail headers.
+
+    The summary is what the writer put first: the subject, or the header Abstract where there is one.
+    """
+    for name, data in files:
+        text = data.decode("utf-8", errors="replace")
+        commits = list(COMMIT.finditer(text))
+        for match, end in zip(commits, [*(match.start() for match in commits[1:]), len(text)], strict=False):
+            lines = textwrap.dedent(text[match.end() : end].strip("\n")).strip().split("\n")
+            yield _mail(source, f"{source.package}/{match[1][:12]}", match[2], match[3], lines[0], "\n".join(lines[1:]))
+        if not commits:
+            mail = email.message_from_string(text)
+            sender, _ = email.utils.parseaddr(str(mail["From"] or "").partition(",")[0])
+            told = " ".join(str(mail["Abstract"] or mail["Subject"] or "").split())
+            identity = f"{source.package}/{shorten(name, source)}"
+            yield _mail(source, identity, sender, str(mail["Date"] or ""), told, str(mail.get_payload()))
+
+
+def _mail(source: Source, identity: str, sender: str, date: str, summary: str, body: str) -> dict[str, str]:
+    text = re.sub(r"\n{3,}", "\n\n", TRAILER.sub("", body)).strip()
+    row = {"id": f"mail/{identity}", "source": source.package, "text": text, "summary": summary.strip()}
+    return row | {"from": sender.strip(), "date": date.strip()}
+
+
+def _packages(source: Source, files: Members) -> Iterator[dict[str, str]]:
+    """Each package of apt's list with the source package that it was built from, and its section."""
+    for _, data in files:
+        for stanza in data.decode("utf-8", errors="replace").split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line)
+            if "Package" in fields:
+                built_from = fields.get("Source", fields["Package"]).partition(" ")[0]
+                yield {"id": fields["Package"], "source": built_from, "section": fields.get("Section", "")}
+
+
 _PAIRS: dict[str, Callable[[Source, Members], Iterator[dict[str, str]]]] = {
     "descriptions": _synopses,
     "release_notes": _release_notes,
     "docstrings": _docstrings,
+    "mails": _mails,
+    "packages": _packages,
 }

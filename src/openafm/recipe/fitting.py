@@ -5,15 +5,21 @@ work alike. A task becomes two steps, `data_TASK` and `adapt_TASK`; each task's 
 """
 
 import json
+import math
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from openafm.adapters.peft import CONFIG as PEFT
 from openafm.recipe import recipe as recipes
 from openafm.recipe.runner import run_to_the_end
+from openafm.synthesis.ready.tasks import READY
 
 RECIPE, LAST = "fit", "recovery"
 TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -26,6 +32,8 @@ def import_to(model: str, out: Path | None) -> tuple[Path, str]:
     from openafm.model.checkpoint import load_model
     from openafm.model.importing import import_any
 
+    if (Path(model) / PEFT).exists():
+        return import_adapter(Path(model), out or Path("adapters") / run_name(model))
     folder = out or Path("models") / run_name(model)
     if folder.exists():
         raise ValueError(f"{folder} exists: delete it, or choose another with --out")
@@ -39,6 +47,29 @@ def import_to(model: str, out: Path | None) -> tuple[Path, str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder, f"{name}: {shape.parameters / 1e6:.1f}M parameters, vocabulary {shape.vocab_size:,}"
+
+
+def import_adapter(source: Path, folder: Path) -> tuple[Path, str]:
+    """Write the adapter that PEFT saved in `source` to `folder`, whole or not at all; the folder and a line on it.
+
+    Matrices that float16 cannot hold exactly are rounded, and the line says by how much.
+    """
+    from openafm.adapters.peft import read_peft
+    from openafm.adapters.store import AdapterStore
+
+    if folder.exists():
+        raise ValueError(f"{folder} exists: delete it, or choose another with --out")
+    adapter = read_peft(source)
+    worst = max(float((tensor.float() - tensor.half().float()).abs().max()) for tensor in adapter.state.values())
+    if not math.isfinite(worst):
+        raise ValueError(f"{source}: a weight is not finite, or too large for the float16 that adapters are stored in")
+    with tempfile.TemporaryDirectory(dir=folder.parent.resolve() if folder.parent.exists() else None) as partial:
+        store = AdapterStore(Path(partial))
+        store.save(folder.name, adapter)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(Path(partial) / folder.name, folder)
+    rounded = "float16 holds it exactly" if worst == 0 else f"rounded to float16, by at most {worst:.1e}"
+    return folder, f"adapter of rank {adapter.rank}, {adapter.parameters / 1e6:.2f}M parameters, {rounded}"
 
 
 def compress(model: str, runs_dir: Path, overrides: Sequence[str], until: str, console: Console) -> Path:
@@ -81,21 +112,50 @@ def compress_uncalibrated(model: str, runs_dir: Path, console: Console) -> tuple
     return folder, f"{size['megabytes']:.1f} MB, {spent}; squared error of the weights {lost:.3%}, all unpack as packed"
 
 
-def adapt(model: str, task: str, data: Path, runs_dir: Path, overrides: Sequence[str], console: Console) -> Path:
-    """Train the adapter `task` on the examples in `data`, after what its run lacks; the folder of its package.
+@dataclass(frozen=True)
+class Wanted:
+    """A task's adapter as `openafm adapt` was asked for it."""
+
+    task: str
+    """A ready task (openafm.synthesis.ready.tasks), or a name for one's own."""
+    data: Path | None = None
+    name: str = ""
+    """Of the adapter; empty for the task's."""
+    rank: int | None = None
+    made: int = 0
+    writer: str = ""
+    writer_model: str = ""
+
+    def steps(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Configs of the two steps, its data and its training."""
+        data: dict[str, Any] = {"data": str(self.data.resolve()) if self.data else "", "made": self.made}
+        data |= {"task": self.task} if self.task in READY else {}
+        if self.writer:
+            where = self.writer if self.writer.startswith("http") else str(Path(self.writer).expanduser().resolve())
+            data["writer"] = {"where": where, "model": self.writer_model}
+        longest = READY[self.task].longest if self.task in READY else 0
+        room = {"max_tokens": 2 * longest, "sequence_length": 512} if longest else {}
+        return data, {"name": self.name or self.task, "patience": 2, "rank": self.rank, **room}
+
+
+def adapt(model: str, wanted: Wanted, runs_dir: Path, overrides: Sequence[str], console: Console) -> Path:
+    """Train the adapter that is wanted, after what its run lacks; the folder of its package.
 
     `model` is what `compress` took, or a run that has a step `recovery`.
     """
-    if not TASK.fullmatch(task) or task in RESERVED or task.startswith("recovery-"):
-        raise ValueError(f"{task!r} cannot name a task: use up to 40 letters, digits, - and _, a letter or digit first")
-    if not data.is_file():
-        raise ValueError(f"{data} does not exist: give a JSON Lines file of examples")
+    name = wanted.name or wanted.task
+    if not TASK.fullmatch(name) or name in RESERVED or name.startswith("recovery-"):
+        raise ValueError(f"{name!r} cannot name a task: use up to 40 letters, digits, - and _, a letter or digit first")
+    if wanted.data is None and not wanted.made:
+        raise ValueError("give examples with --data FILE, or for summaries and tags a number to make by rule, --made N")
+    if wanted.data is not None and not wanted.data.is_file():
+        raise ValueError(f"{wanted.data} does not exist: give a JSON Lines file of examples, or an mbox")
     folder, command = _run_of(model, runs_dir)
-    command = [*command, *overrides, *_task_steps(folder, command, task, data)]
-    wanted = recipes.load(command[0], command[1:])
-    wanted.find(LAST)
-    last = [name for name in wanted.steps if name.startswith("adapt_")][-1]  # its package carries every task
-    run_to_the_end(wanted, folder.parent, console, command=command, until=last)
+    command = [*command, *_task_steps(folder, command, name, wanted), *overrides]
+    recipe = recipes.load(command[0], command[1:])
+    recipe.find(LAST)
+    last = [step for step in recipe.steps if step.startswith("adapt_")][-1]  # its package carries every task
+    run_to_the_end(recipe, folder.parent, console, command=command, until=last)
     return folder / last
 
 
@@ -133,13 +193,17 @@ def _run_of(model: str, runs_dir: Path) -> tuple[Path, list[str]]:
     return folder, [RECIPE, f"name={folder.name}", given]
 
 
-def _task_steps(folder: Path, command: Sequence[str], task: str, data: Path) -> list[str]:
-    """Overrides that add the task's steps, or give a known task other data in its place."""
-    read = f"steps.data_{task}={{run: task_data, with: {{data: {json.dumps(str(data.resolve()))}}}}}"
-    if any(word.startswith(f"steps.adapt_{task}=") for word in command):
-        return [read]
+def _task_steps(folder: Path, command: Sequence[str], name: str, wanted: Wanted) -> list[str]:
+    """Overrides that add the task's steps, or give a known task other data and options in their place."""
+    data, training = wanted.steps()
+    read = f"steps.data_{name}={json.dumps({'run': 'task_data', 'with': data})}"
+    known = next((word for word in reversed(command) if word.startswith(f"steps.adapt_{name}=")), "")
     before = recipes.load(command[0], command[1:])
-    makers = [LAST, *(step.name for step in before.steps.values() if step.stage == "task_adapter")]
-    made = [name for name in makers if name == LAST or (folder / name / "manifest.json").exists()]
-    inputs = f"{{package: {made[-1]}, examples: data_{task}}}"
-    return [read, f"steps.adapt_{task}={{run: task_adapter, seconds: 100, inputs: {inputs}, with: {{name: {task}}}}}"]
+    if known:
+        inputs = before.steps[f"adapt_{name}"].inputs
+    else:
+        makers = [LAST, *(step.name for step in before.steps.values() if step.stage == "task_adapter")]
+        made = [maker for maker in makers if maker == LAST or (folder / maker / "manifest.json").exists()]
+        inputs = {"package": made[-1], "examples": f"data_{name}"}
+    step = {"run": "task_adapter", "seconds": 100, "inputs": inputs, "with": training}
+    return [read, f"steps.adapt_{name}={json.dumps(step)}"]

@@ -70,13 +70,18 @@ STAGES: Stages = {
     "compress": ("openafm.compression.compress:compress", "palettization at 4 and 2 bits, packed and verified"),
     "qat": ("openafm.compression.qat:qat", "training on a 2-bit grid with a learned clip"),
     "recovery": ("openafm.compression.recovery:recovery", "the accuracy-recovery adapter and its control"),
-    "task_data": ("openafm.compression.task_data:task_data", "a user's examples of a task, checked line by line"),
+    "task_data": ("openafm.synthesis.ready.task_data:task_data", "a task's examples, checked line by line, or made"),
+    "summary_data": (
+        "openafm.synthesis.ready.summary_data:summary_data",
+        "texts with people's and a model's summaries",
+    ),
     "task_adapter": ("openafm.compression.task_adapter:task_adapter", "a task's adapter, from the recovery adapter"),
     # What came of it
     "evaluate": ("openafm.evaluation.evaluate:evaluate", "held-out text and tasks, with n and 95% intervals"),
     "ablation": ("openafm.evaluation.ablation:ablation", "all arms' models on the same text and tasks"),
     "ablation_table": ("openafm.reporting.ablation:ablation_table", "an ablation's table, figure and verdicts"),
     "fit_table": ("openafm.evaluation.fitting:fit_table", "base, compressed, recovered and control, side by side"),
+    "summary_table": ("openafm.evaluation.summaries:summary_table", "summaries by base, package and adapters, judged"),
     "report": ("openafm.reporting.report:report", "one HTML page on all of it"),
 }
 

@@ -47,6 +47,10 @@ def _print_table(run: Path, recipe: Recipe, console: Console) -> None:
             from openafm.evaluation import fitting
 
             console.print(name, *fitting.render(run / name), sep="\n", highlight=False)
+        if (run / name / "summaries.json").exists():
+            from openafm.evaluation import summaries
+
+            console.print(summaries.render(run / name), highlight=False)
 
 
 def _next_commands(run: Path, recipe: Recipe) -> dict[str, str]:

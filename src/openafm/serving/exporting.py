@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from openafm.adapters.peft import write_peft
 from openafm.engine.package import open_package
 from openafm.model import ModelConfig
 from openafm.serving.coreml_export import export_coreml
@@ -93,26 +94,8 @@ def export_peft(model: Path, out: Path, adapter: str) -> str:
     """Write one adapter of the package in `model`; a line on it. Raises ValueError where there is none so called."""
     package = open_package(latest_model(model))
     found = package.adapters.load(adapter)
-    halves = {"lora_a": "lora_A", "lora_b": "lora_B"}
-    state, layers = {}, set()
-    for key, tensor in found.state.items():
-        layer, _, half = key.rpartition(".")
-        state[f"base_model.model.{layer}.{halves[half]}.weight"] = tensor.contiguous()
-        layers.add(layer)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "r": found.rank,
-        "lora_alpha": found.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": _targets(layers, set(package.layers)),
-        "inference_mode": True,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    layers = {key.rpartition(".")[0] for key in found.state}
+    write_peft(found, out, _targets(layers, set(package.layers)))
     return f"{out}: adapter {adapter} of rank {found.rank} from {package.folder}"
 
 

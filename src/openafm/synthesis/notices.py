@@ -1,12 +1,14 @@
-"""Short messages made by rule with a one-line summary that is right by construction (used by `summaries`).
+"""Short messages made by rule with a one-line summary that is right by construction (`summaries`, ready tasks).
 
 They work where no model and no person wrote one: a kind of notice is drawn, then what it says, then its wording
 (`notices.yaml`). A message may hold an aside, before or after, that the summary leaves out.
 """
 
 import random
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -44,20 +46,37 @@ def _details(rng: random.Random) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Notice:
+    """A message, its summary, and what both are about."""
+
+    kind: str
+    text: str
+    summary: str
+    facts: dict[str, str]
+    """Those details that the text tells, by their names in notices.yaml, in the text's order."""
+
+
+def draw(rng: random.Random) -> Notice:
+    """A notice: its kind, what it says, its wording, and perhaps an aside before or after."""
+    forms = _forms()
+    kind = rng.choice(sorted(forms["kinds"]))
+    details = _details(rng)
+    sentences = [rng.choice(forms["kinds"][kind]["texts"]), rng.choice(forms["asides"])]
+    wording = " ".join([sentences[:1], sentences, sentences[::-1]][rng.randrange(3)])
+    told = {name: details[name] for _, name, _, _ in Formatter().parse(wording) if name}
+    return Notice(kind, wording.format(**details), forms["kinds"][kind]["summary"].format(**details), told)
+
+
 def notices(count: int, max_words: int, seed: int) -> list[Example]:
     """`count` different messages of at most so many words, each with its summary, as examples of task `summary`."""
     rng, found = random.Random(f"{seed}/notices"), dict[str, Example]()
-    forms = _forms()
     for _ in range(20 * count):
-        kind = rng.choice(sorted(forms["kinds"]))
-        details = _details(rng)
-        sentences = [rng.choice(forms["kinds"][kind]["texts"]), rng.choice(forms["asides"])]
-        sentences = [sentences[:1], sentences, sentences[::-1]][rng.randrange(3)]
-        text = " ".join(sentences).format(**details)
-        summary = forms["kinds"][kind]["summary"].format(**details)
+        notice = draw(rng)
+        text, summary = notice.text, notice.summary
         check = {"kind": "summary", "source": text, "max_words": len(summary.split())}
         if len(text.split()) <= max_words:
-            problem = Problem(f"Sum up: {text}", summary, f"{kind}: {summary}", check)
+            problem = Problem(f"Sum up: {text}", summary, f"{notice.kind}: {summary}", check)
             found.setdefault(text, tasks.example("summary", problem, lineage="programmatic"))
         if len(found) == count:
             break
