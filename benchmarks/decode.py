@@ -1,19 +1,23 @@
 """Tokens a second of the native engine: decoding one sequence, a batch of 8 with 8 adapters, and prefill of 512 tokens;
 and with a long context, whose keys and values are in float16 or int8.
 
-Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits.
+Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits. Or
+`--model`, a run's step or a package. The limit is plain reading, by as many threads, over the weights of one token.
 Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
+Example: openafm bench decode --model runs/nano/recovery --keep runs/nano
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from harness import alternate, options, show, timed
-from openafm.engine import _native
+from openafm.engine import NativeEngine, _native
 from openafm.engine.package import EMBEDDING
 from openafm.files import cores
 from openafm.model import PRESETS, ModelConfig
@@ -74,6 +78,16 @@ def add_adapters(model: "_native.Model", shape: ModelConfig, count: int) -> None
             model.set_adapter(f"adapter{index}", name, a.view(np.uint16), b.view(np.uint16), 1.0)
 
 
+def plain_reading(threads: int, megabytes: int = 1024) -> float:
+    """Bytes a second at which so many threads add up numbers that no cache holds; the best of five."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    numbers = torch.ones(megabytes * 2**18)
+    seconds = min(timed(numbers.sum) for _ in range(5))
+    torch.set_num_threads(before)
+    return numbers.nbytes / seconds
+
+
 def decoding(model: "_native.Model", adapters: list[str | None], tokens: int, beginning: int | None = None) -> float:
     """Tokens a second of a sequence for each adapter together, after a short text, or one that goes on `beginning`."""
     sequences = [model.create() if beginning is None else model.fork(beginning) for _ in adapters]
@@ -105,12 +119,18 @@ def after(model: "_native.Model", context: int) -> int:
 
 
 def main() -> None:
-    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="",
-                    activations="", context=4096)  # fmt: skip
-    shape = shape_of(given)
+    given = options(__doc__, model="", keep="", shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0,
+                    kernels="", activations="", context=4096)  # fmt: skip
     threads = given.threads or cores()
     engine = {"threads": threads, "kernels": given.kernels}
-    model = random_model(shape, given.bits, activations=given.activations, **engine)
+    if given.keep and not (Path(given.keep) / "run.json").is_file():
+        sys.exit(f"--keep {given.keep}: no run.json in it; give a run's folder, such as runs/nano")
+    if given.model:
+        opened = NativeEngine.load(Path(given.model), activations=given.activations, **engine)
+        shape, model = opened.config, opened.model
+    else:
+        shape = shape_of(given)
+        model = random_model(shape, given.bits, activations=given.activations, **engine)
     add_adapters(model, shape, BATCH)
     names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]
     none: list[str | None] = [None] * BATCH
@@ -124,15 +144,18 @@ def main() -> None:
         },
         given.repeats,
     )
-    alone = float(np.median(figures["one sequence"]))
+    alone, read = float(np.median(figures["one sequence"])), plain_reading(threads)
     detail = {
         "kernels": model.kernels, "threads": threads, "weights_mb": round(model.weight_bytes / 1e6, 1),
-        "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2), "repeated_pieces": model.repeated,
-        "shape": given.shape, "activations": given.activations or "int8", "layers": shape.n_layers,
+        "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2),
+        "read_gb_a_second_plain": round(read / 1e9, 2), "repeated_pieces": model.repeated,
+        "shape": given.model or given.shape, "activations": given.activations or "int8", "layers": shape.n_layers,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in detail.items()))
-    show("decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
-    long_contexts(shape, given, engine)
+    show("decode", "tokens/s", figures, limit=read / model.weight_bytes, limit_is="plain reading of the weights",
+         detail=detail, as_json=given.json, keep=given.keep)  # fmt: skip
+    if not given.model:
+        long_contexts(shape, given, engine)
 
 
 def long_contexts(shape: ModelConfig, given: argparse.Namespace, engine: dict[str, Any]) -> None:
