@@ -25,6 +25,8 @@ class Command:
     page: str
     line: int
     inline: bool = False
+    shortened: bool = False
+    """Whether the page leaves words out (…)."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {shlex.join(self.words)}"
@@ -60,6 +62,8 @@ def _fenced(page: Path) -> Iterator[Command]:
             if at <= skip:
                 continue
             text = line.strip()
+            if text.startswith("#"):
+                continue
             if prompted and not line.startswith("$ ") and not text.startswith("openafm "):
                 continue
             text = text.removeprefix("$ ")
@@ -68,9 +72,9 @@ def _fenced(page: Path) -> Iterator[Command]:
                 text = text[:-1] + lines[at].strip()
             if end := re.search(r"<<\s*'?(\w+)'?", text):  # a here-document: what follows is data
                 skip = next(i for i, later in enumerate(lines[at:], at) if later.strip() == end[1])
-            for part in _parts(text):
-                if prompted or _program(part) in PROGRAMS:
-                    yield Command(part, str(page.relative_to(ROOT)), start + at + 1)
+            if prompted or _program(tuple(text.split())) in PROGRAMS:
+                for part in _parts(text):
+                    yield Command(part, str(page.relative_to(ROOT)), start + at + 1, shortened="…" in text)
 
 
 def _parts(text: str) -> Iterator[tuple[str, ...]]:
@@ -78,7 +82,7 @@ def _parts(text: str) -> Iterator[tuple[str, ...]]:
     quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
     kept = quoted.sub(lambda found: found[0].replace("  ", "\0\0").replace("#", "\1"), text)
     kept = re.split(r"\s{2,}|\s#\s", kept)[0].replace("\0", " ").replace("\1", "#")
-    words = shlex.split(kept.replace("(", "\\(").replace(")", "\\)") if "'" not in kept else kept)
+    words = shlex.split(kept)
     part: list[str] = []
     for word in [*words, "&&"]:
         if word in ("&&", "|", ";"):
@@ -86,7 +90,7 @@ def _parts(text: str) -> Iterator[tuple[str, ...]]:
                 yield tuple(_without_redirects(part))
             part = []
         elif word not in ("...", "…"):
-            part.append(word)
+            part.append("openafm" if word.endswith("bin/openafm") else word)
 
 
 def _without_redirects(words: list[str]) -> Iterator[str]:
@@ -109,7 +113,8 @@ def _inline(page: Path) -> Iterator[Command]:
         if line.lstrip().startswith("```"):
             fenced = not fenced
         if not fenced:
-            for found in re.findall(r"`((?:openafm|torchrun) [^`]*)`", line):
-                text = found.replace("\\|", "|").replace("…", "...")
-                for part in _parts(text.replace("hf|peft|gguf|coreml", "hf")):
-                    yield Command(part, str(page.relative_to(ROOT)), number, inline=True)
+            for found in re.findall(r"`((?:openafm|torchrun|python|pytest|make|pip) [^`]*)`", line):
+                text = re.sub(r"[\[\]]", "", found.replace("\\|", "|").replace("hf|peft|gguf|coreml", "hf"))
+                text = found if found.startswith("pip") else text
+                for part in _parts(text):
+                    yield Command(part, str(page.relative_to(ROOT)), number, True, "…" in found)

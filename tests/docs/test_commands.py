@@ -19,6 +19,7 @@ from openafm.recipe import recipe as recipes
 
 ELSEWHERE = {
     "git": "the address of the repository is the reader's",
+    "bash": "the page's own script",
     "cd": "the shell's own",
     "source": "the shell's own",
     "mkdir": "the system's own",
@@ -36,7 +37,15 @@ ELSEWHERE = {
     "tensorboard": "a server of its own; its files are read back by tests/recipe/test_live.py",
 }
 """Programs that are not run and not parsed, and why."""
-PLACEHOLDERS = {"RECIPE": "nano", "N": "2", "KIND": "H100", "NAME": "palettize", "PORT": "8000", "STEP": "teacher"}
+PLACEHOLDERS = {
+    "RECIPE": "nano",
+    "CATALOGUE": "nano",
+    "N": "2",
+    "KIND": "H100",
+    "NAME": "palettize",
+    "PORT": "8000",
+    "STEP": "teacher",
+}
 """Words that stand for the reader's own, and a value to parse in their place."""
 LONG = {
     "run": "a run takes minutes to hours; the recipe, its steps and overrides are checked",
@@ -47,12 +56,13 @@ LONG = {
     "compress": "minutes, and needs the model it names; tests/recipe/test_fitting.py compresses one",
     "adapt": "minutes, and needs the model it names; tests/recipe/test_fitting.py adapts one",
     "serve": "a server; tests/serving has it on the loopback",
+    "evaluate": "minutes to hours; tests/evaluation has its parts",
     "bench": "minutes; the script and its options are checked",
     "extract": "needs the page it names; tests/test_cli.py has one",
     "chat": "talks; tests/end_to_end/test_tiny.py and tests/serving/test_chat.py talk to it",
 }
 """Verbs that are parsed only, and why."""
-SHORT = ("status", "why", "data", "report", "label", "export", "doctor", "evaluate")
+SHORT = ("status", "why", "data", "report", "label", "export", "doctor")
 """Verbs that are run where they are about a run that the tests have."""
 FOUND = [command for command in commands() if command.words]
 
@@ -121,11 +131,14 @@ def check_script(path: Path, words: list[str]) -> None:
     assert asked <= options, f"{path.name} has no --{', --'.join(sorted(asked - options))}"
 
 
-def check_torchrun(words: list[str]) -> None:
+def check_torchrun(words: list[str], inline: bool) -> None:
     from torch.distributed.run import get_args_parser
 
+    words = [PLACEHOLDERS.get(word, word) for word in words]
+    if inline and "-m" not in words:  # an option that the text speaks of
+        words += ["-m", "openafm", "run", "nano"]
+    get_args_parser().parse_args(words)
     at = words.index("-m")
-    get_args_parser().parse_args([*words[: at + 2], *words[at + 2 :]])
     assert words[at + 1] == "openafm"
     check_openafm(words[at + 2 :], False)
 
@@ -151,6 +164,8 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
+    if words == ["-c"]:  # the interpreter's own option, in running text
+        return
     if words[0].endswith(".py") and (ROOT / words[0]).is_file():
         check_script(ROOT / words[0], words[1:])
     else:  # a script that the page itself prints
@@ -158,7 +173,7 @@ def check_python(words: list[str]) -> None:
         assert any(f"> {words[0]}" in text for text in texts), f"no script {words[0]}"
 
 
-def check_curl(words: list[str]) -> None:
+def check_curl(words: list[str], shortened: bool) -> None:
     server = "".join(path.read_text() for path in sorted((ROOT / "src/openafm/serving").glob("*.py")))
     urls = [word for word in words if re.match(r"(https?://)?(localhost|127\.0\.0\.1)", word)]
     for url in urls:
@@ -167,7 +182,7 @@ def check_curl(words: list[str]) -> None:
     for option, body in pairwise(words):
         if option == "-d" and "…" not in body:
             json.loads(body)
-    assert urls or "…" in words or not words
+    assert urls or shortened
 
 
 def check(command: Command) -> None:
@@ -180,13 +195,13 @@ def check(command: Command) -> None:
         case "make":
             check_make(words)
         case "torchrun":
-            check_torchrun(words)
+            check_torchrun(words, command.inline)
         case "pip":
             check_pip(words)
         case "python" | "python3":
             check_python(words)
         case "curl":
-            check_curl(words)
+            check_curl(words, command.shortened)
         case "pytest":
             assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
         case "docker" | "srun":
@@ -194,7 +209,7 @@ def check(command: Command) -> None:
             inside = "torchrun" if program == "srun" else "openafm"
             if inside in words and "build" not in words:
                 rest = words[words.index(inside) + 1 :]
-                check_torchrun(rest) if program == "srun" else check_openafm(rest, False)
+                check_torchrun(rest, False) if program == "srun" else check_openafm(rest, False)
         case _:
             assert program in ELSEWHERE, f"{program} is neither checked nor in the list of exceptions"
 

@@ -80,11 +80,10 @@ def _tell(run: Path, record: dict[str, Any], console: Console) -> dict[str, Any]
 def _ended(run: Path, record: Mapping[str, Any], console: Console) -> int:
     """What became of the steps that were still to run."""
     for name in record["steps"]:
-        if read_manifest(run / name) is None:
-            error = partial(run, name) / "error.txt"
-            why = ""
-            if error.exists() and error.stat().st_mtime > record["started"]:
-                why = f": {error.read_text().strip().splitlines()[-1]}"
+        error = partial(run, name) / "error.txt"
+        failed = error.exists() and error.stat().st_mtime > record["started"]
+        if failed or read_manifest(run / name) is None:
+            why = f": {error.read_text().strip().splitlines()[-1]}" if failed else ""
             console.print(f"the run ended before {name} was done{why}", highlight=False, markup=False)
             return 1
     console.print(f"the run has ended: {len(record['steps'])} steps; openafm report {run}", highlight=False)

@@ -107,7 +107,6 @@ class Evaluated:
     label: str
     model: str
     row: Row
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -188,10 +187,7 @@ class Artifacts:
         steps = self.of("evaluate")
         found = [(step, read_row(step, self.folders[step]), self.input(step, "model") or step) for step in steps]
         names = Counter(row.model for _, row, _ in found)
-        return [
-            Evaluated(row.model if names[row.model] == 1 else step, model, row, self.folders[step])
-            for step, row, model in found
-        ]
+        return [Evaluated(row.model if names[row.model] == 1 else step, model, row) for step, row, model in found]
 
     def evaluation(self, model: str | None) -> Evaluated | None:
         """The evaluation of what step `model` made; where there are several, the last."""

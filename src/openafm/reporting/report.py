@@ -155,7 +155,7 @@ def gaps_of(folder: Path, run: Mapping[str, Any]) -> list[str]:
         error = scratch / "error.txt"
         if error.is_file():
             last = error.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no message"]
-            gaps.append(f"Step `{name}` failed: {last[0]} The traceback is in `{error.relative_to(folder)}`.")
+            gaps.append(f"Step `{name}` failed: {last[0]} (traceback: `{error.relative_to(folder)}`).")
         else:
             gaps.append(f"Step `{name}` was broken off, or is at work now.")
     if waiting := [name for name in missing if name not in begun]:
