@@ -97,7 +97,7 @@ def frame(name: str, record: Mapping[str, Any], height: int) -> RenderableType:
     waiting = [step for step, state in steps.items() if state["state"] == "waiting"]
     room = max(2, height - 8)
     before, after = over[-(room - min(len(waiting), room // 3)) :], waiting[: room // 3]
-    rows = Table(box=None, pad_edge=False, show_header=False)
+    rows = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     for column in ({"width": 1}, {"no_wrap": True}, {"justify": "right", "no_wrap": True}, {"no_wrap": True}):
         rows.add_column(**column)  # type: ignore[arg-type]
     for step in before:

@@ -209,15 +209,14 @@ def committee(artifacts: Artifacts) -> Iterator[Block]:
 def _rewards(artifacts: Artifacts) -> Iterator[Figure]:
     """Mean reward of what the members of each round are sampled to answer."""
     dots: dict[str, plots.Dot] = {}
-    steps = artifacts.of("rollouts")
-    for index, step in enumerate(steps, 1):
+    for step in artifacts.of("rollouts"):
         rewards: dict[str, list[float]] = {}
         for row in artifacts.lines(step, "rollouts.jsonl"):
             made = [completion["reward"] for completion in row["completions"]]
             rewards.setdefault(row["member"], []).append(sum(made) / len(made))
         for member, values in rewards.items():
             low, high = intervals.mean(values) if len(values) > 1 else (None, None)
-            dots[f"round {index}: {member}"] = plots.Dot(sum(values) / len(values), low, high)
+            dots[f"{step}: {member}"] = plots.Dot(sum(values) / len(values), low, high)
     if dots:
         alt = "; ".join(f"{name}: {dot.value:.2f}" for name, dot in dots.items())
         yield Figure(
@@ -242,8 +241,8 @@ def _lineage(artifacts: Artifacts, rounds: Sequence[tuple[str, str, dict[str, An
             read = {what: given["step"] for what, given in manifest.get("inputs", {}).items() if given["step"]}
             start = read.pop("model", read.pop("snapshots", "–"))
             learned = ", ".join(f"{what}: {where}" for what, where in read.items()) or "–"
-            shown = f"{name} (best)" if name == best else name
-            rows.append([f"round {index}: {shown}", made_by, str(manifest.get("stage", "–")), start, learned])
+            shown = f"{f'round {index}: ' if len(rounds) > 1 else ''}{name}{' (best)' if name == best else ''}"
+            rows.append([shown, made_by, str(manifest.get("stage", "–")), start, learned])
     return Table(
         "Lineage of the members: the step and stage that made each, the weights it began from, and what else it read.",
         ["member", "made by", "stage", "weights from", "read"], rows, 5,
