@@ -3,7 +3,7 @@ RECIPE ?= nano
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test setup lint bench coverage mutants lock sbom clean help
+.PHONY: run test setup lint docs bench coverage mutants lock sbom clean help
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 15 to 30 minutes, 1 GB)
@@ -20,6 +20,9 @@ lint: $(VENV)/.dev ## style, types, import layers and known vulnerabilities only
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@bash .ci/audit
+
+docs: $(VENV)/.dev ## the documentation as a site in build/docs/site (10 s, no network): make docs, then open its index.html
+	@$(BIN)/python docs/site/build.py
 
 setup: $(VENV)/.dev ## .venv with everything that run and test need (1 to 4 minutes, 2 GB)
 

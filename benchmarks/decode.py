@@ -1,20 +1,23 @@
 """Tokens a second of the native engine: decoding one sequence, a batch of 8 with 8 adapters, and prefill of 512 tokens;
-and with a `--context` of so many tokens (0: without), whose keys and values are in float16 or int8. The limit is what
-as many threads of torch read to sum a plain array.
+and with a `--context` of so many tokens (0: without), whose keys and values are in float16 or int8.
 
-Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits.
+Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits. Or
+`--model`, a run's step or a package. The limit is what as many threads of torch read to sum a plain array.
 Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
+Example: openafm bench decode --model runs/nano/recovery --keep runs/nano
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from harness import alternate, options, show, timed
-from openafm.engine import _native
+from openafm.engine import NativeEngine, _native
 from openafm.engine.package import EMBEDDING
 from openafm.files import cores
 from openafm.model import PRESETS, ModelConfig
@@ -124,12 +127,18 @@ def read_bandwidth(threads: int, size: int = 1 << 30) -> float:
 
 
 def main() -> None:
-    given = options(__doc__, shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0, kernels="",
-                    activations="", context=4096)  # fmt: skip
-    shape = shape_of(given)
+    given = options(__doc__, model="", keep="", shape="afm-on-device", bits=3.7, tokens=16, threads=0, layers=0,
+                    kernels="", activations="", context=4096)  # fmt: skip
     threads = given.threads or cores()
     engine = {"threads": threads, "kernels": given.kernels}
-    model = random_model(shape, given.bits, activations=given.activations, **engine)
+    if given.keep and not (Path(given.keep) / "run.json").is_file():
+        sys.exit(f"--keep {given.keep}: no run.json in it; give a run's folder, such as runs/nano")
+    if given.model:
+        opened = NativeEngine.load(Path(given.model), activations=given.activations, **engine)
+        shape, model = opened.config, opened.model
+    else:
+        shape = shape_of(given)
+        model = random_model(shape, given.bits, activations=given.activations, **engine)
     add_adapters(model, shape, BATCH)
     names: list[str | None] = [f"adapter{index}" for index in range(BATCH)]
     none: list[str | None] = [None] * BATCH
@@ -147,13 +156,15 @@ def main() -> None:
     limit, alone = (float(np.median(values)) for values in (figures.pop("limit"), figures["one sequence"]))
     detail = {
         "kernels": model.kernels, "threads": threads, "weights_mb": round(model.weight_bytes / 1e6, 1),
-        "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2), "repeated_pieces": model.repeated,
-        "shape": given.shape, "activations": given.activations or "int8", "layers": shape.n_layers,
+        "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2),
+        "read_gb_a_second_plain": round(limit * model.weight_bytes / 1e9, 2), "repeated_pieces": model.repeated,
+        "shape": given.model or given.shape, "activations": given.activations or "int8", "layers": shape.n_layers,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in detail.items()))
     detail["adapter_switch_ms"] = round(switching(model, "adapter0", "adapter1"), 3)
-    show("decode", "tokens/s", figures, limit=limit, limit_is="reading the weights", detail=detail, as_json=given.json)
-    if given.context:
+    show("decode", "tokens/s", figures, limit=limit, limit_is="reading the weights", detail=detail, as_json=given.json,
+         keep=given.keep)  # fmt: skip
+    if given.context and not given.model:
         long_contexts(shape, given, engine)
 
 

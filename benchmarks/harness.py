@@ -7,9 +7,12 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -67,10 +70,12 @@ def show(
     detail: dict[str, Any] | None = None,
     as_json: bool = False,
     better: str = "more",
+    keep: str = "",
 ) -> None:
     """Print medians, spread and ratios; the first contestant is ours, the others are peers.
 
-    `better` is "more" or "less"; ratios above 1 always mean that ours is ahead.
+    `better` is "more" or "less"; ratios above 1 always mean that ours is ahead. `keep` is the folder of a run whose
+    report is to show the result.
     """
     medians = {contestant: statistics.median(values) for contestant, values in figures.items()}
     ours_name = next(iter(figures))
@@ -86,7 +91,15 @@ def show(
         share = ours / limit if better == "more" else limit / ours
         table.add_row(f"limit: {limit_is}", f"{limit:,.4g}", "", "", f"{share:.0%} of it")
     Console().print(table)
+    peers = {contestant: value for contestant, value in medians.items() if contestant != ours_name}
+    line = {"name": name, "unit": unit, "ours": ours, "peers": peers, "limit": limit}
+    line |= {"detail": detail or {}, "machine": machine()}
     if as_json:
-        peers = {contestant: value for contestant, value in medians.items() if contestant != ours_name}
-        line = {"name": name, "unit": unit, "ours": ours, "peers": peers, "limit": limit}
-        print(json.dumps({**line, "detail": detail or {}, "machine": machine()}))
+        print(json.dumps(line))
+    if keep:
+        folder = Path(keep) / "benchmarks"
+        folder.mkdir(exist_ok=True)
+        command = shlex.join(["openafm", "bench", Path(sys.argv[0]).stem, *sys.argv[1:]])
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(line | {"figures": figures, "command": command}, indent=1) + "\n")
+        print(f"kept in {path}: `openafm report` shows it")

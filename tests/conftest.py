@@ -1,6 +1,8 @@
 """Small real objects that many tests share."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,15 @@ from openafm.model.muparam import initialise
 from openafm.stage import Context
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests that open a page."""
+    from tests.browser import opened
+
+    with opened() as found:
+        yield found
 
 
 @pytest.fixture
@@ -68,3 +79,13 @@ def token_shards(tmp_path: Path) -> Path:
             index["splits"][split][name] = {"tokens": tokens, "documents": 1, "bytes": 4 * tokens}
     (folder / "index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """The folder of a run of the recipe tiny, made once for all tests that read one; nobody changes it."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "openafm", "run", "tiny", "--runs-dir", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / "tiny"

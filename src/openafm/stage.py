@@ -6,7 +6,7 @@ rates differ between runs, so they go to `context.note` and stay outside the dig
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -59,6 +59,10 @@ def _silent(label: str, done: float, total: float | None) -> None:
     """Report progress to nobody (tests and library use)."""
 
 
+def _unseen(label: str, step: int, values: Mapping[str, float]) -> None:
+    """Show points of curves to nobody."""
+
+
 def _to_stderr(message: str) -> None:
     """Warn where no runner listens."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
@@ -81,6 +85,8 @@ class Context:
     parallelism: Parallelism = field(default_factory=Parallelism)
     shared: Path | None = None
     """Where processes under torchrun keep what they write together (checkpoints); alone it is `scratch`."""
+    log: Callable[[str, int, Mapping[str, float]], None] = _unseen
+    """`log(label, step, values)` shows a point of a curve to whoever looks on while the step runs."""
     notes: dict[str, Any] = field(default_factory=dict)
 
     def note(self, **measured: Any) -> None:

@@ -26,16 +26,14 @@ def digests(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def whole(tiny_run) -> Path:
+    """The folder of an unbroken run."""
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
-def whole(runs) -> Path:
-    """The folder of an unbroken run."""
-    done = openafm("run", "tiny", "--runs-dir", str(runs))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return runs / "tiny"
+def runs(whole) -> Path:
+    return whole.parent
 
 
 def test_every_step_leaves_an_artifact(whole):

@@ -3,10 +3,13 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
+from openafm.recipe import recipe
 
 HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x">{{ 7*7 }}'
 FLOWS = ("code", "math", "web")
@@ -78,6 +81,7 @@ def _learning(run):
         rows = [{"step": 6 * i, "tokens": 12_000 * i, "loss": y, "cross_entropy": y} for i, y in enumerate(curve)]
         _lines(run / step / "metrics.jsonl", rows)
         metrics[step] = {
+            "epochs": {"web": 0.8, "code": 1.7, "math": 2.5},
             "parameters": 2_800_000 if step == "teacher" else 1_050_000,
             "tokens": 480_000,
             "steps": 240,
@@ -130,6 +134,10 @@ def _aligning(run):
             for name in ("sft", "rejection", "dpo", "mdloo", "control")
         }
         _json(run / step / "committee.json", {"best": best, "members": members})
+    for step, members in (("rollouts", ("sft_best", "sft_last")), ("rollouts_2", ("dpo", HOSTILE))):
+        rows = [{"member": member, "completions": [{"reward": 0.1 * i + j} for j in range(2)]}
+                for i in range(8) for member in members]  # fmt: skip
+        _lines(run / step / "rollouts.jsonl", rows)
     _lines(run / "mdloo" / "iterations.jsonl",
            [{"iteration": i, "reward": 0.5 + 0.01 * i, "kl_reference": 0.1 * i} for i in range(6)])  # fmt: skip
     point = {"reward": 0.5, "best_of_n": _rate(30, 64), "single": _rate(20, 64)}
@@ -238,6 +246,7 @@ STAGES = {
     "rollouts": ("rollouts", "rollouts_2"),
     "recovery": ("recovery", "recovery_8"),
     "task_adapter": ("summariser",),
+    "ablation_table": ("table",),
 }
 INPUTS = {
     "masks": {"model": "teacher"},
@@ -248,7 +257,9 @@ INPUTS = {
     "scratch_continued": {"model": "scratch"},
     "long": {"model": "continued"},
     "reward": {"preferences.first": "preferences"},
+    "mdloo": {"model": "sft_best", "reward": "reward"},
     "committee": {"members.dpo": "dpo", "control": "sft_control"},
+    "committee_2": {"members.mdloo": "mdloo"},
     "compress": {"model": "committee/model"},
     "recovery": {"model": "committee", "package": "compress"},
 }
@@ -269,12 +280,24 @@ def run(tmp_path):
         **_aligning(folder),
         **_fitting(folder),
         **dict(_evaluations(folder)),
+        "table": {"shown": 1},
+        "coordinates": {"headline": "steepest slope"},
     }
+    ours = Path(__file__).parents[2] / "docs/results/ablations/lr-transfer/results.json"  # a real ablation's
+    measured = json.loads(ours.read_text())
+    _json(folder / "table" / "results.json", measured)
+    _json(folder / "coordinates" / "coordinates.json", measured["coordinates"])
+    configs = {"table": recipe.load("ablations/lr-transfer", []).steps["table"].config.model_dump()}
+    configs |= {step: {"mixture": {"web": 0.7, "code": 0.2, "math": 0.1}} for step in STAGES["pretrain"]}
+    figures = {"one sequence": [29.0, 30.0, 29.5], "prefill of 512": [210.0, 200.0, 205.0]}
+    detail = {"weights_mb": 1357.0, "read_gb_a_second_plain": 40.4}
+    decode = {"name": "decode", "unit": "tokens/s", "limit": 29.8, "figures": figures, "detail": detail, "machine": {}}
+    _json(folder / "benchmarks" / "decode.json", decode | {"command": "openafm bench decode --keep runs/nano"})
     for i, (step, found) in enumerate(metrics.items()):
         manifest = {
             "step": step,
             "stage": _stage(step),
-            "config": {"label_noise": 0.05},
+            "config": configs.get(step, {"label_noise": 0.05}),
             "inputs": {name: {"step": other, "digest": ""} for name, other in INPUTS.get(step, {}).items()}
             | ({"model": {"step": step.removeprefix("evaluate_"), "digest": ""}} if "evaluate" in step else {}),
             "metrics": found,
@@ -285,5 +308,8 @@ def run(tmp_path):
         _json(folder / step / "manifest.json", manifest)
     steps = [{"name": step, "stage": step, "inputs": {}, "planned_seconds": 12.0} for step in metrics]
     machine = {"system": "Linux", "python": "3.11", "cpu_count": 2}
-    _json(folder / "run.json", {"title": "nano", "machine": machine, "hardware": {"threads": 2}, "steps": steps})
+    _json(
+        folder / "run.json",
+        {"title": "nano", "command": ["nano"], "machine": machine, "hardware": {"threads": 2}, "steps": steps},
+    )
     return folder

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import expect
+from tests.browser import WAIT, needs_chromium, watched
 from tests.posttraining.conftest import examples, model  # noqa: F401
 from tests.serving.conftest import serving
-from tests.serving.test_page import WAIT, browser, needs_chromium, watched  # noqa: F401
 from typer.testing import CliRunner
 
 from openafm import jsonl
@@ -167,7 +167,7 @@ def test_twenty_pairs_by_keyboard_feed_a_reward_model(drawn, model, browser, tmp
 
 
 @needs_chromium
-def test_the_page_fits_a_phone_in_the_dark_and_shows_texts_as_they_are(browser, tmp_path):  # noqa: F811
+def test_the_page_fits_a_phone_in_the_dark_and_shows_texts_as_they_are(browser, tmp_path):
     hostile = "<img src=x onerror=alert(1)> " + "w" * 300
     pairs = [Pair("p", "t", [{"role": "system", "content": hostile}, *PAIRS[0].messages], (hostile, ""))]
     book, asked = Labels(tmp_path, "ada"), []

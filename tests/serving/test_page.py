@@ -3,51 +3,22 @@
 import random
 import re
 from importlib import resources
-from pathlib import Path
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from tests.browser import WAIT, needs_chromium, watched
 from tests.serving.conftest import listening
 from tests.serving.test_adapters import store_of
 
 from openafm.serving.opening import open_model
-
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-WAIT = 60_000
-needs_chromium = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM}: apt-get install chromium (.ci/setup dev does it)"
-)
 
 
 @pytest.fixture(scope="module")
 def server(run):
     with listening(open_model(run / "recovery")) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=WAIT)
-        yield browser
-        browser.close()
-
-
-def watched(browser, url, asked, **options):
-    """An opened page; all it asks for lands in `asked`, and what goes wrong in it."""
-    page = browser.new_context(**options).new_page()
-    page.set_default_timeout(WAIT)
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: asked.append(f"error {error}"))
-    page.on("console", lambda message: asked.append(f"console {message.text}"))
-    page.goto(url)
-    return page
 
 
 def ready(browser, server, **options):

@@ -23,6 +23,9 @@ def run(
         str | None,
         typer.Option(envvar="OPENAFM_CLUSTER", metavar="ADDRESS", help="Ray cluster for the data steps, or `local`."),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves of training for TensorBoard too, in RUN/tensorboard.")
+    ] = False,
 ) -> None:
     """Bring a recipe's run up to date; what is current is skipped.
 
@@ -38,16 +41,29 @@ def run(
 
             use_cluster(cluster)
         wanted = recipes.load(recipe, set_)
-        run_to_the_end(wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until)
+        run_to_the_end(
+            wanted, runs_dir, console, command=[recipe, *set_], only=only, start=from_, until=until,
+            tensorboard=tensorboard,
+        )  # fmt: skip
 
 
 @app.command()
-def status(run: Run, json_: AsJson = False) -> None:
-    """Show each step of a run: current, stale and why, planned and spent time.
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", help="Look on while it runs; Ctrl-C leaves it alone.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Show each step of a run: current, stale and why, planned and spent time; with --watch as it goes on.
 
-    Example: openafm status nano
+    Example: openafm status nano; openafm status nano --watch
     """
     with plain_errors():
+        if watch:
+            from openafm.recipe.watch import watch as look_on
+
+            if json_:
+                raise ValueError("--watch is for people: leave out --json")
+            raise typer.Exit(look_on(run_folder(run), terminal()))
         from openafm.recipe.status import of_run, table
 
         found = of_run(run_folder(run))

@@ -97,6 +97,7 @@ def mdloo(
         )  # fmt: skip
         curve += [{"iteration": k, **record} for record in records]
         iterations.append({"iteration": k, **facts, **moved(policy, pairs, rows, context.hardware)})
+        context.log("iterations", k + 1, iterations[-1])
     save_model(policy.model, context.out, tokenizer=model)
     write_curve(curve, context.out)
     jsonl.write(context.out / "iterations.jsonl", iterations)

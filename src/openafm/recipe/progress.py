@@ -1,20 +1,31 @@
 """Progress of a run: bars on a terminal, a line at most every ten seconds anywhere else."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from openafm.recipe.board import Board
+    from openafm.recipe.live import Live
 
 QUIET_SECONDS = 10.0
 """Between two lines when there is no terminal."""
 
 
 class Display:
-    """Two bars: the whole run in planned seconds, and what the current step reports."""
+    """Two bars: the whole run in planned seconds, and what the current step reports.
 
-    def __init__(self, console: Console, planned: dict[str, float]):
+    `live` and `board` are told the same, for who looks on from elsewhere.
+    """
+
+    def __init__(self, console: Console, planned: dict[str, float], board: "Board | None" = None):
         self.console = console
+        self.live: Live | None = None
+        self.board = board
         self.planned = {name: seconds or 1.0 for name, seconds in planned.items()}
         self.total = sum(self.planned.values())
         self.done, self.spent = 0.0, 0.0
@@ -38,15 +49,25 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bars.stop()
+        if self.board:
+            self.board.end()
+        if self.live:
+            self.live.close()
 
     def begin(self, name: str) -> None:
         """A step starts."""
         self.name, self.started = name, time.monotonic()
+        if self.live:
+            self.live.begin(name)
         self.bars.reset(self.part, description=name, total=None, visible=True, text="")
         self.report("", 0, None)
 
-    def end(self, name: str, seconds: float) -> None:
-        """A step is over, or was current (`seconds` 0)."""
+    def end(self, name: str, seconds: float, told: str = "") -> None:
+        """A step is over, or was current (`seconds` 0); `told` is what it says of itself."""
+        if self.live:
+            self.live.end(name, seconds, told)
+        if self.board:
+            self.board.end()
         self.done += self.planned[name]
         self.spent += seconds
         self.name = ""
@@ -55,6 +76,8 @@ class Display:
 
     def report(self, label: str, done: float, total: float | None) -> None:
         """What a step says of itself: `context.report`."""
+        if self.live:
+            self.live.report(label, done, total)
         seconds = time.monotonic() - self.started
         share = min(1.0, done / total) if total else min(1.0, seconds / self.planned.get(self.name, 1.0))
         completed = self.done + share * self.planned.get(self.name, 0.0)
@@ -66,6 +89,13 @@ class Display:
             self.console.print(
                 f"  {self.name}: {label}{counted}  [{completed / self.total:.0%} of the run]", markup=False
             )
+
+    def log(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """A point of a training curve: `context.log`."""
+        if self.live:
+            self.live.log(label, step, values)
+        if self.board:
+            self.board.log(self.name, label, step, values)
 
     def line(self, text: str) -> None:
         """A line that stays."""

@@ -24,7 +24,9 @@ from rich.console import Console
 
 from openafm.recipe import artifacts, processes
 from openafm.recipe.artifacts import Manifest
+from openafm.recipe.board import Board
 from openafm.recipe.estimate import ALMOST_FULL, announce, free_mb, missing_mb
+from openafm.recipe.live import Live
 from openafm.recipe.progress import Display, clock
 from openafm.recipe.recipe import Recipe, Step
 from openafm.recipe.status import State, blank_manifest, input_digests, inspect, read_settings, states
@@ -51,19 +53,22 @@ def run(
     start: str | None = None,
     until: str | None = None,
     hardware: Hardware | None = None,
+    tensorboard: bool = False,
     console: Console,
 ) -> list[State]:
     """Bring `runs_dir/recipe.name` up to date; how the steps asked for stood before.
 
     `start` (`--from`) redoes that step and its followers, `until` stops after a step, `only` runs one step on what is
     there. `command` is kept in run.json, so that `status` finds the recipe again. `hardware` replaces the probe at a
-    run's first start. Raises ValueError for unknown steps, RunError for what fails on the way.
+    run's first start, `tensorboard` writes event files. Raises ValueError for unknown steps, RunError for what fails on
+    the way.
     """
     selected = _selected(recipe, only, until)
     forced = recipe.followers(recipe.find(start).name) if start else set()
     folder = runs_dir / recipe.name
     planned = {step.name: step.seconds for step in selected}
-    with _disk_errors(folder, recipe), _lock(folder), Display(console, planned) as display:
+    board = Board(folder) if tensorboard else None
+    with _disk_errors(folder, recipe), _lock(folder), Display(console, planned, board) as display:
         settings = _open(folder, recipe, command, hardware, display)
         hardware = Hardware(**settings["hardware"])
         processes.settle(hardware)
@@ -71,7 +76,10 @@ def run(
             artifacts.publish(folder, name)
         if only:
             _warn_of_stale_inputs(folder, recipe, recipe.steps[only], hardware, display)
-        _announce(folder, recipe, selected, forced, settings, display)
+        if board:
+            display.line(f"tensorboard: curves of training go to {board.folder} (tensorboard --logdir {board.folder})")
+        waiting = _announce(folder, recipe, selected, forced, settings, display)
+        display.live = Live(folder, [(step.name, step.seconds, step.name not in waiting) for step in selected])
         found = [_bring_up(folder, recipe, step, hardware, step.name in forced, display) for step in selected]
         processes.announce(None, hardware)
         return found
@@ -86,13 +94,16 @@ def run_to_the_end(
     only: str | None = None,
     start: str | None = None,
     until: str | None = None,
+    tensorboard: bool = False,
 ) -> None:
     """`run`, then its ending: stage table, report, next commands (`openafm run`); under torchrun on rank 0."""
     if processes.join():
         processes.take_part(recipe, runs_dir / recipe.name)
         return processes.leave()
     started = time.monotonic()
-    before = run(recipe, runs_dir, command=command, only=only, start=start, until=until, console=console)
+    before = run(
+        recipe, runs_dir, command=command, only=only, start=start, until=until, tensorboard=tensorboard, console=console
+    )
     processes.leave()
     with _disk_errors(runs_dir / recipe.name, recipe):
         finish(runs_dir / recipe.name, recipe, before, time.monotonic() - started, console)
@@ -158,8 +169,8 @@ def _first_start(hardware: Hardware | None, display: Display) -> dict[str, Any]:
 
 def _announce(
     folder: Path, recipe: Recipe, selected: list[Step], forced: set[str], settings: dict[str, Any], display: Display
-) -> None:
-    """Say what the run will take."""
+) -> set[str]:
+    """Say what the run will take; the steps that are not current."""
     names = {step.name for step in selected}
     found = [
         replace(state, state="stale") if state.step.name in forced else state
@@ -168,6 +179,7 @@ def _announce(
     ]
     if said := announce(folder, recipe, found, settings):
         display.line(said)
+    return {state.step.name for state in found if state.state != "current"}
 
 
 def _warn_of_stale_inputs(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, display: Display) -> None:
@@ -204,7 +216,7 @@ def _bring_up(folder: Path, recipe: Recipe, step: Step, hardware: Hardware, forc
         raise
     except Exception as error:
         raise _failure(folder, recipe, step, error) from error
-    display.end(step.name, manifest.times["seconds"])
+    display.end(step.name, manifest.times["seconds"], _headline(manifest))
     display.line(_outcome(manifest))
     return state
 
@@ -226,6 +238,7 @@ def _execute(folder: Path, step: Step, hardware: Hardware, forced: bool, display
         display.report,
         lambda text: display.line(f"warning: {text}"),
         step.parallelism,
+        log=display.log,
     )
     processes.announce(step, hardware)
     display.begin(step.name)
@@ -322,16 +335,19 @@ def _is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def _headline(manifest: Manifest) -> str:
+    """What a step tells of itself first."""
+    headline = manifest.metrics.get("headline")
+    if headline is not None:
+        return str(headline)
+    plain = [(key, value) for key, value in manifest.metrics.items() if isinstance(value, int | float | str)]
+    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain[:4])
+
+
 def _outcome(manifest: Manifest) -> str:
     """One line on a finished step."""
-    headline = manifest.metrics.get("headline")
-    if headline is None:
-        plain = [(key, value) for key, value in manifest.metrics.items() if isinstance(value, int | float | str)]
-        headline = ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain[:4]
-        )
     planned = f" of {clock(manifest.planned_seconds)}" if manifest.planned_seconds else ""
-    return f"{manifest.step:<20} {clock(manifest.times['seconds'])}{planned}  {headline}"
+    return f"{manifest.step:<20} {clock(manifest.times['seconds'])}{planned}  {_headline(manifest)}"
 
 
 def _reset_peak_memory() -> None:

@@ -18,6 +18,8 @@ from openafm.scoring import intervals
 from openafm.stage import Config, Context, Metrics
 
 Row = dict[str, Any]
+Listed = tuple[list[str], list[list[str]], int]
+"""A table: headings, rows, and the column from which on there are numbers."""
 NAMES = {
     "bits_per_byte": "bits a byte", "top1": "top-1", "continuation": "continuations", "needle": "retrieval at depth",
     "loss_at": "nats at position", "end_loss": "end loss, nats", "sensitivity": "mean rise over the best, nats",
@@ -86,15 +88,17 @@ def ablation_table(
     rows: list[Row] = result["rows"]
     chosen = [row for row in rows if row["metrics"]]
     verdicts = [verdict(claim, chosen) for claim in config.claims]
-    parts = [f"# {config.title}", f"AFM: {config.reported}", *_tables(config, result, chosen), _claims(verdicts)]
+    parts = [f"# {config.title}", f"AFM: {config.reported}", seeds_of(result)]
+    tables = [arms_table(config, result, chosen), sweep_table(result), claims_table(verdicts)]
+    parts += ["\n".join(table(*found)) for found in tables if found]
     for name, arms in (config.panels or {"figure": result["arms"]}).items():
-        if drawn := _figure(config, result, arms):
+        if drawn := figure(config, result, arms):
             (context.out / f"{name}.svg").write_text(plots.standalone(drawn))
             parts.append(f"![{name}]({name}.svg)")
     checked = json.loads((coordinates / "coordinates.json").read_text()) if coordinates else None
     if checked:
-        (context.out / "coordinates.svg").write_text(plots.standalone(_movement(checked)))
-        parts += ["\n".join(_slopes(checked)), "![coordinate check](coordinates.svg)"]
+        (context.out / "coordinates.svg").write_text(plots.standalone(movement_figure(checked)))
+        parts += ["\n".join(table(*slopes_table(checked))), "![coordinate check](coordinates.svg)"]
     parts.append(f"A bigger run: {config.bigger}")
     (context.out / "table.md").write_text("\n\n".join(part for part in parts if part) + "\n")
     told = {
@@ -152,8 +156,14 @@ def _by_x(rows: Sequence[Row]) -> dict[float, list[Row]]:
     return found
 
 
-def _tables(config: AblationTableConfig, result: Mapping[str, Any], chosen: Sequence[Row]) -> list[str]:
-    """One line an arm, at its best x where there is one; then one line an arm and x."""
+def seeds_of(result: Mapping[str, Any]) -> str:
+    """What the values are means over."""
+    seeds = sorted({row["seed"] for row in result["rows"]})
+    return f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}), ± the 95% t interval of the mean."
+
+
+def arms_table(config: AblationTableConfig, result: Mapping[str, Any], chosen: Sequence[Row]) -> Listed:
+    """One line an arm, at its best x where there is one."""
     costs = any(row["teacher_flops"] for row in chosen)
     headings = ["arm", *(["best " + result["x"]] if result["x"] else []), *map(_heading, config.metrics)]
     headings += ["cost, student", "with teacher"] if costs else ["cost"]
@@ -167,16 +177,13 @@ def _tables(config: AblationTableConfig, result: Mapping[str, Any], chosen: Sequ
         spent += [_flops(group[0]["student_flops"] + group[0]["teacher_flops"])] if costs else []
         at = [f"{group[0]['x']:g}"] if result["x"] else []
         lines.append([arm, *at, *(_cell(group, metric) for metric in config.metrics), *spent])
-    seeds = sorted({row["seed"] for row in result["rows"]})
-    about = f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}), ± the 95% t interval of the mean."
-    parts = [about, "\n".join(table(headings, lines, 1))]
-    if result["x"]:
-        parts.append("\n".join(_sweep(config, result)))
-    return parts
+    return headings, lines, 1
 
 
-def _sweep(config: AblationTableConfig, result: Mapping[str, Any]) -> list[str]:
+def sweep_table(result: Mapping[str, Any]) -> Listed | None:
     """All values of x: the loss at the end of training, each seed's best x, and how many runs diverged."""
+    if not result["x"]:
+        return None
     xs = sorted({row["x"] for row in result["rows"]})
     lines = []
     for arm in result["arms"]:
@@ -185,7 +192,7 @@ def _sweep(config: AblationTableConfig, result: Mapping[str, Any]) -> list[str]:
         seeds = sorted({row["seed"] for group in by_x.values() for row in group})
         bests = [_best_x(by_x, seed) for seed in seeds]
         lines.append([arm, *cells, ", ".join(f"{best:g}" for best in bests if best is not None)])
-    return list(table(["end loss at " + result["x"], *(f"{x:g}" for x in xs), "best, each seed"], lines, 1))
+    return ["end loss at " + result["x"], *(f"{x:g}" for x in xs), "best, each seed"], lines, 1
 
 
 def _sweep_cell(group: Sequence[Row]) -> str:
@@ -216,9 +223,10 @@ def _cell(group: Sequence[Row], metric: str) -> str:
     return f"{told.value * scale:{form}}{half}{'%' if percent else ''}"
 
 
-def _claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
+def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> Listed | None:
+    """One line a claim: the difference, its interval over seeds, the verdict."""
     if not verdicts:
-        return ""
+        return None
     lines = []
     for v in verdicts:
         percent = v["metric"].startswith(PERCENT)
@@ -229,12 +237,12 @@ def _claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
             v["says"], f"{v['first']} - {v['second']}, {_heading(v['metric'])}",
             f"{v['difference'] * scale:{form}}{unit}{ends}", v["verdict"],
         ])  # fmt: skip
-    return "\n".join(table(["claim", "difference", "mean over seeds [95%]", "verdict"], lines, 2))
+    return ["claim", "difference", "mean over seeds [95%]", "verdict"], lines, 2
 
 
-def _figure(config: AblationTableConfig, result: Mapping[str, Any], arms: Sequence[str]) -> str:
+def figure(config: AblationTableConfig, result: Mapping[str, Any], arms: Sequence[str], name: str = "ablation") -> str:
     """Lines over x, or over positions, or a dot an arm; the interval over seeds beside each."""
-    name, alt = "ablation", f"{config.title}: {_heading(config.plot)}" if config.plot else config.title
+    alt = f"{config.title}: {_heading(config.plot)}" if config.plot else config.title
     groups = {arm: [row for row in result["rows"] if row["arm"] == arm] for arm in arms}
     if config.positions:
         curves = {arm: _positions(group, config.positions[0]) for arm, group in groups.items()}
@@ -286,7 +294,7 @@ def _middle(label: str) -> float:
     return sum(ends) / len(ends)
 
 
-def _slopes(checked: Mapping[str, Any]) -> list[str]:
+def slopes_table(checked: Mapping[str, Any]) -> Listed:
     """Slope of movement over width of each activation: the mean over seeds, and the lowest and highest of them."""
     kinds = checked["movement"]
     lines = []
@@ -294,10 +302,10 @@ def _slopes(checked: Mapping[str, Any]) -> list[str]:
         found = [kinds[kind][place] for kind in kinds]
         cells = [f"{row['slope']:+.2f} ({min(row['slopes']):+.2f} to {max(row['slopes']):+.2f})" for row in found]
         lines.append([place, *cells])
-    return list(table(["slope of movement over width", *kinds], lines, 1))
+    return ["slope of movement over width", *kinds], lines, 1
 
 
-def _movement(checked: Mapping[str, Any]) -> str:
+def movement_figure(checked: Mapping[str, Any], name: str = "coordinates") -> str:
     """How far the last activations move, over width, in each parametrisation."""
     places = list(next(iter(checked["movement"].values())))[-3:]
     curves = {
@@ -305,7 +313,7 @@ def _movement(checked: Mapping[str, Any]) -> str:
         for kind, rows in checked["movement"].items()
         for place in places
     }
-    drawn = plots.lines(curves, "width", "RMS change", name="coordinates", alt="movement over width", log=True)
+    drawn = plots.lines(curves, "width", "RMS change", name=name, alt="movement over width", log=True)
     return str(drawn)
 
 

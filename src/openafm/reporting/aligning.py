@@ -1,6 +1,6 @@
 """Chapters of the report on post-training: examples, the reward model, the committee."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from openafm.reporting import plots
@@ -17,6 +17,7 @@ from openafm.reporting.document import (
     percent,
     share_cell,
 )
+from openafm.scoring import intervals
 from openafm.synthesis.items import MAKERS
 
 
@@ -135,11 +136,11 @@ def _reward_model(artifacts: Artifacts, step: str, index: int, title: str) -> It
     ]
     headings = ["dimension", "right, %", "n", "always the commonest, %"]
     yield Table(f"{title}Grades (three each) on held-out answers, beside guessing the commonest.", headings, rows)
-    read = artifacts.manifests[step].get("inputs", {})
+    read = artifacts.manifest(step).get("inputs", {})
     pairs = [artifacts.input(step, name) for name in read if name.partition(".")[0] == "preferences"]
     programs = next((made for made in pairs if artifacts.metrics(made).get("mapping")), None)
     if mapping := artifacts.metrics(programs).get("mapping"):
-        noise = artifacts.manifests[str(programs)].get("config", {}).get("label_noise")
+        noise = artifacts.manifest(programs).get("config", {}).get("label_noise")
         told = f" Labels are swapped in {100 * noise:g}% of the training pairs, in no held-out pair." if noise else ""
         yield Text(f"Strengths come from independent programmatic checks, not from people: {mapping}.{told}")
     if bias := measured.get("length_bias", {}):
@@ -196,11 +197,56 @@ def committee(artifacts: Artifacts) -> Iterator[Block]:
             "on validation problems. The diamond is the control: SFT continued for as many optimizer steps.",
             plots.points(dots, "verified right, %", name="committee", alt=alt),
         )
+    yield from _rewards(artifacts)
     for step, best, members in rounds:
         yield from _round(artifacts, step, best, members)
+    yield _lineage(artifacts, rounds)
     yield from _methods(artifacts)
     yield _rollouts(artifacts)
     yield from _mdloo(artifacts)
+
+
+def _rewards(artifacts: Artifacts) -> Iterator[Figure]:
+    """Mean reward of what the members of each round are sampled to answer."""
+    dots: dict[str, plots.Dot] = {}
+    for step in artifacts.of("rollouts"):
+        rewards: dict[str, list[float]] = {}
+        for row in artifacts.lines(step, "rollouts.jsonl"):
+            made = [completion["reward"] for completion in row["completions"]]
+            rewards.setdefault(row["member"], []).append(sum(made) / len(made))
+        for member, values in rewards.items():
+            low, high = intervals.mean(values) if len(values) > 1 else (None, None)
+            dots[f"{step}: {member}"] = plots.Dot(sum(values) / len(values), low, high)
+    if dots:
+        alt = "; ".join(f"{name}: {dot.value:.2f}" for name, dot in dots.items())
+        yield Figure(
+            "Reward per committee round: mean reward of the answers sampled from each member on training problems, "
+            "with 95% t intervals over problems. Each round has a reward model of its own, so levels compare within a "
+            "round.",
+            plots.points(dots, "mean reward (the reward model's unit)", name="rewards", alt=alt),
+        )
+
+
+def _lineage(artifacts: Artifacts, rounds: Sequence[tuple[str, str, dict[str, Any]]]) -> Table:
+    """From which weights and data each member came."""
+    rows: Rows = []
+    for index, (step, best, members) in enumerate(rounds, 1):
+        for name in members:
+            made_by = artifacts.input(step, f"members.{name}") or (
+                artifacts.input(step, "control") if is_control(name) else None
+            )
+            if made_by is None or made_by not in artifacts.folders:
+                continue
+            manifest = artifacts.manifest(made_by)
+            read = {what: given["step"] for what, given in manifest.get("inputs", {}).items() if given["step"]}
+            start = read.pop("model", read.pop("snapshots", "–"))
+            learned = ", ".join(f"{what}: {where}" for what, where in read.items()) or "–"
+            shown = f"{f'round {index}: ' if len(rounds) > 1 else ''}{name}{' (best)' if name == best else ''}"
+            rows.append([shown, made_by, str(manifest.get("stage", "–")), start, learned])
+    return Table(
+        "Lineage of the members: the step and stage that made each, the weights it began from, and what else it read.",
+        ["member", "made by", "stage", "weights from", "read"], rows, 5,
+    )  # fmt: skip
 
 
 def _round(artifacts: Artifacts, step: str, best: str, members: dict[str, Any]) -> Iterator[Table]:
@@ -244,7 +290,7 @@ def _methods(artifacts: Artifacts) -> Iterator[Block]:
         rows: Rows = []
         for name, row in found.items():
             made_by = artifacts.input(step, f"members.{name}") or ""
-            seconds = artifacts.manifests.get(made_by, {}).get("times", {}).get("seconds") if artifacts.run else None
+            seconds = artifacts.manifest(made_by).get("times", {}).get("seconds") if artifacts.run else None
             rows.append(
                 [name, share_cell(row), share_cell(row.get("sampled")), number(row["n"]), number(row["tokens"], 1),
                  number(artifacts.metrics(made_by).get("steps")), number(seconds, 0), made_by or "–"]

@@ -113,7 +113,7 @@ def samples(artifacts: Artifacts) -> Iterator[Block]:
     answers: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for model in models:
         shown: set[str] = set()
-        for answer in Artifacts({"it": model.folder}).lines("it", "answers.jsonl"):
+        for answer in artifacts.lines(model.row.step, "answers.jsonl"):
             if answer["task"] not in shown:
                 shown.add(answer["task"])
                 sample = Sample(model.label, answer["answer"], answer["passed"])
@@ -133,8 +133,8 @@ def steps(artifacts: Artifacts) -> Iterator[Block]:
     for step in artifacts.folders:
         facts = artifacts.facts(step)[:4]
         told = artifacts.metrics(step).get("headline") or "; ".join(f"{name} {value}" for name, value in facts)
-        if artifacts.manifests[step].get("stage") != "report":
-            rows.append([step, str(artifacts.manifests[step].get("stage", "")), str(told)])
+        if artifacts.manifest(step).get("stage") != "report":
+            rows.append([step, str(artifacts.manifest(step).get("stage", "")), str(told)])
     yield Table("Every step that has run, with what it reports first.", ["step", "stage", "result"], rows, 3)
 
 
@@ -143,7 +143,7 @@ def times(artifacts: Artifacts) -> Iterator[Block]:
     sums: dict[str, dict[str, float]] = {}
     rows: Rows = []
     for step, planned, spent in times_of(artifacts):
-        manifest = artifacts.manifests[step]
+        manifest = artifacts.manifest(step)
         phase = next((name for name, stages in PHASES.items() if manifest.get("stage") in stages), "Other")
         total = sums.setdefault(phase, {"planned": 0.0, "spent": 0.0})
         total["planned"], total["spent"] = total["planned"] + planned, total["spent"] + spent
@@ -168,6 +168,7 @@ def environment(artifacts: Artifacts) -> Iterator[Block]:
     """The machine of the run's first start, and the versions that its steps noted."""
     if artifacts.run is None:
         return
+    artifacts.reads.append(("", "run.json"))
     parts = {name: artifacts.run.get(name, {}) for name in ("machine", "hardware", "probe")}
     rows: Rows = [[f"{part}: {name}", str(value)] for part, found in parts.items() for name, value in found.items()]
     rows += [[name, str(artifacts.run[name])] for name in ("recipe", "seed", "recipe_digest") if name in artifacts.run]

@@ -200,9 +200,40 @@ def tokenizer(artifacts: Artifacts) -> Iterator[Block]:
     )  # fmt: skip
 
 
+def mixture(artifacts: Artifacts) -> Iterator[Block]:
+    """What each pretraining stage reads: shares of the sources, and how often it reads them."""
+    read = {step: found for step in artifacts.of("pretrain") if (found := artifacts.metrics(step).get("epochs"))}
+    shares: dict[str, dict[str, float]] = {}
+    for step, epochs in read.items():
+        weights = artifacts.manifest(step).get("config", {}).get("mixture", {})
+        there = {source: weights.get(source, 0.0) for source in epochs}
+        whole = sum(there.values())
+        shares[step] = {source: 100 * weight / whole for source, weight in there.items()} if whole else {}
+    shares = {step: found for step, found in shares.items() if found}
+    sources = list(dict.fromkeys(source for found in shares.values() for source in found))
+    if shares:
+        ordered = {step: {s: found[s] for s in sources if s in found} for step, found in shares.items()}
+        alt = "; ".join(
+            f"{step}: " + ", ".join(f"{s} {v:.0f}%" for s, v in row.items()) for step, row in ordered.items()
+        )
+        yield Figure(
+            "What each pretraining stage reads: share of its tokens by source, as the recipe weighs them; sources that "
+            "this machine could not get leave their share to the others.",
+            plots.bars(ordered, "share of the stage's tokens, %", name="mixture", alt=alt),
+        )
+    yield Table(
+        "The same in numbers: share in percent, and in small print how often the stage reads that source's training "
+        "text (above 1 it is read again).", ["stage", "tokens", *sources],
+        [[step, number(artifacts.metrics(step).get("tokens")),
+          *(Cell(f"{row[s]:.1f}", f"{read[step][s]:.3g} times") if s in row else Cell("–") for s in sources)]
+         for step, row in shares.items()],
+    )  # fmt: skip
+
+
 CHAPTERS = (
     Chapter("Data funnel", ("extract",), funnel),
     Chapter("What the filters catch", ("clean",), recalls),
     Chapter("Quality by a model", ("quality",), quality),
     Chapter("Tokenizer", ("tokenizer",), tokenizer),
+    Chapter("Mixture", ("pretrain",), mixture),
 )

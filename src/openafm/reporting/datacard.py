@@ -127,7 +127,7 @@ def _decontamination(artifacts: Artifacts) -> Iterator[str]:
 def _mixtures(artifacts: Artifacts) -> Iterator[str]:
     rows = []
     for step in artifacts.of("pretrain"):
-        config: dict[str, Any] = artifacts.manifests[step].get("config", {})
+        config: dict[str, Any] = artifacts.manifest(step).get("config", {})
         weights = ", ".join(f"{name} {weight:g}" for name, weight in config.get("mixture", {}).items())
         read = artifacts.metrics(step).get("epochs", {})
         cap = config.get("max_epochs")

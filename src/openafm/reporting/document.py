@@ -7,7 +7,7 @@ knows a step's name. So a recipe may have any steps, in any number: two committe
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Table:
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     numbers_from: int = 1
+    source: str = ""
+    """The files it is read from and the command that makes them; `report.compose` fills it in."""
     kind: str = "table"
 
 
@@ -72,6 +74,7 @@ class Figure:
 
     caption: str
     svg: Markup
+    source: str = ""
     kind: str = "figure"
 
 
@@ -90,6 +93,7 @@ class Samples:
 
     caption: str
     items: Sequence[tuple[str, Sequence[Sample]]]
+    source: str = ""
     kind: str = "samples"
 
 
@@ -103,7 +107,6 @@ class Evaluated:
     label: str
     model: str
     row: Row
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class Artifacts:
     folders: dict[str, Path]
     run: dict[str, Any] | None = None
     """The run's own record (run.json); None inside step `report`, whose artifact holds no times and no machine."""
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What `openafm bench NAME --keep RUN` measured for this run, by file."""
+    reads: list[tuple[str, str]] = field(default_factory=list, compare=False, repr=False)
+    """Step and file of all that was read, in order: so a block knows what it was made of (`report.compose`)."""
 
     @classmethod
     def of_run(cls, folder: Path) -> "Artifacts":
@@ -120,7 +127,10 @@ class Artifacts:
         run = read_json(folder / "run.json") or {}
         there = {path.parent.name: path.parent for path in sorted(folder.glob("[!.]*/manifest.json"))}
         order = [step["name"] for step in run.get("steps", [])]
-        return cls({name: there[name] for name in [*order, *sorted(there.keys() - set(order))] if name in there}, run)
+        kept = {path.name: read_json(path) for path in sorted(folder.glob("benchmarks/*.json"))}
+        return cls(
+            {name: there[name] for name in [*order, *sorted(there.keys() - set(order))] if name in there}, run, kept
+        )
 
     @cached_property
     def manifests(self) -> dict[str, dict[str, Any]]:
@@ -136,9 +146,21 @@ class Artifacts:
         found = self.manifests[step].get("inputs", {}).get(name)
         return found["step"].partition("/")[0] if found else None
 
+    def path(self, step: str, name: str) -> Path:
+        """A file of the artifact."""
+        self.reads.append((step, name))
+        return self.folders[step] / name
+
+    def manifest(self, step: str | None) -> dict[str, Any]:
+        """The step's manifest; empty for no step."""
+        if step not in self.manifests:
+            return {}
+        self.reads.append((step, "manifest.json"))
+        return self.manifests[step]
+
     def metrics(self, step: str | None) -> dict[str, Any]:
         """What the step's stage returned; empty for no step."""
-        return self.manifests.get(step or "", {}).get("metrics") or {}
+        return self.manifest(step).get("metrics") or {}
 
     def facts(self, step: str) -> list[tuple[str, str]]:
         """The step's plain metrics, names and values as text; nested names are joined, lists left out."""
@@ -146,27 +168,32 @@ class Artifacts:
 
     def json(self, step: str, name: str) -> Any:
         """A JSON file of the artifact; None where it is absent."""
-        return read_json(self.folders[step] / name)
+        return read_json(self.path(step, name))
 
     def lines(self, step: str, name: str) -> list[dict[str, Any]]:
         """A JSONL file of the artifact; empty where it is absent."""
-        path = self.folders[step] / name
-        return jsonl.read(path) if path.is_file() else []
+        if not (self.folders[step] / name).is_file():
+            return []
+        return jsonl.read(self.path(step, name))
 
-    @cached_property
+    @property
     def evaluated(self) -> list[Evaluated]:
         """Every evaluated model, in the recipe's order; its step's name where two have the same."""
+        self.reads += [(model.row.step, "evaluation.json") for model in self._evaluated]
+        return self._evaluated
+
+    @cached_property
+    def _evaluated(self) -> list[Evaluated]:
         steps = self.of("evaluate")
         found = [(step, read_row(step, self.folders[step]), self.input(step, "model") or step) for step in steps]
         names = Counter(row.model for _, row, _ in found)
-        return [
-            Evaluated(row.model if names[row.model] == 1 else step, model, row, self.folders[step])
-            for step, row, model in found
-        ]
+        return [Evaluated(row.model if names[row.model] == 1 else step, model, row) for step, row, model in found]
 
     def evaluation(self, model: str | None) -> Evaluated | None:
         """The evaluation of what step `model` made; where there are several, the last."""
-        return next((e for e in reversed(self.evaluated) if e.model == model), None)
+        found = next((e for e in reversed(self._evaluated) if e.model == model), None)
+        self.reads += [(found.row.step, "evaluation.json")] if found else []
+        return found
 
 
 def last(steps: Sequence[str]) -> str | None:

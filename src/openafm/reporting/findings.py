@@ -183,7 +183,8 @@ def times_of(artifacts: Artifacts) -> list[tuple[str, float, float]]:
     """Each step with planned and spent wall-clock seconds; none where no times may be told."""
     return [
         (step, float(manifest.get("planned_seconds") or 0), float((manifest.get("times") or {}).get("seconds") or 0))
-        for step, manifest in (artifacts.manifests.items() if artifacts.run is not None else ())
+        for step in (artifacts.folders if artifacts.run is not None else ())
+        for manifest in [artifacts.manifest(step)]
     ]
 
 

@@ -81,7 +81,7 @@ def pruning(artifacts: Artifacts) -> Iterator[Block]:
 
 
 def _masks(artifacts: Artifacts, step: str, index: int) -> Figure:
-    tensors = load_file(artifacts.folders[step] / "masks.safetensors")
+    tensors = load_file(artifacts.path(step, "masks.safetensors"))
     kept, start = tensors["masks"] > 0, tensors["importance"]
     units = kept.shape[1]
     edges = np.linspace(0, units, min(48, units) + 1).round().astype(int)
@@ -125,7 +125,7 @@ def distilled_pairs(artifacts: Artifacts) -> list[tuple[str, str]]:
 def _continued_alike(artifacts: Artifacts, ours: str, theirs: str) -> tuple[str | None, str | None]:
     """The stages that train the two further with the same config."""
     after = [[s for s in artifacts.of("pretrain") if artifacts.input(s, "model") == one] for one in (ours, theirs)]
-    config = {step: artifacts.manifests[step].get("config") for steps in after for step in steps}
+    config = {step: artifacts.manifest(step).get("config") for steps in after for step in steps}
     return next(((a, b) for a in after[0] for b in after[1] if config[a] == config[b]), (None, None))
 
 
@@ -168,11 +168,11 @@ def distillation(artifacts: Artifacts) -> Iterator[Block]:
 def paired_difference(artifacts: Artifacts, ours: str, theirs: str, metric: str) -> Estimate | None:
     """Difference of two steps' models over the windows that both evaluations read; None where they read others."""
     first, second = artifacts.evaluation(ours), artifacts.evaluation(theirs)
-    return _difference(first, second, metric) if first and second else None
+    return _difference(artifacts, first, second, metric) if first and second else None
 
 
-def _difference(first: Evaluated, second: Evaluated, metric: str) -> Estimate | None:
-    ours, theirs = (read_windows(model.folder / "windows.jsonl") for model in (first, second))
+def _difference(artifacts: Artifacts, first: Evaluated, second: Evaluated, metric: str) -> Estimate | None:
+    ours, theirs = (read_windows(artifacts.path(model.row.step, "windows.jsonl")) for model in (first, second))
     if [(w.flow, w.tokens, w.bytes) for w in ours] != [(w.flow, w.tokens, w.bytes) for w in theirs]:
         return None
     if metric == "top1":

@@ -10,9 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from openafm.reporting.document import Block, Cell, Figure, Keys, Points, Samples, Section, Table, Text
 
 
-def render(title: str, sections: Sequence[Section], missing: Mapping[str, Sequence[str]], about: str = "") -> str:
-    """The whole report; sections whose stages have not run are named at its end."""
-    lines = [f"# {title}", "", about]
+def render(
+    title: str,
+    sections: Sequence[Section],
+    missing: Mapping[str, Sequence[str]],
+    about: str = "",
+    gaps: Sequence[str] = (),
+) -> str:
+    """The whole report, first what of the run is missing; sections whose stages have not run are named at its end."""
+    lines = [f"# {title}", "", _text(about)]
+    if gaps:
+        lines += ["", "**This run is not complete**", "", *(f"- {_text(gap)}" for gap in gaps)]
     part = ""
     for section in sections:
         if section.part != part:
@@ -42,6 +50,7 @@ def _block(block: Block) -> Iterator[str]:
             yield from (_text(block.caption), "")
             rows = [[_cell(cell) for cell in row] for row in block.rows]
             yield from table([_text(heading) for heading in block.headings], rows, block.numbers_from)
+            yield from ("", f"({_text(block.source)})") if block.source else ()
         case Figure():
             yield f"(Drawn in the report: {_text(block.caption)})"
         case Samples():

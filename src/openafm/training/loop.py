@@ -85,6 +85,7 @@ def train(
             watch.look(at.step, value, optimizer)
             if (at.step % log_every == 0 or at.step == len(batches)) and math.isfinite(value):
                 at.records.append(_record(at.step, at.tokens, value, metrics, optimizer))
+                context.log(label, at.step, at.records[-1])
             if at.step in snapshots and snapshot is not None:
                 devices.collect()
                 snapshot(at.step)
