@@ -134,7 +134,7 @@ def _aligning(run):
             for name in ("sft", "rejection", "dpo", "mdloo", "control")
         }
         _json(run / step / "committee.json", {"best": best, "members": members})
-    for step, members in (("rollouts", ("sft_best", "sft_last")), ("rollouts_2", ("dpo", HOSTILE))):
+    for step, members in (("rollouts", ("sft_best", "sft_last")), ("rollouts_2", ("dpo", "sft_best"))):
         rows = [{"member": member, "completions": [{"reward": 0.1 * i + j} for j in range(2)]}
                 for i in range(8) for member in members]  # fmt: skip
         _lines(run / step / "rollouts.jsonl", rows)
