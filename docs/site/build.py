@@ -30,7 +30,7 @@ def main() -> None:
     pages = copy_pages()
     modules = write_reference(SOURCE / "reference")
     config = yaml.safe_load((ROOT / "docs/site/mkdocs.yml").read_text(encoding="utf-8"))
-    config |= {"docs_dir": str(SOURCE), "site_dir": str(SITE)}
+    config |= {"docs_dir": SOURCE.name, "site_dir": SITE.name}  # beside the file: zensical takes no absolute paths
     config["nav"] = [*known(config["nav"]), {"Reference": modules}]
     unlisted = sorted(pages - set(listed(config["nav"])))
     if unlisted:

@@ -107,7 +107,7 @@ def check_openafm(words: list[str], inline: bool) -> None:
         recipes.load("fit", ["name=any", 'import.model="any"', *sets])
     elif verb == "plan":
         recipes.load(known_recipe(given["recipe"]), sets)
-        assert given["device"] in devices.DEVICES
+        assert given["device"].lower() in devices.DEVICES
     elif verb == "fetch":
         assert (ROOT / f"recipes/sources/{given['catalogue']}.yaml").is_file()
     elif verb == "bench":

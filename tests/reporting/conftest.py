@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
-from openafm.recipe import recipe
-
 HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x">{{ 7*7 }}'
+ROOT = Path(__file__).parents[2]
 FLOWS = ("code", "math", "web")
 
 
@@ -283,11 +283,13 @@ def run(tmp_path):
         "table": {"shown": 1},
         "coordinates": {"headline": "steepest slope"},
     }
-    ours = Path(__file__).parents[2] / "docs/results/ablations/lr-transfer/results.json"  # a real ablation's
+    ours = ROOT / "docs/results/ablations/lr-transfer/results.json"  # a real ablation's
     measured = json.loads(ours.read_text())
     _json(folder / "table" / "results.json", measured)
     _json(folder / "coordinates" / "coordinates.json", measured["coordinates"])
-    configs = {"table": recipe.load("ablations/lr-transfer", []).steps["table"].config.model_dump()}
+    configs = {
+        "table": yaml.safe_load((ROOT / "recipes/ablations/lr-transfer.yaml").read_text())["steps"]["table"]["with"]
+    }
     configs |= {step: {"mixture": {"web": 0.7, "code": 0.2, "math": 0.1}} for step in STAGES["pretrain"]}
     figures = {"one sequence": [29.0, 30.0, 29.5], "prefill of 512": [210.0, 200.0, 205.0]}
     detail = {"weights_mb": 1357.0, "read_gb_a_second_plain": 40.4}

@@ -179,7 +179,7 @@ class Artifacts:
     @property
     def evaluated(self) -> list[Evaluated]:
         """Every evaluated model, in the recipe's order; its step's name where two have the same."""
-        self.reads += [(model.row.step, "evaluation.json") for model in self._evaluated]
+        self.reads.extend((model.row.step, "evaluation.json") for model in self._evaluated)
         return self._evaluated
 
     @cached_property
@@ -192,7 +192,8 @@ class Artifacts:
     def evaluation(self, model: str | None) -> Evaluated | None:
         """The evaluation of what step `model` made; where there are several, the last."""
         found = next((e for e in reversed(self._evaluated) if e.model == model), None)
-        self.reads += [(found.row.step, "evaluation.json")] if found else []
+        if found:
+            self.reads.append((found.row.step, "evaluation.json"))
         return found
 
 
