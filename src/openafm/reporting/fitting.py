@@ -228,6 +228,12 @@ def tasks(artifacts: Artifacts) -> Iterator[Block]:
             f"ROUGE-L (F1, %) of {step} against the human summary on {number(metrics.get('rouge_n'))} test examples, "
             "with 95% bootstrap intervals; no source of the test is in training.", ["who writes", "ROUGE-L, %"], rows,
         )  # fmt: skip
+        if "score" in metrics:
+            yield Table(
+                f"{metrics['score']} on the same answers, by the task's own check.", ["who writes", "score, %"],
+                [[labels[k], _interval(metrics[f"score_{k}"], metrics[f"score_{k}_interval"], 1, 100)]
+                 for k in ("adapter", "parent")],
+            )  # fmt: skip
         names = {"reference": "human", "parent": "recovery adapter", "adapter": "task adapter"}
         items = [
             (f"Test example {i}", [Sample(label, str(a.get(key, ""))) for key, label in names.items()])

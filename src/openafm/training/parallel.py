@@ -51,7 +51,7 @@ def start() -> int:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend, number = "cpu:gloo,cuda:nccl" if cuda else "gloo", int(os.environ["RANK"])
         silent = timedelta(seconds=float(os.environ.get(SILENT, SILENT_SECONDS)))
-        distributed.init_process_group(backend, silent, store=_store(), rank=number, world_size=processes)
+        distributed.init_process_group(backend, timeout=silent, store=_store(), rank=number, world_size=processes)
     return processes
 
 
