@@ -97,7 +97,8 @@ def evaluate(wish: Wish, console: Console) -> Result:
                     judge_name=wish.judge,
                 )
             )
-        model.__dict__.pop("torch", None)  # its weights: the next model needs the room
+        for held in ("torch", "_writer"):  # its weights: the next model needs the room
+            model.__dict__.pop(held, None)
     extra = [winning.against(subjects[0], wish.judge)] if len(subjects) > 1 and wish.judge and not wish.only else []
     for task in extra:  # the first has nobody to win over
         sheets[0].missing[task.name] = "it is the opponent"

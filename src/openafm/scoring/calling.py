@@ -76,33 +76,33 @@ def _is(call: Call, name: str, allowed: Mapping[str, list[Any]], tool: Mapping[s
 def _fits(value: Any, allowed: Sequence[Any], parameter: Mapping[str, Any]) -> bool:
     """Whether an argument has its type and one of the allowed values."""
     kind = TYPES[parameter["type"]]
-    inner = TYPES[parameter["items"]["type"]] if parameter["type"] in ("array", "tuple") else None
+    inner = TYPES.get(parameter.get("items", {}).get("type")) if parameter["type"] in ("array", "tuple") else None
     if parameter["type"] == "float" and type(value) is int:
         value = float(value)
-    shown = next((type(one) for one in allowed if one != ""), None)
-    named = shown is not None and shown is not kind  # a variable is wanted, given as a value of another type
-    if type(value) is kind and inner is not None:
-        if not any(type(one) is not list or all(_of_kind(part, inner, one) for part in value) for one in allowed):
-            return type(value) is shown and value in allowed
-    elif type(value) is not kind and (shown is None or type(value) is not shown):
+    shown = _kind(allowed)
+    if type(value) is not kind:  # a variable may be wanted, which is of another type
+        return type(value) is shown and value in allowed
+    if inner is not None and not any(_all_of(value, inner, one) for one in allowed):
         return False
-    elif type(value) is not kind:
-        named = True
-    if named:
+    if shown not in (None, kind):
         return value in allowed
     if kind is dict:
         return _dict_fits(value, allowed)
     if kind is list and inner is dict:
-        return any(_dicts_fit(value, one) for one in allowed if isinstance(one, list))
-    if kind is str or kind is list:
-        return _plain(value) in [_plain(one) for one in allowed if one != "" or kind is str]
-    return value in allowed
+        return any(_dicts_fit(value, one) for one in allowed)
+    if kind is list:
+        return [_text(part) for part in value] in [[_text(part) for part in one] for one in allowed]
+    return _text(value) in [_text(one) for one in allowed]
 
 
-def _of_kind(part: Any, inner: type, allowed: Sequence[Any]) -> bool:
-    """Whether a list's entry has the entries' type, or that of the values allowed."""
-    shown = next((type(one) for one in allowed if one != ""), None)
-    return type(part) is inner or (shown is not None and type(part) is shown)
+def _kind(allowed: Sequence[Any]) -> type | None:
+    """The type of the allowed values; None where the argument can only be left out."""
+    return next((type(one) for one in allowed if one != ""), None)
+
+
+def _all_of(value: Sequence[Any], inner: type, allowed: Any) -> bool:
+    """Whether a list's entries have the entries' type, or that of the values allowed."""
+    return not isinstance(allowed, list) or all(type(part) in (inner, _kind(allowed)) for part in value)
 
 
 def _dicts_fit(values: Sequence[Any], allowed: Sequence[Any]) -> bool:
@@ -115,15 +115,13 @@ def _dicts_fit(values: Sequence[Any], allowed: Sequence[Any]) -> bool:
 def _dict_fits(value: Mapping[str, Any], allowed: Sequence[Any]) -> bool:
     """Whether every entry has one of the values allowed under its name, and none that is needed lacks."""
     return any(
-        all(key in one and _plain(part) in [_plain(value) for value in one[key]] for key, part in value.items())
+        all(key in one and _text(part) in [_text(value) for value in one[key]] for key, part in value.items())
         and all(key in value or "" in values for key, values in one.items())
         for one in allowed
         if isinstance(one, dict)
     )
 
 
-def _plain(value: Any) -> Any:
-    """A text without case, spaces and marks; of a list, its texts."""
-    if isinstance(value, str):
-        return _UNSEEN.sub("", value).lower().replace("'", '"')
-    return [_plain(part) if isinstance(part, str) else part for part in value] if isinstance(value, list) else value
+def _text(value: Any) -> Any:
+    """A text without case, spaces and marks; anything else as it is."""
+    return _UNSEEN.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value

@@ -65,7 +65,7 @@ def _files():
             "entry_point": f"f{i}",
             "test": f"def check(f):\n    assert f(1) == {i}\n",
         }
-        for i in range(6)
+        for i in range(12)
     ]
     lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode()  # noqa: E731
     return {

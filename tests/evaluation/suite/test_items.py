@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.evaluation.intervals import rate
@@ -35,6 +35,7 @@ def test_a_difference_is_taken_on_common_items_only_and_is_narrower_than_the_int
         difference(ours, [Item("", "other", 1.0)])
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(1, 9)), min_size=2, max_size=20))
 def test_a_model_does_not_differ_from_itself(rows):
     items = [Item("", str(i), top, bottom) for i, (top, bottom) in enumerate(rows)]

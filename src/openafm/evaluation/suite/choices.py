@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ _QUESTION = re.compile(
     r"(?:^|\n)Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: .*?The answer is \(([A-D])\)", re.S
 )
 _SENTENCE = re.compile(r"(?<=[.!?]) +(?=[A-Z\"'(])")
-BETTER_LOW = ("perplexity", "bits_per_byte", "brier", "error", "ter", "wer")
+PERPLEXITIES = {"bits_per_byte": "bits_per_byte", "word_perplexity": "bits_per_word"}
+"""Metrics whose samples are (log-likelihood, bytes or words), and what is made of them."""
 
 
 def mmlu(material: Material) -> list[dict[str, Any]]:
@@ -175,18 +177,30 @@ def run(lm: Any, task: str | dict[str, Any], limit: int | None, *, chat: bool = 
 
 
 def items(found: dict[str, Any]) -> Iterator[Item]:
-    """Each sample's metrics; a pair (log-probability, bytes) becomes bits of bytes."""
+    """Each sample's metrics, apart by task and by filter where there are several of those."""
     for name, samples in found["samples"].items():
-        several = len(found["samples"]) > 1
+        several, filters = len(found["samples"]) > 1, {sample["filter"] for sample in samples}
         for sample in samples:
             for metric in sample["metrics"]:
-                value = sample[metric]
-                part = f"{name}/{metric}" if several else metric
-                if isinstance(value, tuple | list):
-                    nats, size = value
-                    yield Item(part, f"{name}/{sample['doc_id']}", -nats / 0.6931471805599453, size)
-                elif isinstance(value, bool | int | float):
-                    yield Item(part, f"{name}/{sample['doc_id']}", float(value), 1.0, _shown(sample))
+                part, top, bottom = counted(metric, sample[metric])
+                if part:
+                    part = f"{part}, {sample['filter']}" if len(filters) > 1 else part
+                    part = f"{name}/{part}" if several else part
+                    yield Item(part, f"{name}/{sample['doc_id']}", top, bottom, _shown(sample))
+
+
+def counted(metric: str, value: Any) -> tuple[str, float, float]:
+    """A sample's metric as part, top and bottom; no part where it is of all samples together, or another says the same.
+
+    Log-likelihoods become bits of bytes or words, or nats an item.
+    """
+    if isinstance(value, tuple | list) and len(value) == 2 and metric in PERPLEXITIES:
+        return PERPLEXITIES[metric], -float(value[0]) / log(2), float(value[1])
+    if metric == "perplexity":
+        return "nats_per_item", -float(value), 1.0
+    if isinstance(value, bool | int | float) and metric != "byte_perplexity":
+        return metric, float(value), 1.0
+    return "", 0.0, 1.0
 
 
 def _shown(sample: dict[str, Any]) -> dict[str, Any]:

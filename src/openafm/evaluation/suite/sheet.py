@@ -28,10 +28,10 @@ def lines(tasks: Sequence[Task], sheets: Sequence[Sheet], differences: bool = Tr
             values = [_value(task, part, sheet, sheets[0] if differences and number else None)
                       for number, sheet in enumerate(sheets)]  # fmt: skip
             about = {"unit": task.unit, "better": task.better, "guess": task.guess}
-            if "bits_per_byte" in part:
+            if "bits_per_" in part:
                 about |= {"unit": "bits", "better": "lower"}
-            elif "perplexity" in part:
-                about |= {"unit": "", "better": "lower"}
+            elif "nats_per_item" in part:
+                about |= {"unit": "nats", "better": "lower"}
             found.append({"task": task.name, "part": part, "what": task.what, **about, "values": values})
     return found
 

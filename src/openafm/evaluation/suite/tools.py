@@ -28,13 +28,14 @@ TOKENS = 128
 
 def measure(subject: Subject, bench: Bench) -> Iterable[Item]:
     """Right or wrong for each question, by kind."""
-    files = {name.rpartition("/")[2]: (name, data) for name, data in bench.material.files("bfcl").items()}
+    files = bench.material.files("bfcl")
+    questions = {name.rpartition("/")[2]: name for name in files if "possible_answer" not in name}
     for kind in bench.context.track(KINDS, "tools"):
-        name, data = files[f"BFCL_v4_{kind}.json"]
-        rows = spread(jsonl.parse(data, name), bench.size.items)
+        name = questions[f"BFCL_v4_{kind}.json"]
+        rows = spread(jsonl.parse(files[name], name), bench.size.items)
         wanted = {}
         if kind != "irrelevance":
-            answers = bench.material.files("bfcl")[name.replace("/data/", "/data/possible_answer/")]
+            answers = files[name.replace("/data/", "/data/possible_answer/")]
             wanted = {row["id"]: row["ground_truth"] for row in jsonl.parse(answers, name)}
         for row, answer in zip(rows, _answers(subject, rows), strict=True):
             calls = toolcalls.parse(answer.text.replace('"parameters":', '"arguments":'))

@@ -13,6 +13,7 @@ from openafm.evaluation.suite.items import Item, NotMeasuredError
 from openafm.evaluation.suite.material import spread
 from openafm.evaluation.suite.subject import Subject
 from openafm.evaluation.suite.task import Bench, Size, Task
+from openafm.sampling.sampler import Sampler
 from openafm.scoring.judges import compare
 
 TOKENS = 160
@@ -21,16 +22,18 @@ NO_JUDGE = "it needs a judge: --judge MODEL (a folder, a package, or URL#MODEL o
 
 def reference(subject: Subject, bench: Bench) -> Iterable[Item]:
     """Wins over GPT-4's answers."""
+    judge = _judge(bench)
     answers = {row["question_id"]: row["choices"][0]["turns"][0] for row in bench.material.rows("mt_bench_answers")}
     rows = [row for row in bench.material.rows("mt_bench") if row["question_id"] in answers]
     rows = spread(rows, bench.size.items)
-    return _judged(bench, rows, _answers(subject, rows), [answers[row["question_id"]] for row in rows])
+    return _judged(judge, rows, _answers(subject, rows), [answers[row["question_id"]] for row in rows])
 
 
 def _against(other: Subject, subject: Subject, bench: Bench) -> Iterable[Item]:
     """Wins over another model."""
+    judge = _judge(bench)
     rows = spread(bench.material.rows("mt_bench"), bench.size.items)
-    return _judged(bench, rows, _answers(subject, rows), _answers(other, rows))
+    return _judged(judge, rows, _answers(subject, rows), _answers(other, rows))
 
 
 def against(other: Subject, judge: str) -> Task:
@@ -46,13 +49,16 @@ def _answers(subject: Subject, rows: list[dict[str, Any]]) -> list[str]:
     return [answer.text for (answer,) in subject.ask(chats, TOKENS)]
 
 
-def _judged(bench: Bench, rows: list[dict[str, Any]], ours: list[str], theirs: list[str]) -> Iterable[Item]:
+def _judge(bench: Bench) -> Sampler:
     if bench.judge is None:
         raise NotMeasuredError(NO_JUDGE)
-    bench.context.report("judging", 0, None)
+    return bench.judge
+
+
+def _judged(judge: Sampler, rows: list[dict[str, Any]], ours: list[str], theirs: list[str]) -> Iterable[Item]:
     asked = [row["turns"][0] for row in rows]
     for row, mine, other, verdict in zip(
-        rows, ours, theirs, compare(bench.judge, list(zip(asked, ours, theirs, strict=True))), strict=True
+        rows, ours, theirs, compare(judge, list(zip(asked, ours, theirs, strict=True))), strict=True
     ):
         name = str(row["question_id"])
         yield Item("wins", name, verdict.win, 1.0, {"asked": row["turns"][0], "ours": mine, "theirs": other})
