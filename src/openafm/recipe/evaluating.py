@@ -47,7 +47,6 @@ class Wish:
     """Ask without chat templates."""
     engine: Literal["torch", "native"] = "torch"
     cache: Path | None = None
-    catalogue: str = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def evaluate(wish: Wish, console: Console) -> Result:
         with Display(console, planned) as display:
             console.print(f"{model.name}: {len(own)} tasks", highlight=False, markup=False)
             listener = Listener(display.begin, display.end, display.report)
-            material = Material(wish.catalogue, cache, display.report)
+            material = Material(cache=cache, report=display.report)
             sheets.append(
                 run(
                     model,

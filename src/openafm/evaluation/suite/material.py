@@ -27,11 +27,11 @@ class Material:
 
     def __init__(
         self,
-        catalogue: str = CATALOGUE,
+        catalogue: str = "",
         cache: Path | None = None,
         report: Callable[[str, float, float | None], None] = lambda label, done, total: None,
     ):
-        found, self._root = load(catalogue)
+        found, self._root = load(catalogue or CATALOGUE)
         self._sources = {source.target: source for source in found.sources}
         self._cache, self._report = cache or default_cache(), report
         self._archives: dict[str, Archive] = {}
