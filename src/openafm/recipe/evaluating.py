@@ -4,6 +4,7 @@ import fnmatch
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from openafm.evaluation.suite.task import Task
 from openafm.files import default_cache
 from openafm.recipe.artifacts import verify
 from openafm.recipe.code import code_digest
-from openafm.recipe.progress import Display
+from openafm.recipe.progress import Display, clock
 from openafm.sampling.opening import open_sampler
 from openafm.sampling.sampler import Sampler
 from openafm.serving.opening import CONTINUES, RECOVERY, latest_model, name_of, stage_of
@@ -78,10 +79,8 @@ def evaluate(wish: Wish, console: Console) -> Result:
     sheets: list[Sheet] = []
     for number, model in enumerate(subjects):
         own = [*tasks, winning.against(subjects[0], wish.judge)] if number and wish.judge and not wish.only else tasks
-        planned = {task.name: 1.0 for task in own}
-        with Display(console, planned) as display:
-            console.print(f"{model.name}: {len(own)} tasks", highlight=False, markup=False)
-            listener = Listener(display.begin, display.end, display.report)
+        console.print(f"{model.name}: {len(own)} tasks of the suite {wish.suite}", highlight=False, markup=False)
+        with Display(console, {task.name: 1.0 for task in own}) as display:
             material = Material(cache=cache, report=display.report)
             sheets.append(
                 run(
@@ -91,7 +90,7 @@ def evaluate(wish: Wish, console: Console) -> Result:
                     material=material,
                     folder=cache / "evaluations",
                     code_of=code_digest,
-                    listener=listener,
+                    listener=Listener(display.begin, partial(_ended, display), display.report),
                     judge=judge,
                     judge_name=wish.judge,
                 )
@@ -102,6 +101,11 @@ def evaluate(wish: Wish, console: Console) -> Result:
     for task in extra:  # the first has nobody to win over
         sheets[0].missing[task.name] = "it is the opponent"
     return Result([*tasks, *extra], sheets)
+
+
+def _ended(display: Display, name: str, seconds: float, state: str) -> None:
+    display.end(name, seconds)
+    display.line(f"  {state:<12}  {clock(seconds):>6}  {name}")
 
 
 def subject(named: str, wish: Wish) -> Subject:

@@ -145,7 +145,7 @@ def local(name: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any], f
         path.write_text(text, encoding="utf-8")
     place = {
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
+        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}, "cache_dir": str(folder.resolve() / "arrow")},
         "test_split": "test",
     }
     return {"task": name, **place, "num_fewshot": 0, **settings}

@@ -77,10 +77,10 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who hears how far it is: `begin` and `end` of a task, and its own progress."""
+    """Who hears how far it is: of a task its begin, its own progress, and at its end what became of it."""
 
     begin: Callable[[str], None] = lambda name: None
-    end: Callable[[str, float], None] = lambda name, seconds: None
+    end: Callable[[str, float, str], None] = lambda name, seconds, state: None
     report: Callable[[str, float, float | None], None] = lambda label, done, total: None
 
 
@@ -103,19 +103,19 @@ def run(
     for task in tasks:
         size = task.nano if suite == "nano" else task.full
         listener.begin(task.name)
-        started, fresh = time.monotonic(), False
+        started, state = time.monotonic(), "kept"
         try:
             path = home / f"{task.name.replace('/', '-')}-{_key(task, size, material, code_of, judge_name)}.jsonl"
             if not path.exists():
-                fresh = True
+                state = "measured"
                 context = Context(out=home, scratch=folder / "harness", report=listener.report)
                 _keep(path, task.measure(subject, Bench(material, size, context, judge)))
             sheet.items[task.name] = _read(path)
         except NotMeasuredError as reason:
-            sheet.missing[task.name] = str(reason)
-        if fresh and task.name in sheet.items:
+            sheet.missing[task.name], state = str(reason), "not measured"
+        if state == "measured":
             sheet.seconds[task.name] = round(time.monotonic() - started, 1)
-        listener.end(task.name, sheet.seconds.get(task.name, 0.0))
+        listener.end(task.name, sheet.seconds.get(task.name, 0.0), state)
     about = {"name": subject.name, "path": str(subject.path.resolve()), "adapter": subject.adapter}
     (home / "model.json").write_text(json.dumps(about, indent=1) + "\n")
     return sheet
