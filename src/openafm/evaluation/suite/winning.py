@@ -39,7 +39,7 @@ def _against(other: Subject, subject: Subject, bench: Bench) -> Iterable[Item]:
 def against(other: Subject, judge: str) -> Task:
     """The task of winning over `other`, judged by `judge`."""
     measure = partial(_against, other)
-    measure.__module__ = __name__  # type: ignore[attr-defined]
+    measure.__module__ = __name__
     return Task(f"wins_over_{other.name}", "win rate, a judge's", measure, Size(20), Size(80), ("mt_bench",),
                 guess=0.5, version=f"{other.digest} {judge}")  # fmt: skip
 
