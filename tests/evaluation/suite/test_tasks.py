@@ -7,7 +7,7 @@ import torch
 
 from openafm.evaluation.suite import choices, directions, memory, problems, programs, safety, texts, tools
 from openafm.evaluation.suite import subject as subject_module
-from openafm.evaluation.suite.items import by_metric, estimate
+from openafm.evaluation.suite.items import NotMeasuredError, by_metric, estimate
 from openafm.evaluation.suite.material import spread
 from openafm.evaluation.suite.task import Size
 from openafm.sampling.sampler import Completion, prompt_tokens
@@ -159,7 +159,7 @@ def test_a_document_that_is_known_by_heart_is_found(world, token_shards, tmp_pat
     shutil.copytree(token_shards, run / "shards")
     index = json.loads((run / "shards" / "index.json").read_text())
     (run / "shards" / "index.json").write_text(json.dumps({**index, "vocab_size": subject.model.config.vocab_size}))
-    (run / "run.json").write_text("{}")
+    (run / "run.json").write_text(json.dumps({"steps": [{"name": "model", "stage": "pretrain"}]}))
 
     class Parrot(subject.__class__):
         def continue_tokens(self, prompts, max_tokens):
@@ -171,6 +171,9 @@ def test_a_document_that_is_known_by_heart_is_found(world, token_shards, tmp_pat
     items = by_metric(memory.extracted(Parrot(run / "model", "parrot"), bench(Size(3))))
     assert set(items) == {"train", "heldout"}
     assert [item.top for item in items["train"]] == [1.0]
+    (run / "run.json").write_text(json.dumps({"steps": [{"name": "model", "stage": "import_model"}]}))
+    with pytest.raises(NotMeasuredError, match="trained in no run here"):
+        memory.shards_of(Parrot(run / "model", "imported"))
 
 
 def test_refusals_are_counted_by_source(subject, bench):

@@ -46,13 +46,15 @@ def extracted(subject: Subject, bench: Bench) -> Iterable[Item]:
 
 
 def shards_of(subject: Subject) -> Path:
-    """Token shards of the run that a model came from. Raises NotMeasuredError where there are none."""
+    """Token shards that a run trained its models on. Raises NotMeasuredError where there are none, or the run imported
+    its model."""
     run = subject.path.resolve().parent
-    if (run / "run.json").exists():
+    steps = json.loads((run / "run.json").read_text()).get("steps", []) if (run / "run.json").exists() else []
+    if steps and not any(step["stage"] == "import_model" for step in steps):
         for index in sorted(run.glob("*/index.json")):
             if json.loads(index.read_text())["vocab_size"] == subject.model.config.vocab_size:
                 return index.parent
-    raise NotMeasuredError("the model is no step of a run with the token shards it was trained on")
+    raise NotMeasuredError("the model was trained in no run here: nobody can say on what")
 
 
 def _documents(shards: Path, split: str) -> tuple[np.ndarray, list[int]]:

@@ -6,6 +6,7 @@ its code. So a suite that was killed goes on with the task it was in, and what i
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -129,7 +130,7 @@ def _key(task: Task, size: Size, material: Material, code_of: Callable[[str], st
 
 def _keep(path: Path, items: Iterable[Item]) -> None:
     """Write a task's items, whole or not at all."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     jsonl.write(partial, map(asdict, items))
     partial.replace(path)
 
