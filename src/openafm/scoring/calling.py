@@ -32,10 +32,10 @@ def as_wanted(calls: Sequence[Call], wanted: Sequence[Mapping[str, Any]], tools:
     described, left = {tool["name"]: tool for tool in tools}, list(calls)
     for expected in wanted:
         ((name, arguments),) = expected.items()
-        found = next((call for call in left if _is(call, name, arguments, described[name])), None)
-        if found is None:
+        at = next((i for i, call in enumerate(left) if _is(call, name, arguments, described[name])), None)
+        if at is None:
             return False
-        left.remove(found)
+        del left[at]  # by place: 5 and 5.0 are equal, and not both may be wanted
     return True
 
 
