@@ -15,7 +15,7 @@ from openafm.training import hardware
 
 VERBS = [
     "run", "status", "why", "fetch", "import", "compress", "adapt", "chat", "serve", "label", "export", "report",
-    "bench", "doctor",
+    "bench", "doctor", "evaluate",
 ]  # fmt: skip
 TOYS = """
 from pathlib import Path

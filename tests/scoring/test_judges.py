@@ -1,8 +1,11 @@
+import pytest
+
 from openafm.model import ModelConfig, Transformer
 from openafm.model.checkpoint import save_model
 from openafm.model.muparam import initialise
-from openafm.sampling.sampler import TorchSampler
+from openafm.sampling.sampler import Completion, TorchSampler
 from openafm.scoring import judges
+from openafm.scoring.judges import Verdict, compare
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
 
 
@@ -39,3 +42,41 @@ def test_a_liking_for_a_place_cancels_out():
     assert [p.agreed for p in found] == [True, True, False]
     close = judges.prefer(Biased(), "Which?", ["t"], ["ab"], ["abc"])[0]
     assert close.margin == -1.0 and not close.agreed  # the place outweighs it: both orders say A
+
+
+class Judge:
+    """Prefers the answer with the most of a letter, or always the first."""
+
+    def __init__(self, rule, scores=True):
+        self.rule, self.scores = rule, scores
+
+    def _says_a(self, prompt):
+        _, _, rest = prompt[0]["content"].partition("Answer A: ")
+        a, _, b = rest.partition("\n\nAnswer B: ")
+        return self.rule(a, b.partition("\n\nReply")[0])
+
+    def score(self, prompts, options):
+        if not self.scores:
+            raise ValueError("an endpoint scores text prompts only")
+        return [[0.0, -1.0] if self._says_a(prompt) else [-1.0, 0.0] for prompt in prompts]
+
+    def sample(self, prompts, n=1, **settings):
+        return [[Completion("Answer A." if self._says_a(prompt) else "B")] for prompt in prompts]
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_judge_is_asked_in_both_orders(scores):
+    rows = [("q", "xx", "x"), ("q", "x", "xx"), ("q", "x", "xxx")]
+    fair = compare(Judge(lambda a, b: a.count("x") > b.count("x"), scores), rows)
+    assert [verdict.win for verdict in fair] == [1.0, 0.0, 0.0] and all(verdict.consistent for verdict in fair)
+    biased = compare(Judge(lambda a, b: True, scores), rows)
+    assert [verdict.win for verdict in biased] == [0.5] * 3 and not any(verdict.consistent for verdict in biased)
+
+
+def test_a_judge_that_says_neither_letter_makes_a_tie():
+    class Silent(Judge):
+        def sample(self, prompts, n=1, **settings):
+            return [[Completion("neither")] for _ in prompts]
+
+    (verdict,) = compare(Silent(lambda a, b: True, scores=False), [("q", "a", "b")])
+    assert verdict == Verdict(0.5, False)

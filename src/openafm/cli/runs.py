@@ -257,6 +257,57 @@ def serve(
 
 
 @app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Runs, steps, model folders or .afm packages; or PATH:ADAPTER.")],
+    suite: Annotated[
+        Literal["nano", "full"], typer.Option(help="nano: minutes for a small model; full: hours.")
+    ] = "nano",
+    against: Annotated[list[str], typer.Option(help="Further models, as if named after the first.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(metavar="TASK", help="Only tasks of this name or pattern.")] = [],  # noqa: B006
+    lm_eval: Annotated[
+        list[str], typer.Option(metavar="TASK", help="Tasks of the lm-evaluation-harness, or their YAML files.")
+    ] = [],  # noqa: B006
+    data: Annotated[
+        list[Path], typer.Option(help='JSONL of your own: {"question", "answer"}, with or without "choices".')
+    ] = [],  # noqa: B006
+    judge: Annotated[str, typer.Option(help="For win rates: a model as above, or URL#MODEL of a server.")] = "",
+    engine: Annotated[
+        Literal["torch", "native"], typer.Option(help="What writes answers; torch scores texts.")
+    ] = "torch",
+    plain: Annotated[bool, typer.Option("--plain", help="Ask without the chat template, as a base model is.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the table and every answer to.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="File to write the table to, as Markdown.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of data and results [default: ~/.cache/openafm].")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Measure models on a suite: one table, n and a 95% interval on every line; two or more are compared pairwise.
+
+    What was measured is kept by the model's digest; a killed evaluation goes on with the task it was in.
+
+    Example: openafm evaluate runs/device/import runs/device/recovery --suite nano
+    """
+    with plain_errors():
+        from rich.console import Console
+
+        from openafm.evaluation.suite import sheet
+        from openafm.recipe import evaluating
+
+        wish = evaluating.Wish(
+            [*models, *against], suite, only, lm_eval, data, judge, plain, engine, cache,
+        )  # fmt: skip
+        result = evaluating.evaluate(wish, Console(stderr=True) if json_ else terminal())
+        if out:
+            evaluating.write(result, out)
+        if markdown:
+            markdown.write_text(sheet.markdown(result.rows, result.sheets), encoding="utf-8")
+        if json_:
+            typer.echo(json.dumps(result.json()))
+            return
+        terminal().print(sheet.render(result.rows, result.sheets))
+        typer.echo("\n".join(sheet.reasons(result.sheets)))
+
+
+@app.command()
 def label(
     run: Run,
     labeller: Annotated[str, typer.Option(help="Who labels; each has a file and an order of the answers.")] = "me",

@@ -1,4 +1,4 @@
-"""Measure a model after a stage of the recipe (steps `evaluate_*`, `openafm evaluate MODEL`).
+"""Measure a model after a stage of the recipe (steps `evaluate_*`; `openafm evaluate` is `openafm.evaluation.suite`).
 
 Bits per byte and next-token top-1 accuracy on held-out text of every flow, accuracy on held-out verified problems,
 loss by position and needle retrieval for long contexts, a few samples: each value with its n and 95% interval, in

@@ -37,11 +37,25 @@ def retrieval(
     """
     found = {}
     for depth in depths:
-        rng = random.Random(f"{seed}/needle/{depth}")
-        asked = [_question(tokenizer, haystack, length, depth, rng) for _ in range(questions)]
-        right = sum(int(_scores(model, prompt, options).argmax()) == 0 for prompt, options in asked)
-        found[depth] = rate(right, questions)
+        right = answered(model, tokenizer, haystack, length=length, depth=depth, questions=questions, seed=seed)
+        found[depth] = rate(sum(right), questions)
     return found
+
+
+def answered(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    haystack: np.ndarray,
+    *,
+    length: int,
+    depth: float,
+    questions: int,
+    seed: int,
+) -> list[bool]:
+    """Whether the code is ranked first, of each question at one depth. Raises ValueError as `retrieval` does."""
+    rng = random.Random(f"{seed}/needle/{depth}")
+    asked = [_question(tokenizer, haystack, length, depth, rng) for _ in range(questions)]
+    return [int(_scores(model, prompt, options).argmax()) == 0 for prompt, options in asked]
 
 
 def _question(

@@ -52,7 +52,7 @@ class Opened:
 def open_model(folder: Path) -> Opened:
     """Load the best model in `folder`. Raises ValueError where there is none, or where it is damaged."""
     path = latest_model(folder)
-    return Opened(path, _name(folder), open_engine(path), _stage(path) not in CONTINUES, _short_calls(path))
+    return Opened(path, name_of(folder), open_engine(path), stage_of(path) not in CONTINUES, _short_calls(path))
 
 
 def latest_model(run: Path) -> Path:
@@ -84,7 +84,7 @@ def tokenizer_folder(found: Path) -> Path:
     return found if (found / "config.json").exists() else open_package(found).folder
 
 
-def _stage(folder: Path) -> str | None:
+def stage_of(folder: Path) -> str | None:
     """The stage that made a step's output; None for a folder that came from elsewhere."""
     path = folder / "manifest.json"
     return json.loads(path.read_text())["stage"] if path.exists() else None
@@ -104,7 +104,8 @@ def holds_model(folder: Path) -> bool:
     return find_package(folder) is not None or (folder / "model.safetensors").exists()
 
 
-def _name(folder: Path) -> str:
+def name_of(folder: Path) -> str:
+    """What a model is called: STEP of RUN as RUN-STEP, else the folder's name."""
     folder = folder.resolve()
     if folder.name == "model.afm":  # every package of a run is called so
         folder = folder.parent
