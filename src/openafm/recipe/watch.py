@@ -99,7 +99,7 @@ def frame(name: str, record: Mapping[str, Any], height: int) -> RenderableType:
     before, after = over[-(room - min(len(waiting), room // 3)) :], waiting[: room // 3]
     rows = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     for column in ({"width": 1}, {"no_wrap": True}, {"justify": "right", "no_wrap": True}, {"no_wrap": True}):
-        rows.add_column(**column)  # type: ignore[arg-type]
+        rows.add_column(**column)
     for step in before:
         rows.add_row(MARKS[steps[step]["state"]], step, _times(steps[step]), Text(steps[step]["told"]))
     parts: list[RenderableType] = [Text(f"{name}: {_sum(record)}", style="bold")]

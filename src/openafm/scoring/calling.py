@@ -75,7 +75,7 @@ def _is(call: Call, name: str, allowed: Mapping[str, list[Any]], tool: Mapping[s
 
 def _fits(value: Any, allowed: Sequence[Any], parameter: Mapping[str, Any]) -> bool:
     """Whether an argument has its type and one of the allowed values."""
-    kind = TYPES[parameter["type"]]
+    kind: Any = TYPES[parameter["type"]]
     inner = TYPES.get(parameter.get("items", {}).get("type")) if parameter["type"] in ("array", "tuple") else None
     if parameter["type"] == "float" and type(value) is int:
         value = float(value)

@@ -150,12 +150,12 @@ def _layouts(notice: Notice, rng: random.Random) -> Row:
     sender = notice.facts.get("other") or notice.facts.get("name") or "Reception"
     form = rng.randrange(3)
     if form == 0:
-        return Summaries(
-            mails=(Mail(sender=sender, date=f"{rng.choice(DAYS)[:3]}, {rng.randint(8, 18)}:05", body=notice.text),)
-        )
+        date = f"{rng.choice(DAYS)[:3]}, {rng.randint(8, 18)}:05"
+        return Summaries(mails=(Mail.model_validate({"from": sender, "date": date, "body": notice.text}),))
     if form == 1:
-        thanks = Said(sender="Me", text=rng.choice(("Thanks, noted.", "All right!", "Good to know.")))
-        return Summaries(chat=(Said(sender=sender, time=f"{rng.randint(8, 18)}:12", text=notice.text), thanks))
+        thanks = {"from": "Me", "text": rng.choice(("Thanks, noted.", "All right!", "Good to know."))}
+        said = {"from": sender, "time": f"{rng.randint(8, 18)}:12", "text": notice.text}
+        return Summaries(chat=(Said.model_validate(said), Said.model_validate(thanks)))
     return Summaries(text=notice.text)
 
 
