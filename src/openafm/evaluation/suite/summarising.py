@@ -6,12 +6,12 @@ loses the second.
 
 from collections.abc import Iterable
 
-from openafm.compression.rouge import rouge_l
 from openafm.evaluation.suite.items import Item
 from openafm.evaluation.suite.material import spread
 from openafm.evaluation.suite.subject import Subject
 from openafm.evaluation.suite.task import Bench, Size, Task
 from openafm.scoring.checks import faithful
+from openafm.scoring.rouge import rouge_l
 
 TOKENS = 48
 HOW = "Summarize this text in one short line.\n\n{}"
