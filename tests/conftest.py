@@ -58,7 +58,8 @@ def make_context(tmp_path):
     """Contexts with folders of their own."""
 
     def make(name):
-        (tmp_path / name / "out").mkdir(parents=True)
+        for folder in ("out", "scratch"):
+            (tmp_path / name / folder).mkdir(parents=True)
         return Context(tmp_path / name / "out", tmp_path / name / "scratch")
 
     return make

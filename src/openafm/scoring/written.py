@@ -22,7 +22,7 @@ NUMBER_WORDS = dict(
 )
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _NAME = re.compile(r"\b(?:[A-Z][\w'’-]*[a-z0-9]\w*|[A-Z]{2,}\w*|[a-z]+[A-Z]\w*)")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:\n]\s*|[\"“(]\s*)$")
+_SENTENCE_START = re.compile(r"(?:^|[.!?:;\n]\s*|[\"“(]\s*)$")
 CONTRACTION = re.compile(r"\b\w+(?:n['’]t|['’](?:m|re|ve|ll|d))\b|\b(?:it|that|there|he|she|what|let)['’]s\b", re.I)
 """Marks of casual writing; a possessive 's is none."""
 
@@ -109,8 +109,8 @@ def tone_score(example: Example, text: str) -> float:
 def reply_score(example: Example, text: str) -> float:
     """1 for a reply of 3 to `max_words` words that ends a sentence, or with a name, and invents nothing; else 0."""
     check, count = example["check"], len(text.split())
-    last = text.strip().rpartition("\n")[2]
-    whole = last.endswith((".", "!", "?", "…", ")")) or len(last.split()) <= 3
+    before, _, last = text.strip().rpartition("\n")
+    whole = last.endswith((".", "!", "?", "…", ")")) or (bool(before) and len(last.split()) <= 3)
     return float(3 <= count <= check["max_words"] and whole and not invented(check["source"], text))
 
 

@@ -44,6 +44,8 @@ def test_the_whole_suite_on_an_untrained_model(go, monkeypatch):
     for row in rows:
         (value,) = row["values"]
         if row["task"] not in sheet.missing:
+            if value["n"] == 1 and value["low"] is None:  # one item has no interval
+                continue
             assert value["n"] >= 1 and value["low"] <= value["value"] <= value["high"], row
             assert "[" in told(value, row["unit"])
     named = {(row["task"], row["part"]) for row in rows}
