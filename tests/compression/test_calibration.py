@@ -60,6 +60,15 @@ def test_a_projection_reads_what_the_changed_ones_before_it_give(world):
             model.get_submodule(name).weight.data *= 0.7
 
 
+def test_one_model_on_both_sides_is_read_as_two_equal_ones(world):
+    base, model = (load_model(world / "model").requires_grad_(False) for _ in range(2))
+    windows = read_windows(world / "shards", "train", 16, 200)
+    pairs = zip(readings(base, base, windows, Hardware()), readings(base, model, windows, Hardware()), strict=True)
+    for once, twice in pairs:
+        assert once.names == twice.names and torch.equal(once.gram, twice.gram)
+        assert not once.change.any() and not twice.change.any()
+
+
 def test_losses_and_divergence_by_definition(world):
     base, other = load_model(world / "model"), load_model(world / "model")
     other.model.layers[0].mlp.up_proj.weight.data *= 0.5

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from openafm.adapters.lora import load_adapter
 from openafm.adapters.store import AdapterStore
-from openafm.compression.calibration import compare, read_windows
-from openafm.compression.compress import CompressConfig, compress
+from openafm.compression.calibration import compare, read_windows, readings
+from openafm.compression.compress import CompressConfig, compress, sensitivities
+from openafm.compression.feedback import eliminate, palettize_with_feedback
 from openafm.compression.package import sizes, verify_package
 from openafm.compression.recovery import RecoveryConfig, recovery, regained, residual_adapter
 from openafm.compression.task_adapter import TaskAdapterConfig, lead_1, mean_loss, split, task_adapter
@@ -276,3 +278,21 @@ def test_bad_examples_name_the_line(recovered, tmp_path, make_context):
     with pytest.raises(ValueError, match=r"examples\.jsonl:2"):
         task_adapter(TASK, make_context("bad"), package=recovered[0], examples=tmp_path)
     assert np.isfinite(recovered[1]["kl_adapted"])
+
+
+def test_sensitivities_are_those_of_the_whole_model_run_anew(world, make_context):
+    model = load_model(world / "model").requires_grad_(False)
+    calibration, windows = (read_windows(world / "shards", split, 16, 200) for split in ("train", "heldout"))
+    groups = dict.fromkeys(model.linears(), 16)
+    found = sensitivities(model, calibration, windows, groups, make_context("sensitivities"))
+    log_p = F.log_softmax(model(windows.tokens[:, :-1]), -1)
+    for reading in readings(model, model, calibration, Hardware()):
+        for name in reading.names:
+            changed = load_model(world / "model").requires_grad_(False)
+            layer = changed.get_submodule(name)
+            packed = palettize_with_feedback(layer.weight, eliminate(reading.gram), 2, 16)
+            layer.weight.data = torch.from_numpy(packed.dequantize())
+            log_q = F.log_softmax(changed(windows.tokens[:, :-1]), -1)
+            kl = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()
+            assert found[name] == pytest.approx(float(kl), rel=1e-3, abs=1e-7)
+    assert found.keys() == set(model.linears())

@@ -1,8 +1,8 @@
 """What the steps `compress` and `recovery` measure on text: Gram matrices of activations, losses, divergences."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,8 +97,9 @@ def readings(base: Transformer, model: Transformer, windows: Windows, hardware: 
     """Walk through the blocks of `base` and `model` side by side, and yield what each projection reads.
 
     What the caller makes of the projections' weights in `model` before it asks for the next is what the next read, so
-    each can make up for those before it. Two blocks' inputs and one's activations are in memory, however deep the model
-    is. Forward passes are of the run's precision.
+    each can make up for those before it. Where both are one model, which then has to stay as it is, all is read at
+    once. Two blocks' inputs and one's activations are in memory, however deep the model is. Forward passes are of the
+    run's precision.
     """
     tokens = windows.tokens[:, :-1]
     rope = rope_angles(torch.arange(tokens.shape[1]), model.config.head_dim, model.config.rope_base)
@@ -109,13 +110,14 @@ def readings(base: Transformer, model: Transformer, windows: Windows, hardware: 
         for reader, names in READERS.items():
             sums = [torch.zeros(())] * 3
             for (theirs, _), x in zip(seen, lossy, strict=True):
-                ours, _ = _run(changed, (reader, *STREAMS.values()), x, rope, hardware)
+                ours = theirs if base is model else _seen_up_to(changed, reader, x, rope, hardware)
                 sums = [total + part for total, part in zip(sums, _products(reader, theirs, ours), strict=True)]
             gram, change, lack = (total / windows.predicted for total in sums)
             full = tuple(f"model.layers.{number}.{name}" for name in names)
             yield Reading(full, gram, change, lack if reader in STREAMS else None)
         exact = [out for _, out in seen]
-        lossy = [_run(changed, (), x, rope, hardware)[1] for x in lossy]
+        if base is not model:
+            lossy = [_run(changed, (), x, rope, hardware)[1] for x in lossy]
 
 
 def _run(
@@ -127,14 +129,38 @@ def _run(
     def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
         seen[name] = inputs[0].flatten(0, -2).float()
 
+    with _hooked(block, names, keep), autocast(hardware):
+        out = block(x, rope, None, None)
+    return seen, out
+
+
+class _ReachedError(Exception):
+    """Nothing that a block computes from here on is of use."""
+
+
+def _seen_up_to(block: Block, reader: str, x: Tensor, rope: Any, hardware: Hardware) -> dict[str, Tensor]:
+    """What `reader` and the norms before it read; the block computes no further."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+        seen[name] = inputs[0].flatten(0, -2).float()
+        if name == reader:
+            raise _ReachedError
+
+    with _hooked(block, (reader, *STREAMS.values()), keep), autocast(hardware), suppress(_ReachedError):
+        block(x, rope, None, None)
+    return seen
+
+
+@contextmanager
+def _hooked(block: Block, names: Sequence[str], keep: Callable[..., None]) -> Iterator[None]:
+    """Call `keep(name, module, inputs)` before each of the named parts computes."""
     handles = [block.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
     try:
-        with autocast(hardware):
-            out = block(x, rope, None, None)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return seen, out
 
 
 def _products(reader: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ embedding in int8. Block after block, each column's error is made up for by thos
 gone through the compressed blocks before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from math import log, prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from openafm.engine.package import EMBEDDING, FOLDER, Package
 from openafm.engine.packed import Palettized, stored_bits
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
+from openafm.model.transformer import Block, rope_angles
 from openafm.scoring import intervals
 from openafm.stage import Config, Context, Metrics
 from openafm.training.hardware import autocast
@@ -107,21 +108,31 @@ def sensitivities(
     In the run's precision: they are only compared with each other, and a model has hundreds of projections.
     """
     batches = windows.batches(model.config.vocab_size)
+    rope = rope_angles(torch.arange(windows.tokens.shape[1] - 1), model.config.head_dim, model.config.rope_base)
 
-    def log_probabilities(rows: Tensor) -> Tensor:
+    def log_probabilities(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+        """What the last `blocks` make of what the first of them reads."""
         with autocast(context.hardware):
-            return F.log_softmax(model(rows[:, :-1]).float(), -1)
+            for block in blocks:
+                x = block(x, rope, None, None)
+            return F.log_softmax(model.logits(model.model.norm(x)).float(), -1)
 
-    reference = [log_probabilities(rows) for rows in batches]
+    inputs = [model.model.embed_tokens(rows[:, :-1]) for rows in batches]
+    reference = [log_probabilities(x, model.blocks) for x in inputs]
     costs, linears = {}, model.linears()
-    for reading in context.track(readings(model, model, calibration, context.hardware), "sensitivity", steps(model)):
+    looks = readings(model, model, calibration, context.hardware)
+    for number, reading in enumerate(context.track(looks, "sensitivity", steps(model))):
+        layer, part = divmod(number, len(READERS))
+        if layer and not part:  # the blocks before the changed one always give the same
+            with autocast(context.hardware):
+                inputs = [model.blocks[layer - 1](x, rope, None, None) for x in inputs]
         elimination = eliminate(reading.gram)
         for name in reading.names:
             coarse = palettize_with_feedback(linears[name].weight, elimination, 2, groups[name]).dequantize()
             with replaced(model, name, torch.from_numpy(coarse)):
                 total = sum(
-                    float(F.kl_div(log_probabilities(rows), log_p, log_target=True, reduction="sum"))
-                    for rows, log_p in zip(batches, reference, strict=True)
+                    float(F.kl_div(log_probabilities(x, model.blocks[layer:]), log_p, log_target=True, reduction="sum"))
+                    for x, log_p in zip(inputs, reference, strict=True)
                 )
             costs[name] = total / windows.predicted
     return costs
