@@ -1,5 +1,6 @@
 """Tokens a second of the native engine: decoding one sequence, a batch of 8 with 8 adapters, and prefill of 512 tokens;
-and with a long context, whose keys and values are in float16 or int8.
+and with a `--context` of so many tokens (0: without), whose keys and values are in float16 or int8. The limit is what
+as many threads read of a plain array.
 
 Random weights in the shape of a preset; `bits` over all projections, 4-bit layers with every so many at 2 bits.
 Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
@@ -7,6 +8,7 @@ Example: openafm bench decode --shape afm-on-device --bits 3.7 --json
 
 import argparse
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -96,12 +98,33 @@ def prefilling(model: "_native.Model", count: int) -> float:
     return count / seconds
 
 
+def switching(model: "_native.Model", names: list[str | None], tokens: int = 16) -> float:
+    """Milliseconds that a token takes longer when each names another adapter than the one before: medians."""
+
+    def median(alternating: bool) -> float:
+        sequence, sampler, seconds = model.create(), _native.Sampler(temperature=0.0), []
+        for number in range(tokens):
+            name = names[number % 2 if alternating else 0]
+            seconds.append(timed(lambda name=name: model.choose([sequence], [[7]], [name], [sampler])))
+        model.release(sequence)
+        return float(np.median(seconds))
+
+    return 1000 * (median(True) - median(False))
+
+
 def after(model: "_native.Model", context: int) -> int:
     """A sequence of so many tokens."""
     sequence = model.create()
     for start in range(0, context, _native.MAX_TOKENS):
         model.logits([sequence], [list(range(1, min(context - start, _native.MAX_TOKENS) + 1))], [None])
     return sequence
+
+
+def read_bandwidth(threads: int, size: int = 1 << 30) -> float:
+    """Bytes a second that so many threads read of `size` bytes: the limit of decoding one sequence."""
+    parts = [np.ones(size // threads, np.uint8) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        return size / timed(lambda: list(pool.map(_native.read_all, parts)))
 
 
 def main() -> None:
@@ -121,18 +144,21 @@ def main() -> None:
             "batch of 8": lambda: decoding(model, none, given.tokens),
             "batch of 8, 8 adapters": lambda: decoding(model, names, given.tokens),
             "prefill of 512": lambda: prefilling(model, PREFILL),
+            "limit": lambda: read_bandwidth(threads) / model.weight_bytes,
         },
         given.repeats,
     )
-    alone = float(np.median(figures["one sequence"]))
+    limit, alone = (float(np.median(values)) for values in (figures.pop("limit"), figures["one sequence"]))
     detail = {
         "kernels": model.kernels, "threads": threads, "weights_mb": round(model.weight_bytes / 1e6, 1),
         "read_gb_a_second": round(alone * model.weight_bytes / 1e9, 2), "repeated_pieces": model.repeated,
         "shape": given.shape, "activations": given.activations or "int8", "layers": shape.n_layers,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in detail.items()))
-    show("decode", "tokens/s", figures, limit=None, detail=detail, as_json=given.json)
-    long_contexts(shape, given, engine)
+    detail["adapter_switch_ms"] = round(switching(model, names[:2]), 3)
+    show("decode", "tokens/s", figures, limit=limit, limit_is="reading the weights", detail=detail, as_json=given.json)
+    if given.context:
+        long_contexts(shape, given, engine)
 
 
 def long_contexts(shape: ModelConfig, given: argparse.Namespace, engine: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """`openafm serve` under load: tokens a second, first token and pauses between tokens, at 1 to 64 clients.
 
-Each client sends one streamed chat after another, to one of `--adapters` models in turn. `--peer URL` measures another
-server of OpenAI's protocol in turn with ours, in the same run; start it before, with the same threads and model size.
+Each client sends one streamed chat after another, each to a model drawn from so many of `--adapters` (1,4 measures one
+and four), of `--registered` that the server knows; 0 registers none beyond the package's. `--llama-server FILE` runs
+llama.cpp's server in turn with ours: `--base` quantized to `--kind` by its own quantizer, the same adapters as GGUF,
+the same threads, a slot a client.
 Example: openafm bench serving --model runs/device/recovery --clients 1,8,16 --json
 """
 
@@ -10,20 +12,29 @@ import asyncio
 import json
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import gguf
 import httpx
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from harness import machine, options
+from openafm.engine.package import Package, open_package
+from openafm.files import cores
+from openafm.serving.exporting import RECOVERY, export
+from openafm.serving.gguf_export import llama_order, tensor_name
 
 
 @dataclass
@@ -51,21 +62,30 @@ QUANTILES = (("p50", 0.5), ("p99", 0.99))
 
 def main() -> None:
     given = options(
-        __doc__, model="runs/device/recovery", clients="1,4,16,64", adapters=1, words=48, tokens=48, peer="",
-        peer_model="",
+        __doc__, model="runs/device/recovery", clients="1,4,16,64", adapters="1", registered=0, words=48, tokens=48,
+        llama_server="", base="runs/device/import", kind="q4_1",
     )  # fmt: skip
-    levels = [int(count) for count in given.clients.split(",")]
+    levels, counts = ([int(count) for count in text.split(",")] for text in (given.clients, given.adapters))
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
-    with ours(given, max(levels)) as url:
-        servers = {"ours": (url, models_of(url)[: given.adapters])}
-        if given.peer:
-            servers["peer"] = (given.peer, [given.peer_model])
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        registered = Path(folder) / "adapters"
+        register(Path(given.model), registered, given.registered)
+        more = ["--adapters", str(registered), "--in-memory", str(max(counts))] if given.registered else []
+        url = running.enter_context(ours(given, max(levels), more))
+        names = models_of(url)
+        if max(counts) > len(names):
+            raise ValueError(f"--adapters {max(counts)}: the server has {len(names)} models; see --registered")
+        servers = {f"ours, {count} adapters": (url, [{"model": name} for name in names[-count:]]) for count in counts}
+        if given.llama_server:
+            url = running.enter_context(theirs(given, Path(folder), max(levels), max(counts)))
+            loras = [{"lora": [{"id": number, "scale": 1.0}]} for number in range(max(counts))]
+            servers |= {f"llama-server, {count} adapters": (url, loras[:count]) for count in counts}
         for round_number in range(given.repeats + 1):
-            for count in levels:
+            for level in levels:
                 for name, (where, models) in servers.items():
-                    load = asyncio.run(measure(where, models, count, given, seed=round_number))
+                    load = asyncio.run(measure(where, models, level, given, seed=round_number))
                     if round_number:  # the first one warms up
-                        rows.setdefault((name, count), []).append(load.line())
+                        rows.setdefault((name, level), []).append(load.line())
     medians = {
         key: {figure: statistics.median(line[figure] for line in lines) for figure in lines[0]}
         for key, lines in rows.items()
@@ -74,6 +94,63 @@ def main() -> None:
     if given.json:
         found = [{"server": name, "clients": count, **line} for (name, count), line in medians.items()]
         print(json.dumps({"benchmark": "serving", "rows": found, "machine": machine()}))
+
+
+def register(model: Path, folder: Path, count: int) -> None:
+    """So many adapters of equal content in `folder`, links of the package's recovery adapter."""
+    source = open_package(model).folder / "adapters" / RECOVERY
+    for number in range(count):
+        (folder / f"task-{number:04d}").mkdir(parents=True)
+        for file in source.iterdir():
+            (folder / f"task-{number:04d}" / file.name).hardlink_to(file)
+
+
+@contextmanager
+def theirs(given: argparse.Namespace, folder: Path, slots: int, adapters: int) -> Iterator[str]:
+    """llama.cpp's server of the base with so many adapters on a free port."""
+    import llama_cpp_decode  # its packages are needed for the peer only
+
+    source, lora = folder / "f16.gguf", folder / "lora.gguf"
+    export(Path(given.base), source, "gguf", None, "f16")
+    weights = llama_cpp_decode.quantized(source, given.kind)
+    write_lora(open_package(Path(given.model)), lora)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [given.llama_server, "-m", str(weights), "--port", str(port), "--threads", str(cores()), "--parallel",
+               str(slots), "--ctx-size", str(slots * 512), "--no-webui", "--log-disable", "--lora-init-without-apply",
+               "--lora", ",".join([str(lora)] * adapters)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            while server.poll() is None:
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                        break
+                time.sleep(0.2)
+            else:
+                raise ValueError(f"{given.llama_server} ended with {server.returncode}; run {' '.join(command)}")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+def write_lora(package: Package, path: Path) -> None:
+    """The package's recovery adapter as llama.cpp loads one."""
+    adapter, config = package.adapters.load(RECOVERY), package.config
+    writer = gguf.GGUFWriter(path, "qwen3" if config.qk_norm else "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", adapter.alpha)
+    for key, tensor in adapter.state.items():
+        layer, _, half = key.rpartition(".")
+        values = tensor.numpy().astype(np.float16)
+        if half == "lora_b":
+            values = llama_order(f"{layer}.weight", values, config)
+        writer.add_tensor(f"{tensor_name(f'{layer}.weight')}.{half}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def show(medians: dict[tuple[str, int], dict[str, float]]) -> None:
@@ -106,28 +183,32 @@ def models_of(url: str) -> list[str]:
     return [model["id"] for model in httpx.get(f"{url}/models").json()["data"]]
 
 
-async def measure(url: str, models: list[str], clients: int, given: argparse.Namespace, seed: int) -> Load:
+async def measure(url: str, models: list[dict[str, Any]], clients: int, given: argparse.Namespace, seed: int) -> Load:
     """Let so many clients ask at once, each twice."""
     load = Load()
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(timeout=600, limits=limits) as http:
         started = time.perf_counter()
-        await asyncio.gather(
-            *(client(http, url, models[i % len(models)], given, load, seed, i) for i in range(clients))
-        )
+        await asyncio.gather(*(client(http, url, models, given, load, seed, i) for i in range(clients)))
         load.seconds = time.perf_counter() - started
     return load
 
 
 async def client(
-    http: httpx.AsyncClient, url: str, model: str, given: argparse.Namespace, load: Load, seed: int, number: int
+    http: httpx.AsyncClient,
+    url: str,
+    models: list[dict[str, Any]],
+    given: argparse.Namespace,
+    load: Load,
+    seed: int,
+    number: int,
 ) -> None:
-    """Two chats one after another, of words that nobody else sends."""
+    """Two chats one after another, of words that nobody else sends; `models` are a request's fields that name one."""
     draw = random.Random(1000 * seed + number)
     for _ in range(2):
         words = " ".join("".join(draw.choices("aeioustrn", k=5)) for _ in range(given.words))
         body = {
-            "model": model, "messages": [{"role": "user", "content": words}], "max_tokens": given.tokens,
+            **draw.choice(models), "messages": [{"role": "user", "content": words}], "max_tokens": given.tokens,
             "temperature": 1.0, "seed": draw.randrange(2**31), "stream": True,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
