@@ -27,11 +27,15 @@ from openafm.model import ModelConfig
 from openafm.serving.exporting import export
 from openafm.serving.gguf_export import add_shape, tensor_name
 
+SILENCE = llama_cpp.llama_log_callback(lambda *_: None)
+"""llama.cpp tells of every tensor otherwise."""
+
 
 def main() -> None:
     given = options(__doc__, shape="afm-on-device", bits=3.7, model="", kinds="q4_0,q4_k_m", tokens=16, prefill=512,
                     threads=0, layers=0, kernels="")  # fmt: skip
     threads = given.threads or cores()
+    llama_cpp.llama_log_set(SILENCE, ctypes.c_void_p(0))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "f16.gguf"
         if given.model:

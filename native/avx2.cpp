@@ -1,5 +1,5 @@
 // AVX2 with FMA and F16C: a tile's 16 rows of 4 columns are two registers. Without vpdpbusd, signed products come from
-// |w| times sign(a, w), whose pairs fit 16 bits. Compiled twice: avxvnni.cpp has vpdpbusd in these registers.
+// |w| times sign(a, w), or |a| times sign(w, a), whose pairs fit 16 bits. Compiled twice: avxvnni.cpp has vpdpbusd in these registers.
 #include "kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && (!defined(OPENAFM_VNNI) || defined(__AVXVNNI__))
@@ -95,7 +95,7 @@ struct Lanes {
     return whole(_mm256_xor_si256(x.a, top), _mm256_xor_si256(x.b, top));
   }
   static I start(const int32_t* sum) { return {_mm256_set1_epi32(*sum), _mm256_set1_epi32(*sum)}; }
-  static I dot(I s, const W& w, const int8_t* p) {
+  template <int Bits, int N> static I dot(I s, const W& w, const int8_t* p) {
     const __m256i a = broadcast(p);
     return {_mm256_dpbusd_avx_epi32(s.a, w.a, a), _mm256_dpbusd_avx_epi32(s.b, w.b, a)};
   }
@@ -103,13 +103,18 @@ struct Lanes {
   static W whole(__m256i a, __m256i b) { return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)}; }
   static W signed_bytes(B x) { return whole(x.a, x.b); }
   static I start(const int32_t*) { return nothing(); }
-  static __m256i dot(__m256i s, __m256i w, __m256i size, __m256i a) {
-    const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(a, w));
+  static __m256i add_pairs(__m256i s, __m256i pairs) {
     return _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  static I dot(I s, const W& w, const int8_t* p) {
+  template <int Bits, int N> static I dot(I s, const W& w, const int8_t* p) {
     const __m256i a = broadcast(p);
-    return {dot(s.a, w.a, w.c, a), dot(s.b, w.b, w.d, a)};
+    if constexpr (Bits < 8 && N <= 2) {  // one |a| for both registers is cheaper than two |w|; tables have no -128
+      const __m256i size = _mm256_abs_epi8(a);
+      return {add_pairs(s.a, _mm256_maddubs_epi16(size, _mm256_sign_epi8(w.a, a))),
+              add_pairs(s.b, _mm256_maddubs_epi16(size, _mm256_sign_epi8(w.b, a)))};
+    }
+    return {add_pairs(s.a, _mm256_maddubs_epi16(w.c, _mm256_sign_epi8(a, w.a))),
+            add_pairs(s.b, _mm256_maddubs_epi16(w.d, _mm256_sign_epi8(a, w.b)))};
   }
 #endif
   static __m256i broadcast(const int8_t* p) {

@@ -71,7 +71,7 @@ struct Lanes {
   static W signed_bytes(B b) { return _mm512_xor_si512(b, _mm512_set1_epi8(-128)); }
   static I start(const int32_t* sum) { return _mm512_set1_epi32(*sum); }
   static I nothing() { return _mm512_setzero_si512(); }
-  static I dot(I sum, W w, const int8_t* a) {
+  template <int Bits, int N> static I dot(I sum, W w, const int8_t* a) {
     int32_t four;
     __builtin_memcpy(&four, a, 4);
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));

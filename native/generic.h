@@ -49,7 +49,7 @@ inline void multiply(const Lanes::T& table, B codes, const int8_t*& a, I* even, 
     const W w = weights<Bits, Shift>(table, codes);
     constexpr bool second = N <= Lanes::kSplit && (Shift / Bits) % 2 == 1;  // two chains hide the latency
     for (int i = 0; i < N; i++) {
-      (second ? odd : even)[i] = Lanes::dot((second ? odd : even)[i], w, a + 4 * i);
+      (second ? odd : even)[i] = Lanes::template dot<Bits, N>((second ? odd : even)[i], w, a + 4 * i);
     }
     a += 4 * N;
     multiply<Bits, N, Shift + Bits>(table, codes, a, even, odd);

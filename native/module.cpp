@@ -8,9 +8,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
-#include <functional>
-#include <numeric>
 
 #include "model.h"
 #include "palettize.h"
@@ -57,19 +54,6 @@ std::vector<Request> requests_of(const std::vector<int>& sequences, const std::v
 template <class T> nb::object owned(T* data, std::initializer_list<size_t> shape) {
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
-}
-
-// Reads all of it once and does as good as nothing with it: what a benchmark takes for the memory's own speed.
-uint64_t read_all(Array<uint8_t, 1> bytes) {
-  nb::gil_scoped_release release;
-  constexpr size_t lanes = 16;
-  uint64_t sums[lanes] = {}, words[lanes];
-  for (size_t i = 0; i + sizeof words <= bytes.shape(0); i += sizeof words) {
-    __builtin_prefetch(bytes.data() + i + 4096);
-    std::memcpy(words, bytes.data() + i, sizeof words);
-    for (size_t lane = 0; lane < lanes; lane++) sums[lane] ^= words[lane];
-  }
-  return std::accumulate(sums, sums + lanes, uint64_t{0}, std::bit_xor<>());
 }
 
 nb::object logits_of(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
@@ -182,7 +166,6 @@ NB_MODULE(_native, m) {
   m.attr("MAX_TOKENS") = kMaxTokens;
   m.attr("MAX_RANK") = kMaxRank;
   m.def("available_kernels", &available_kernels, "Kernels that this processor runs, the best first.");
-  m.def("read_all", &read_all, "The bytes' words combined by exclusive or; the rest below 128 bytes is not read.");
   m.def("best_means", &means_of, "Means (groups, k) of the runs that the values (groups, n) are best cut into.");
   m.def("nearest", &nearest_of, "How many edges of its group are at most each value.");
   nb::class_<Sampler>(m, "Sampler")

@@ -74,7 +74,7 @@ struct Lanes {
   }
   static I start(const int32_t*) { return nothing(); }
   static I nothing() { return {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}; }
-  static I dot(I s, const W& w, const int8_t* p) {
+  template <int Bits, int N> static I dot(I s, const W& w, const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four));

@@ -116,7 +116,7 @@ struct Lanes {
   }
   static I start(const int32_t*) { return nothing(); }
   static I nothing() { return {}; }
-  static I dot(I sum, const W& w, const int8_t* a) {
+  template <int Bits, int N> static I dot(I sum, const W& w, const int8_t* a) {
     for (int i = 0; i < 16; i++) {
       for (int k = 0; k < 4; k++) sum.v[i] += w.v[4 * i + k] * a[k];
     }

@@ -4,6 +4,10 @@
 
 namespace openafm {
 
+// What follows a token that the draft itself takes for less likely than one half is seldom taken. That token stays in
+// the proposal: left out by what was drawn, the answer's distribution would shift.
+constexpr float kUnsure = -0.6931472f;
+
 Proposal draft(Model& model, Request request, Sampler& sampler, size_t count) {
   const size_t vocabulary = model.shape().vocabulary;
   Proposal proposal;
@@ -11,13 +15,14 @@ Proposal draft(Model& model, Request request, Sampler& sampler, size_t count) {
     if (model.cache().at(request.sequence).length + request.tokens.size() > model.shape().max_length) break;
     size_t wanted = 0;
     float* logits = model.step({request}, false, wanted);
-    const int token = sampler.choose(model.kernels(), logits, vocabulary, nullptr).token;
-    proposal.tokens.push_back(token);
+    const Choice choice = sampler.choose(model.kernels(), logits, vocabulary, nullptr);
+    proposal.tokens.push_back(choice.token);
     if (sampler.sampling().temperature > 0.0f) {
       proposal.chances.resize(proposal.tokens.size() * vocabulary);
       sampler.spread(model.kernels(), logits, vocabulary, proposal.chances.data() + proposal.chances.size() - vocabulary);
     }
-    request.tokens = {token};
+    if (choice.logprob < kUnsure) break;
+    request.tokens = {choice.token};
   }
   return proposal;
 }

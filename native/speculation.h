@@ -19,7 +19,7 @@ struct Proposal {
   }
 };
 
-// Up to `count` tokens that the model draws after `request`; fewer where its context ends.
+// Up to `count` tokens that the model draws after `request`; fewer where its context ends or it becomes unsure.
 Proposal draft(Model& model, Request request, Sampler& sampler, size_t count);
 
 // A step over the request's tokens and the proposed ones; what the sampler takes: the proposed tokens up to the first

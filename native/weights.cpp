@@ -19,22 +19,24 @@ size_t tile_bytes(Kind kind, size_t columns, size_t padded) {
   __builtin_unreachable();
 }
 
+// std::nearbyintf of what is small, without a call.
+inline float nearest(float x) { return x + 12582912.0f - 12582912.0f; }
+
 // The scale that rounds a table's values to int8 with the least squared error, each value counted as often as it is
 // used. Tried are those that make the largest value a code from 127 down to 64, so tables that were made on such a grid
 // (openafm.compression.feedback) come out as they are.
-float best_scale(const float* table, const uint32_t* counts, size_t k) {
-  float largest = 0.0f;
-  for (size_t i = 0; i < k; i++) largest = std::fmax(largest, std::fabs(table[i]));
+float best_scale(const float* table, const uint32_t* counts) {  // of 16, unused ones with a count of 0
+  float largest = 0.0f, shares[16];
+  for (size_t i = 0; i < 16; i++) largest = std::fmax(largest, std::fabs(table[i]));
+  for (size_t i = 0; i < 16; i++) shares[i] = static_cast<float>(counts[i]);
   if (largest == 0.0f) return 0.0f;
-  float best = largest / 127.0f;
-  double least = INFINITY;
+  float best = largest / 127.0f, least = INFINITY;
   for (int code = 127; code >= 64; code--) {
     const float scale = largest / static_cast<float>(code);
-    double error = 0.0;
-    for (size_t i = 0; i < k; i++) {
-      const double off = table[i] - scale * std::nearbyintf(table[i] / scale);
-      error += counts[i] * off * off;
-    }
+    float off[16], error = 0.0f;
+    for (size_t v = 0; v < 16; v++) off[v] = table[v] - scale * nearest(table[v] / scale);
+    for (size_t v = 0; v < 16; v++) off[v] *= off[v] * shares[v];
+    for (size_t v = 0; v < 16; v++) error += off[v];
     if (error < least) least = error, best = scale;
   }
   return best;
@@ -52,6 +54,13 @@ inline uint32_t spread2(uint32_t byte) {  // at 2 bits
 }
 
 inline uint32_t spread1(uint32_t nibble) { return (nibble | nibble << 7 | nibble << 14 | nibble << 21) & 0x01010101u; }
+
+// A word of packed codes with those of columns 0 to 3 in its bytes' lowest bits, of 4 to 7 above them, and so on.
+inline uint32_t turned4(uint32_t x) { return spread4(x & 0xFFFF) | spread4(x >> 16) << 4; }
+
+inline uint32_t turned2(uint32_t x) {
+  return spread2(x & 255) | spread2(x >> 8 & 255) << 2 | spread2(x >> 16 & 255) << 4 | spread2(x >> 24) << 6;
+}
 
 // Codes of columns c to c + 3 of a packed row; beyond its end zeros.
 inline uint32_t four_codes(const uint8_t* row, size_t row_bytes, int bits, size_t c) {
@@ -96,24 +105,31 @@ Matrix Matrix::palettized(const uint8_t* packed, const uint16_t* tables, int bit
   const size_t per_load = 4 * (8 / stored), k = size_t{1} << bits;
   for (size_t tile = 0; tile < m.tiles_.tiles(); tile++) {
     uint32_t counts[16] = {};
-    for (size_t r = 0; r < kRows && tile * kRows + r < rows; r++) {
-      const uint8_t* row = packed + (tile * kRows + r) * row_bytes;
-      uint8_t* out = m.data_.data() + tile * m.tiles_.tile_bytes + 4 * r;
-      for (size_t c = 0; c < columns; c += per_load, out += 64) {
-        uint32_t word = 0;
-        for (size_t i = 0; i < per_load; i += 4) {
-          const uint32_t codes = four_codes(row, row_bytes, bits, c + i);
-          word |= codes << (i / 4 * stored);
-          if (c % 256 == 0) {  // a sample is enough to weigh a table's values
-            for (int b = 0; b < 4; b++) counts[codes >> (8 * b) & 15]++;
+    const uint8_t* row = packed + tile * kRows * row_bytes;
+    const size_t filled = rows - tile * kRows < kRows ? rows - tile * kRows : kRows;
+    uint8_t* out = m.data_.data() + tile * m.tiles_.tile_bytes;
+    for (size_t c = 0; c < columns; c += per_load, out += 64) {
+      uint32_t words[kRows] = {};
+      if (bits != 1 && c + per_load <= columns) {  // whole words of every row
+        for (size_t r = 0; r < filled; r++) std::memcpy(words + r, row + r * row_bytes + c * bits / 8, 4);
+        for (uint32_t& word : words) word = bits == 4 ? turned4(word) : turned2(word);
+      } else {
+        for (size_t r = 0; r < filled; r++) {
+          for (size_t i = 0; i < per_load; i += 4) {
+            words[r] |= four_codes(row + r * row_bytes, row_bytes, bits, c + i) << (i / 4 * stored);
           }
         }
-        std::memcpy(out, &word, 4);
+      }
+      std::memcpy(out, words, 64);
+      if (c % 256 == 0) {  // a sample is enough to weigh a table's values
+        for (size_t r = 0; r < filled; r++) {
+          for (int b = 0; b < 32; b += stored) counts[words[r] >> b & ((1u << stored) - 1)]++;
+        }
       }
     }
-    float exact[16];
+    float exact[16] = {};
     for (size_t i = 0; i < k; i++) exact[i] = from_half(tables[(tile * kRows / group << bits) + i]);
-    const float scale = best_scale(exact, counts, k);
+    const float scale = best_scale(exact, counts);
     for (size_t i = 0; i < 16; i++) {  // a small table is stored over and over
       const float value = exact[i % k];
       m.exact_[16 * tile + i] = value;
