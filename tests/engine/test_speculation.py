@@ -41,6 +41,23 @@ def test_greedy_answers_stay_the_same(package, small, name):
     assert answers(guessing, PROMPTS, **punished) == answers(plain, PROMPTS, **punished)
 
 
+def test_a_draft_ends_with_the_first_token_that_it_is_unsure_of(tokenizer, tmp_path):
+    from openafm.engine import _native
+
+    model = random_model(SHAPE)
+    model.model.norm.weight.data *= 6.0  # sure of about half of its tokens
+    save_model(model, tmp_path, tokenizer)
+    engine, sampler, lengths = NativeEngine.load(tmp_path, threads=1), _native.Sampler(temperature=0.0), set()
+    for start in range(len(TEXT) - 8):
+        text, sequence = TEXT[start : start + 8], engine.model.create()
+        found = engine.model.draft(sequence, text, None, sampler, 4).tokens
+        logits = engine.logits([*text, *found], None)[7:-1].astype(np.float64)
+        chances = np.exp(logits.max(1) - np.logaddexp.reduce(logits, 1))
+        assert (chances[:-1] > 0.499).all() and (len(found) == 4 or chances[-1] < 0.501)
+        lengths.add(len(found))
+    assert lengths >= {1, 4}, "the test needs sure and unsure tokens"
+
+
 def test_what_is_told_beside_a_token_stays_the_same(package):
     told = {"max_tokens": 40, "temperature": 0.0, "top_logprobs": 5, "repetition_penalty": 1.1}
     plain, guessing = NativeEngine.load(package, threads=1), NativeEngine.load(package, threads=1, draft="lookup")
