@@ -1,7 +1,7 @@
 """`openafm serve` under load: tokens a second, first token and pauses between tokens, at 1 to 64 clients.
 
 Each client sends one streamed chat after another, each to a model drawn from so many of `--adapters` (1,4 measures one
-and four), of `--registered` that the server knows; 0 registers none beyond the package's. `--llama-server FILE` runs
+and four), of `--registered` random ones of a `--rank` that the server knows. `--llama-server FILE` runs
 llama.cpp's server in turn with ours: `--base` quantized to `--kind` by its own quantizer, the same adapters as GGUF,
 the same threads, a slot a client.
 Example: openafm bench serving --model runs/device/recovery --clients 1,8,16 --json
@@ -27,13 +27,16 @@ from typing import Any
 import gguf
 import httpx
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from harness import machine, options
+from openafm.adapters.store import Adapter, AdapterStore
 from openafm.engine.package import Package, open_package
 from openafm.files import cores
-from openafm.serving.exporting import RECOVERY, export
+from openafm.model import ModelConfig
+from openafm.serving.exporting import export
 from openafm.serving.gguf_export import llama_order, tensor_name
 
 
@@ -62,22 +65,25 @@ QUANTILES = (("p50", 0.5), ("p99", 0.99))
 
 def main() -> None:
     given = options(
-        __doc__, model="runs/device/recovery", clients="1,4,16,64", adapters="1", registered=0, words=48, tokens=48,
-        llama_server="", base="runs/device/import", kind="q4_1",
+        __doc__, model="runs/device/recovery", clients="1,4,16,64", adapters="1", registered=4, rank=16, words=48,
+        tokens=48, llama_server="", base="runs/device/import", kind="q4_1",
     )  # fmt: skip
     levels, counts = ([int(count) for count in text.split(",")] for text in (given.clients, given.adapters))
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        registered = Path(folder) / "adapters"
-        register(Path(given.model), registered, given.registered)
-        more = ["--adapters", str(registered), "--in-memory", str(max(counts))] if given.registered else []
+        package, registered = open_package(Path(given.model)), Path(folder) / "adapters"
+        adapter = random_adapter(package, given.rank, seed=0)
+        register(adapter, registered, given.registered)
+        more = ["--adapters", str(registered), "--in-memory", str(max(counts))]
         url = running.enter_context(ours(given, max(levels), more))
         names = models_of(url)
         if max(counts) > len(names):
             raise ValueError(f"--adapters {max(counts)}: the server has {len(names)} models; see --registered")
         servers = {f"ours, {count} adapters": (url, [{"model": name} for name in names[-count:]]) for count in counts}
         if given.llama_server:
-            url = running.enter_context(theirs(given, Path(folder), max(levels), max(counts)))
+            lora = Path(folder) / "lora.gguf"
+            write_lora(adapter, package.config, lora)
+            url = running.enter_context(theirs(given, Path(folder), max(levels), [lora] * max(counts)))
             loras = [{"lora": [{"id": number, "scale": 1.0}]} for number in range(max(counts))]
             servers |= {f"llama-server, {count} adapters": (url, loras[:count]) for count in counts}
         for round_number in range(given.repeats + 1):
@@ -96,30 +102,41 @@ def main() -> None:
         print(json.dumps({"benchmark": "serving", "rows": found, "machine": machine()}))
 
 
-def register(model: Path, folder: Path, count: int) -> None:
-    """So many adapters of equal content in `folder`, links of the package's recovery adapter."""
-    source = open_package(model).folder / "adapters" / RECOVERY
-    for number in range(count):
-        (folder / f"task-{number:04d}").mkdir(parents=True)
-        for file in source.iterdir():
-            (folder / f"task-{number:04d}" / file.name).hardlink_to(file)
+def random_adapter(package: Package, rank: int, seed: int) -> Adapter:
+    """An adapter on every projection that changes a little and means nothing."""
+    torch.manual_seed(seed)
+    state = {}
+    for layer, form in package.layers.items():
+        state[f"{layer}.lora_a"] = torch.randn(rank, form.shape[1]) / form.shape[1]
+        state[f"{layer}.lora_b"] = torch.randn(form.shape[0], rank) / 8
+    return Adapter(state, rank, float(rank))
+
+
+def register(adapter: Adapter, folder: Path, count: int) -> None:
+    """The adapter so many times in `folder`, under other names; its bytes lie on the disk once."""
+    store = AdapterStore(folder)
+    store.save("task-0000", adapter)
+    for number in range(1, count):
+        copy = folder / f"task-{number:04d}"
+        copy.mkdir()
+        for file in (folder / "task-0000").iterdir():
+            (copy / file.name).hardlink_to(file)
 
 
 @contextmanager
-def theirs(given: argparse.Namespace, folder: Path, slots: int, adapters: int) -> Iterator[str]:
-    """llama.cpp's server of the base with so many adapters on a free port."""
+def theirs(given: argparse.Namespace, folder: Path, slots: int, adapters: Sequence[Path]) -> Iterator[str]:
+    """llama.cpp's server of the base with these adapters on a free port."""
     import llama_cpp_decode  # its packages are needed for the peer only
 
-    source, lora = folder / "f16.gguf", folder / "lora.gguf"
+    source = folder / "f16.gguf"
     export(Path(given.base), source, "gguf", None, "f16")
     weights = llama_cpp_decode.quantized(source, given.kind)
-    write_lora(open_package(Path(given.model)), lora)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [given.llama_server, "-m", str(weights), "--port", str(port), "--threads", str(cores()), "--parallel",
                str(slots), "--ctx-size", str(slots * 512), "--no-webui", "--log-disable", "--lora-init-without-apply",
-               "--lora", ",".join([str(lora)] * adapters)]  # fmt: skip
+               "--lora", ",".join(map(str, adapters))]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             while server.poll() is None:
@@ -134,9 +151,8 @@ def theirs(given: argparse.Namespace, folder: Path, slots: int, adapters: int) -
             server.terminate()
 
 
-def write_lora(package: Package, path: Path) -> None:
-    """The package's recovery adapter as llama.cpp loads one."""
-    adapter, config = package.adapters.load(RECOVERY), package.config
+def write_lora(adapter: Adapter, config: ModelConfig, path: Path) -> None:
+    """The adapter as llama.cpp loads one."""
     writer = gguf.GGUFWriter(path, "qwen3" if config.qk_norm else "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import torch
 from rich.console import Console
 
 from harness import machine, options
-from openafm.adapters.store import Adapter, AdapterStore
+from openafm.adapters.store import AdapterStore
 from openafm.engine.package import find_package, open_package
-from serving import models_of, ours
+from serving import models_of, ours, random_adapter
 
 FIXED, ROTATING = ("steady-0", "steady-1"), ("turning-0", "turning-1", "turning-2")
 GONE = ((404, "model_not_found"), (503, "adapter_unusable"))
@@ -215,14 +214,9 @@ def make_adapters(model: Path, folder: Path) -> bool:
     """Random adapters of rank 8 for the package; False where the model is none."""
     if find_package(model) is None:
         return False
-    layers, store = open_package(model).layers, AdapterStore(folder)
+    package, store = open_package(model), AdapterStore(folder)
     for number, name in enumerate((*FIXED, *ROTATING)):
-        torch.manual_seed(number)
-        state = {}
-        for layer, form in layers.items():
-            state[f"{layer}.lora_a"] = torch.randn(8, form.shape[1]) / form.shape[1]
-            state[f"{layer}.lora_b"] = torch.randn(form.shape[0], 8) / 8
-        store.save(name, Adapter(state, 8, 8.0))
+        store.save(name, random_adapter(package, rank=8, seed=number))
     return True
 
 

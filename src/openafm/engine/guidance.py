@@ -6,6 +6,7 @@ The library llguidance turns a grammar into the set of tokens that may come next
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ BLANKS = "[ \\n]{0,8}"
 """Between the parts of a JSON text: a model that likes blanks must come to an end."""
 WHOLE, FRACTION = 10**15, 1e-10
 """So must one that likes digits: where a schema has no bounds, numbers lie within +-WHOLE, to ten decimals."""
+_INWARDS = {
+    "minimum": ROUND_CEILING,
+    "exclusiveMaximum": ROUND_CEILING,
+    "maximum": ROUND_FLOOR,
+    "exclusiveMinimum": ROUND_FLOOR,
+}
 _ONE, _LIST, _NAMED = (
     ("items", "additionalProperties"),
     ("anyOf", "oneOf", "allOf", "prefixItems"),
@@ -83,7 +90,16 @@ def _digits(schema: Mapping[str, Any]) -> dict[str, float]:
         high = more["maximum"] = WHOLE
     if "number" in types and low is not None and high is not None and high - low > 1e4 * FRACTION:
         more["multipleOf"] = FRACTION
+        bounds = {end: schema[end] for end in _INWARDS if type(schema.get(end)) in (int, float)}
+        more |= {end: _inwards(bound, _INWARDS[end]) for end, bound in bounds.items()}
     return more
+
+
+def _inwards(bound: float, rounding: str) -> float:
+    """The outermost number of so many decimals that a bound lets through; llguidance would take the nearest."""
+    if abs(bound) >= WHOLE:  # a float there has no decimals
+        return bound
+    return float(Decimal(repr(bound)).quantize(Decimal(str(FRACTION)), rounding))
 
 
 @_no_panics()
