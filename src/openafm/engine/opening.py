@@ -30,13 +30,14 @@ def open_engine(folder: Path, choice: str | None = None) -> Engine:
     package = None if found is None else Package(found, verify=False)
     reason = "OPENAFM_ENGINE=torch" if choice == "torch" else missing() or _unfit(folder, package)
     if reason is None:
-        return NativeEngine.load(folder, draft=_draft(os.environ.get(DRAFT)))
+        options = {"draft": _draft(os.environ.get(DRAFT))}
+        return NativeEngine.load(folder, **options) if package is None else NativeEngine.open(package, **options)
     if choice == "native":
         raise ValueError(f"{folder} cannot be run by the native engine: {reason}")
     print(f"torch decodes, several times slower: {reason}", file=sys.stderr)
     from openafm.engine.torch_engine import TorchEngine
 
-    return TorchEngine.load(folder)
+    return TorchEngine.load(folder) if package is None else TorchEngine.open(package)
 
 
 def _draft(named: str | None) -> Any:
