@@ -1,7 +1,7 @@
 """What the steps `compress` and `recovery` measure on text: Gram matrices of activations, losses, divergences."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -103,61 +103,56 @@ def readings(base: Transformer, model: Transformer, windows: Windows, hardware: 
     """
     tokens = windows.tokens[:, :-1]
     rope = rope_angles(torch.arange(tokens.shape[1]), model.config.head_dim, model.config.rope_base)
+
+    def run(block: Block, x: Tensor) -> Tensor:
+        """What comes out of a block."""
+        with autocast(hardware):
+            return block(x, rope, None, None)
+
     parts = tokens.split(max(1, TOGETHER // tokens.shape[1]))
     exact, lossy = ([m.model.embed_tokens(part) for part in parts] for m in (base, model))
     for number, (block, changed) in enumerate(zip(base.blocks, model.blocks, strict=True)):
-        seen = [_run(block, (*READERS, *STREAMS.values()), x, rope, hardware) for x in exact]
+        seen, after = [], []
+        for x in exact:
+            with _recording(block, (*READERS, *STREAMS.values())) as found:
+                after.append(run(block, x))
+            seen.append(found)
         for reader, names in READERS.items():
             sums = [torch.zeros(())] * 3
-            for (theirs, _), x in zip(seen, lossy, strict=True):
-                ours = theirs if base is model else _seen_up_to(changed, reader, x, rope, hardware)
+            for theirs, x in zip(seen, lossy, strict=True):
+                ours = theirs
+                if base is not model:
+                    with _recording(changed, (reader, *STREAMS.values()), last=reader) as ours:
+                        run(changed, x)
                 sums = [total + part for total, part in zip(sums, _products(reader, theirs, ours), strict=True)]
             gram, change, lack = (total / windows.predicted for total in sums)
             full = tuple(f"model.layers.{number}.{name}" for name in names)
             yield Reading(full, gram, change, lack if reader in STREAMS else None)
-        exact = [out for _, out in seen]
-        if base is not model:
-            lossy = [_run(changed, (), x, rope, hardware)[1] for x in lossy]
-
-
-def _run(
-    block: Block, names: Sequence[str], x: Tensor, rope: Any, hardware: Hardware
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What the named parts of a block read while it computes, `(tokens, width)` float32, and what comes out of it."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
-        seen[name] = inputs[0].flatten(0, -2).float()
-
-    with _hooked(block, names, keep), autocast(hardware):
-        out = block(x, rope, None, None)
-    return seen, out
+        exact = after
+        lossy = exact if base is model else [run(changed, x) for x in lossy]
 
 
 class _ReachedError(Exception):
     """Nothing that a block computes from here on is of use."""
 
 
-def _seen_up_to(block: Block, reader: str, x: Tensor, rope: Any, hardware: Hardware) -> dict[str, Tensor]:
-    """What `reader` and the norms before it read; the block computes no further."""
+@contextmanager
+def _recording(block: Block, names: Sequence[str], last: str = "") -> Iterator[dict[str, Tensor]]:
+    """What the named parts of a block read while it computes, `(tokens, width)` float32.
+
+    The computation, which is all that the context may hold, ends before the part `last`.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
         seen[name] = inputs[0].flatten(0, -2).float()
-        if name == reader:
+        if name == last:
             raise _ReachedError
 
-    with _hooked(block, (reader, *STREAMS.values()), keep), autocast(hardware), suppress(_ReachedError):
-        block(x, rope, None, None)
-    return seen
-
-
-@contextmanager
-def _hooked(block: Block, names: Sequence[str], keep: Callable[..., None]) -> Iterator[None]:
-    """Call `keep(name, module, inputs)` before each of the named parts computes."""
     handles = [block.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
     try:
-        yield
+        with suppress(_ReachedError):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from openafm.engine._native import Model
 
 
-def read_package(model: "Model", package: Package, verify: bool) -> None:
-    """Put a package's weights in their places, and `verify` their checksum meanwhile.
+def read_package(model: "Model", package: Package) -> None:
+    """Put a package's weights in their places, and see to their checksum meanwhile.
 
     Raises ValueError for one that misses or does not fit, and for a file that is damaged.
     """
@@ -31,8 +31,7 @@ def read_package(model: "Model", package: Package, verify: bool) -> None:
         found = package.embedding()
         model.set_int8(EMBEDDING, found.values, found.scales.astype(np.float32))
 
-    checks = [package.verify_weights] if verify else []
-    _together(model, [*checks, embedding, *(partial(projection, name) for name in package.layers)])
+    _together(model, [package.verify_weights, embedding, *(partial(projection, name) for name in package.layers)])
     for name, gain in package.norms().items():
         model.set_norm(name, gain)
     model.check()

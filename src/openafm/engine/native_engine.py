@@ -111,17 +111,17 @@ class NativeEngine:
         """
         found = find_package(folder)
         if found is not None:
-            return cls.open(Package(found, verify=False), verify=True, **options)
+            return cls.open(Package(found, verify=False), **options)
         engine = cls(load_config(folder), load_tokenizer(folder), **options)
         read_folder(engine.model, folder / "model.safetensors", int8)
         engine.limit(int(os.environ.get(KV_BYTES, "0")) or free_memory() // 2)
         return engine
 
     @classmethod
-    def open(cls, package: Package, *, verify: bool = False, **options: Any) -> "NativeEngine":
-        """Take weights, tokenizer and adapters from a package that is open; `verify` its weights where that is due."""
+    def open(cls, package: Package, **options: Any) -> "NativeEngine":
+        """Take weights, tokenizer and adapters from a package that is open."""
         engine = cls(package.config, load_tokenizer(package.folder), **options)
-        read_package(engine.model, package, verify)
+        read_package(engine.model, package)
         for name in package.adapters.names():
             engine.put_adapter(name, engine.read_adapter(package.adapters, name))
         engine.limit(int(os.environ.get(KV_BYTES, "0")) or free_memory() // 2)

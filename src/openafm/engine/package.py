@@ -44,9 +44,9 @@ class Package:
     def __init__(self, folder: Path, *, verify: bool = True):
         """Open and verify the package in `folder`. Raises ValueError naming the file that is missing or damaged.
 
-        With `verify=False` the weights' checksum is left to `verify_weights`, beside whatever else is to be done.
+        With `verify=False` the weights' checksum is left to `verify_weights`, which engines call beside other work.
         """
-        self.folder = folder
+        self.folder, self._verified = folder, verify
         self.header = _read_header(folder / HEADER)
         try:
             self._sha256 = self.header["files"][WEIGHTS]["sha256"]
@@ -68,8 +68,10 @@ class Package:
         self.adapters = AdapterStore(folder / ADAPTERS)
 
     def verify_weights(self) -> None:
-        """Raise ValueError where the weights' file is not the one that the header means."""
-        _verify(self.folder, WEIGHTS, self._sha256)
+        """Raise ValueError where the weights' file is not the one that the header means; read it for that only once."""
+        if not self._verified:
+            _verify(self.folder, WEIGHTS, self._sha256)
+            self._verified = True
 
     def projection(self, name: str) -> Palettized:
         """Read the projection `name`."""

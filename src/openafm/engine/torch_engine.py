@@ -59,6 +59,7 @@ class TorchEngine:
     @classmethod
     def open(cls, package: Package) -> "TorchEngine":
         """Take weights, tokenizer and adapters from a package that is open."""
+        package.verify_weights()
         adapters = {name: package.adapters.load(name) for name in package.adapters.names()}
         return cls(package.model(), load_tokenizer(package.folder), adapters)
 
