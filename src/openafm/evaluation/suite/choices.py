@@ -157,10 +157,9 @@ def run(lm: Any, task: str | dict[str, Any], limit: int | None, *, chat: bool = 
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    named = isinstance(task, str)
-    folder = [str(Path(task).parent)] if named and str(task).endswith((".yaml", ".yml")) else None
-    name = Path(task).stem if folder and isinstance(task, str) else task
-    manager = TaskManager(include_defaults=named, include_path=folder)
+    file = Path(task) if isinstance(task, str) and task.endswith((".yaml", ".yml")) else None
+    name, folder = (task, None) if file is None else (file.stem, [str(file.parent)])
+    manager = TaskManager(include_defaults=isinstance(task, str), include_path=folder)
     try:
         found = simple_evaluate(
             model=lm, tasks=[name], limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=True,

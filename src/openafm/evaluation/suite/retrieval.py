@@ -27,8 +27,10 @@ def measure(subject: Subject, bench: Bench) -> Iterable[Item]:
     for length in bench.context.track(lengths, "contexts"):
         for depth in DEPTHS:
             each = max(1, bench.size.items // len(DEPTHS))
-            asked = {"length": length, "depth": depth, "questions": each, "seed": 1}
-            for number, right in enumerate(answered(subject.model, subject.tokenizer, haystack, **asked)):
+            found = answered(
+                subject.model, subject.tokenizer, haystack, length=length, depth=depth, questions=each, seed=1
+            )
+            for number, right in enumerate(found):
                 yield Item(f"{length}", f"{length}/{depth:g}/{number}", float(right), 1.0, {"depth": depth})
 
 

@@ -8,6 +8,7 @@ import ast
 import json
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from openafm.evaluation.suite.items import Item
 from openafm.evaluation.suite.material import Material, spread
@@ -49,9 +50,9 @@ def paragraphs(material: Material) -> list[str]:
     return [part["context"] for article in squad(material) for part in article["paragraphs"]]
 
 
-def squad(material: Material) -> list[dict]:  # type: ignore[type-arg]
+def squad(material: Material) -> list[dict[str, Any]]:
     """SQuAD 2.0's development articles (Rajpurkar et al., 2018)."""
-    found: list[dict] = json.loads(material.text("squad"))["data"]  # type: ignore[type-arg]
+    found: list[dict[str, Any]] = json.loads(material.text("squad"))["data"]
     return found
 
 

@@ -128,7 +128,7 @@ def _held_out(source: str, share: float, seed: int) -> bool:
 
 def _example(row: dict[str, Any], kind: str, source: str) -> Example:
     if kind == "mails":
-        task = Summaries(mails=(Mail(sender=row["from"], date=row["date"], body=row["text"]),))
+        task = Summaries(mails=(Mail.model_validate({"from": row["from"], "date": row["date"], "body": row["text"]}),))
     else:
         task = Summaries(text=row["text"])
     answer = " ".join(row["summary"].split())
