@@ -59,6 +59,7 @@ LONG = {
     "evaluate": "minutes to hours; tests/evaluation has its parts",
     "bench": "minutes; the script and its options are checked",
     "extract": "needs the page it names; tests/test_cli.py has one",
+    "licences": "lists what is installed; tests/recipe/test_licences.py calls it",
     "chat": "talks; tests/end_to_end/test_tiny.py and tests/serving/test_chat.py talk to it",
 }
 """Verbs that are parsed only, and why."""
@@ -71,7 +72,7 @@ def is_about_the_tests_run(words: tuple[str, ...]) -> bool:
     """Whether a command is about the run nano or tiny alone, so that it can be run on the tests' run of tiny."""
     given = " ".join(words)
     named = re.search(r"(?:^|\s)(?:runs/)?(?:nano|tiny)(?:\s|$)", given)
-    needed = re.search(r"[A-Z]{3,}|…|\.\.\.|whentouse|--to (?:coreml|peft)|--adapter|--labeller|--watch", given)
+    needed = re.search(r"[A-Z]{3,}|…|\.\.\.|whentouse|--to (?:coreml|peft)|--adapter|--labeller|--watch|--export", given)
     return bool(named and not needed) or words[1] == "doctor"
 
 

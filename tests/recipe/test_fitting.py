@@ -157,7 +157,8 @@ def test_summaries_by_people_and_by_a_model_and_their_table(device, tmp_path):
     for target, listed in (("synopses", rows), ("mails", mails), ("packages", built)):
         jsonl.write(sources / f"{target}.jsonl", listed)
     context = Context(tmp_path / "data", tmp_path / "s", 1)
-    context.out.mkdir()
+    for made in (context.out, context.scratch):
+        made.mkdir()
     config = SummaryDataConfig(min_text_words=10, engine="torch", written=1)
     metrics = summary_data(config, context, sources=sources.parent, writer=device / "import")
     human, heldout = (jsonl.read(context.out / "human" / f"{part}.jsonl") for part in ("examples", "heldout"))

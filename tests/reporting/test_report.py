@@ -145,7 +145,7 @@ def test_what_has_not_run_is_named_and_the_rest_is_shown(run, gone):
 
 
 def test_every_single_step_alone_makes_a_page(run, tmp_path):
-    for folder in [path for path in run.iterdir() if path.is_dir()]:
+    for folder in folders(run).values():
         alone = tmp_path / "alone" / folder.name
         shutil.copytree(folder, alone / folder.name)
         checked(write_report(alone).read_text())
