@@ -83,13 +83,13 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             at.step, at.tokens = at.step + 1, at.tokens + size
             watch.look(at.step, value, optimizer)
+            if at.step in snapshots and snapshot is not None:
+                devices.collect()
+                snapshot(at.step)  # which may end the batches here
+                due = True  # a checkpoint must not be older than a snapshot
             if (at.step % log_every == 0 or at.step == len(batches)) and math.isfinite(value):
                 at.records.append(_record(at.step, at.tokens, value, metrics, optimizer))
                 context.log(label, at.step, at.records[-1])
-            if at.step in snapshots and snapshot is not None:
-                devices.collect()
-                snapshot(at.step)
-                due = True  # a checkpoint must not be older than a snapshot
             if due or at.step == len(batches) or at.step % COMPARED == 0:
                 same = (at.step, optimizer.updates, optimizer.skipped, optimizer.scale, optimizer.grad_norm, value)
                 devices.compare(at.step, batch, same)
