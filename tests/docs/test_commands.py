@@ -72,7 +72,9 @@ def is_about_the_tests_run(words: tuple[str, ...]) -> bool:
     """Whether a command is about the run nano or tiny alone, so that it can be run on the tests' run of tiny."""
     given = " ".join(words)
     named = re.search(r"(?:^|\s)(?:runs/)?(?:nano|tiny)(?:\s|$)", given)
-    needed = re.search(r"[A-Z]{3,}|…|\.\.\.|whentouse|--to (?:coreml|peft)|--adapter|--labeller|--watch|--export", given)
+    needed = re.search(
+        r"[A-Z]{3,}|…|\.\.\.|whentouse|--to (?:coreml|peft)|--adapter|--labeller|--watch|--export", given
+    )
     return bool(named and not needed) or words[1] == "doctor"
 
 

@@ -1,10 +1,11 @@
 import json
+import re
 
 import pytest
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra evaluation is not installed")
 from openafm.evaluation.harness import OpenAFM, begins_with  # noqa: E402
-from openafm.evaluation.suite.choices import LOCAL, items, local, named_task, own_task, run  # noqa: E402
+from openafm.evaluation.suite.choices import LOCAL, items, local, run  # noqa: E402
 from openafm.evaluation.suite.items import by_metric, estimate  # noqa: E402
 from openafm.serving.exporting import export  # noqa: E402
 
@@ -43,8 +44,11 @@ def test_scores_equal_those_of_the_harness_own_class(name, classes, tmp_path):
     ours, theirs = (run(lm, config, None) for lm in classes)
     (mine,), (other,) = ours["samples"].values(), theirs["samples"].values()
     for a, b in zip(mine, other, strict=True):
-        if name == "openafm_squad":
-            assert a["filtered_resps"] == b["filtered_resps"]
+        if name == "openafm_squad":  # tokens: tokenizers differ in what they make of bytes that are no UTF-8
+            (context, settings), ours_class = a["arguments"][0], classes[0]
+            (made,) = ours_class._until([ours_class.tok_encode(context)], settings["until"], 32, 0.0, 0)
+            assert re.split(r"[\n.]", classes[1].tok_decode(made))[0] == b["resps"][0][0]
+            assert re.split(r"[\n.]", ours_class.own_tokenizer.decode(made))[0] == a["resps"][0][0]
         else:
             pairs = zip(json.loads(json.dumps(a["resps"])), json.loads(json.dumps(b["resps"])), strict=True)
             assert all(flat(x) == pytest.approx(flat(y), rel=1e-4) for x, y in pairs)
@@ -81,17 +85,3 @@ def test_settings_that_are_not_carried_out_are_errors(classes):
         classes[0]._generated(["the"], {"until": ["."], "num_beams": 4})
     with pytest.raises(ValueError, match="leaves no room"):
         classes[0]._generated(["the"], {"max_gen_toks": 512})
-
-
-def test_own_questions_run(subject, bench, tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"question": "the cat?", "choices": ["red", "blue"], "answer": 1}\n' * 3)
-    (metric,) = by_metric(own_task(path).measure(subject, bench())).items()
-    assert metric[0] == "acc_norm" and len(metric[1]) == 3
-
-
-def test_an_unknown_task_is_an_error(subject, bench, tmp_path):
-    path = tmp_path / "nothing.yaml"
-    path.write_text("task: other\n")
-    with pytest.raises((ValueError, FileNotFoundError)):
-        list(named_task(str(path)).measure(subject, bench()))

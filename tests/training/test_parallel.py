@@ -84,7 +84,7 @@ def drifting(rank, folder, shards):
             weight = local(next(network.parameters()).detach())
             weight.view(torch.int32).view(-1)[5] ^= 1
 
-    with pytest.raises(DifferError, match="step [4-9]: the replicas' weights differ between processes"):
+    with pytest.raises(DifferError, match=r"step [4-9]: the replicas' weights differ between processes"):
         run(folder, shards, {"replicate": 2}, rank=rank, before_step=flip, checkpoint_seconds=0.0)
     if rank == 0:
         kept = sorted((folder / "shared/train").glob("step-*"))
