@@ -24,26 +24,6 @@ def test_a_judge_reads_log_odds(tmp_path):
     assert odds == expected and len(set(odds)) == 2
 
 
-class Biased:
-    """Likes answer A wherever it stands, and the longer answer a little."""
-
-    def score(self, prompts, options):
-        assert list(options) == ["A", "B"]
-        rows = []
-        for ((turn,),) in zip(prompts, strict=True):
-            a, b = (turn["content"].split(f"\n{letter}: ")[1].split("\n")[0] for letter in "AB")
-            rows.append([0.0 + 3.0 + len(a), float(len(b))])
-        return rows
-
-
-def test_a_liking_for_a_place_cancels_out():
-    found = judges.prefer(Biased(), "Which?", ["t", "t", "t"], ["long answer", "x", "same"], ["short", "xxxxx", "same"])
-    assert [p.margin for p in found] == [6.0, -4.0, 0.0]
-    assert [p.agreed for p in found] == [True, True, False]
-    close = judges.prefer(Biased(), "Which?", ["t"], ["ab"], ["abc"])[0]
-    assert close.margin == -1.0 and not close.agreed  # the place outweighs it: both orders say A
-
-
 class Judge:
     """Prefers the answer with the most of a letter, or always the first."""
 

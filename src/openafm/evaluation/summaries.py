@@ -22,7 +22,7 @@ from openafm.engine import Engine, open_engine
 from openafm.engine.package import open_package
 from openafm.sampling.sampler import EngineSampler, Prompt, TorchSampler
 from openafm.scoring import intervals
-from openafm.scoring.judges import prefer
+from openafm.scoring.judges import compare
 from openafm.scoring.rouge import rouge_l, rouge_n
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis.ready.tasks import Summaries
@@ -35,7 +35,7 @@ MEASURES: dict[str, Callable[[str, str], float]] = {
     "rouge_l": rouge_l,
 }
 BASELINE = "quantized"
-QUESTION = "Which is the better one-line summary of the text above?"
+QUESTION = "Summarize this in one line:"
 CHECKS = ("people's", "another text's")
 """Summaries that a judge worth its name prefers, and refuses."""
 
@@ -187,17 +187,16 @@ def _judge(
     contestants |= dict(zip(CHECKS, (references, references[1:] + references[:1]), strict=True))
     dtype = torch.bfloat16 if context.hardware.precision == "bfloat16" else torch.float32
     judge = TorchSampler.load(folder, dtype, batch=8)
-    texts = [" ".join(_text(heldout[i]).split()[: config.judged_words]) for i in places]
+    texts = [f"{QUESTION} {' '.join(_text(heldout[i]).split()[: config.judged_words])}" for i in places]
     result = {}
     for name, made in context.track(contestants.items(), "judging"):
-        found = prefer(judge, QUESTION, texts, [made[i] for i in places], [answers[BASELINE][i] for i in places])
-        won = [
-            float(p.margin > 0) if made[i] != answers[BASELINE][i] else 0.5 for i, p in zip(places, found, strict=True)
-        ]
+        rows = [(text, made[i], answers[BASELINE][i]) for i, text in zip(places, texts, strict=True)]
+        found = compare(judge, rows)
+        won = [verdict.win for verdict in found]
         result[name] = {
             "preferred": round(float(np.mean(won)), 4),
             "preferred_interval": _rounded(intervals.bootstrap(won, seed=context.seed)),
-            "agreed": round(float(np.mean([p.agreed for p in found])), 4),
+            "agreed": round(float(np.mean([verdict.consistent for verdict in found])), 4),
         }
     return result
 

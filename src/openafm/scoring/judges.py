@@ -43,32 +43,6 @@ def ask(sampler: Sampler, texts: Sequence[str], question: str) -> list[float]:
     return yes_no(sampler, prompts)
 
 
-@dataclass(frozen=True)
-class Preference:
-    """What a judge makes of two answers that it was shown in both orders."""
-
-    margin: float
-    """log p(first is better) - log p(second is), in nats, the mean of both orders: a liking for a place cancels out."""
-    agreed: bool
-    """Whether both orders prefer the same answer."""
-
-
-def prefer(
-    sampler: Sampler, question: str, texts: Sequence[str], first: Sequence[str], second: Sequence[str]
-) -> list[Preference]:
-    """Put `question` on each text and two answers to it, twice with the answers' places swapped (arXiv 2306.05685)."""
-    prompts: list[Prompt] = []
-    for text, one, other in zip(texts, first, second, strict=True):
-        for a, b in ((one, other), (other, one)):
-            asked = f"{text}\n\nA: {a}\nB: {b}\n\n{question} Answer with A or B."
-            prompts.append([{"role": "user", "content": asked}])
-    margins = yes_no(sampler, prompts, "A", "B")
-    return [
-        Preference((straight - swapped) / 2, (straight > 0) == (swapped < 0))
-        for straight, swapped in zip(margins[::2], margins[1::2], strict=True)
-    ]
-
-
 def compare(judge: Sampler, rows: Sequence[tuple[str, str, str]]) -> list[Verdict]:
     """Judge (question, first answer, second answer), in both orders, since judges favour a place (arXiv 2306.05685)."""
     forward = _first_is_better(judge, [(question, a, b) for question, a, b in rows])
