@@ -151,15 +151,29 @@ def residual_adapter(
         for name in reading.names:
             layer = linears[name]
             residual = corrected(weights[name].weight, reading).double() - layer.weight.double()
-            u, s, v = torch.linalg.svd(residual @ root, full_matrices=False)
-            share = (s[:rank] * rank / alpha).sqrt()
-            b = u[:, :rank] * share
-            a = torch.linalg.solve_triangular(root.T, (share[:, None] * v[:rank]).T, upper=True).T
+            u, s = leading(residual @ root, rank)
+            share = (rank / alpha / s).sqrt()
+            b = u * (share * s)
+            a = share[:, None] * (u.T @ residual)  # S V^T L^-1 is U^T R
             layer.weight.data = layer.weight + (alpha / rank * b @ a).float()
-            missing = rank - len(share)  # a layer narrower than the rank
+            missing = rank - len(s)  # a layer narrower than the rank, or a residual of a lower one
             state[f"{name}.lora_a"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).float()
             state[f"{name}.lora_b"] = torch.nn.functional.pad(b, (0, missing)).float()
     return state
+
+
+def leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the first `count` left singular vectors (rows, count) and values of a float64 matrix, or all it has.
+
+    From the eigenvectors of M M^T or M^T M, whichever is smaller, in a third of the time of a whole SVD or less. Values
+    below 1e-7 of the largest, the square root of float64's precision, are taken for zero.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    squares, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    s = squares.flip(0)[:count].clamp(min=0).sqrt()
+    kept = int((s > 1e-7 * s[0]).sum())
+    s, vectors = s[:kept], vectors.flip(1)[:, :kept]
+    return (matrix @ vectors / s if tall else vectors), s
 
 
 def regained(quantized: list[float], adapted: list[float], control: list[float], seed: int) -> Metrics:
