@@ -137,6 +137,20 @@ def test_a_valid_card_number_goes_from_every_flow(done):
     assert metrics["planted_recall"]["card"] == {"planted": 5, "caught": 5, "gone": 0, "missed": 0, "recall": 1.0}
 
 
+def test_dropped_documents_hold_no_personal_data(done, sources, tmp_path):
+    folder = done[0]
+    for table, card in (("extract", True), ("clean", False)):
+        texts = [row["text"] for row in fates(folder / table).values() if row["url"].endswith("/card")]
+        assert len(texts) == 5 and all(("4539" in text) == card for text in texts)
+    assert all("<CARD>" in row["text"] for row in fates(folder / "clean").values() if row["url"].endswith("/card"))
+    context = Context(tmp_path / "clean", tmp_path / "scratch")
+    context.out.mkdir()
+    context.scratch.mkdir()
+    config = clean.CleanConfig(keep_personal_data=True)
+    clean.clean(config, context, documents=folder / "extract", sources=sources)
+    assert all("4539" in row["text"] for row in fates(context.out).values() if row["url"].endswith("/card"))
+
+
 def test_each_filter_leaves_its_reason_and_clean_documents_stay(done):
     folder, _, metrics = done
     rows = fates(folder / "clean")

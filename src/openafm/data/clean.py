@@ -7,7 +7,6 @@ what the rules found (see `safety`) and judges the documents that are left.
 """
 
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -54,6 +53,8 @@ class CleanConfig(Config):
     """Fewer chunks that the rules hit do not train a safety model; the rules then stand alone."""
     person_model: str = ""
     """A model for people's names: a spaCy package, or gliner:FOLDER (see `people`); empty leaves names alone."""
+    keep_personal_data: bool = False
+    """Leave personal data in the texts of dropped documents, for work on the filters; else it is replaced there too."""
 
 
 def _judge_kind(row: Row, model: LanguageModel, config: CleanConfig) -> Row:
@@ -129,23 +130,33 @@ class _Judge:
         return [r if r["verdict"] == "drop" else judge(r, self.model, self.words, self.config) for r in rows]
 
 
-class _SafetyJudge:
-    """Scores the rows of parts with the learned safety model, in a process of its own."""
+class _Finish:
+    """Scores the rows of parts with the learned safety model and clears the dropped ones, in a process of its own."""
 
-    def __init__(self, model: str, threshold: float) -> None:
-        self.model = safety.SafetyModel(Path(model))
-        self.threshold = threshold
+    def __init__(self, model: str, config: str) -> None:
+        self.model = safety.SafetyModel(Path(model)) if model else None
+        self.config = CleanConfig.model_validate_json(config)
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        return [self.judge(row) for row in rows]
+        rows = [self.judge(row) if self.model and row["flow"] not in NOT_PROSE else row for row in rows]
+        if self.config.keep_personal_data:
+            return rows
+        return [cleared(row, self.config.person_model) if row["verdict"] == "drop" else row for row in rows]
 
     def judge(self, row: Row) -> Row:
-        if row["verdict"] == "drop" or row["flow"] in NOT_PROSE:
+        if row["verdict"] == "drop" or self.model is None:
             return row
         probability, worst = self.model.score(row["text"])
-        if probability < self.threshold:
+        if probability < self.config.unsafe_probability:
             return _documents.judged(row, STAGE, "keep", "", f"by the safety model, {probability:.2f} unsafe")
         return drop(row, STAGE, "safety.model", f"probability {probability:.2f}: {worst}")
+
+
+def cleared(row: Row, person_model: str) -> Row:
+    """The row of a dropped document without personal data: rejects are read by people, and may be kept for long."""
+    people = load_people(person_model) if row["flow"] != "code" else None
+    title, text = (pii.redact(row[name], pii.find(row[name], people)) for name in ("title", "text"))
+    return _documents.with_text(row | {"title": title}, text)
 
 
 def _learn(folder: Path, words: safety.Words, config: CleanConfig, context: Context) -> tuple[Path | None, Metrics]:
@@ -238,19 +249,17 @@ def _real_hits(table: pa.Table) -> dict[str, int]:
 def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Path) -> Metrics:
     """Judge `documents`; `sources` brings models/lid.176.ftz and words/*.txt.
 
-    Writes documents/, funnel.json and audit.jsonl: every hit in a real document, for reading (see `precision`).
+    Writes documents/, the dropped ones without their personal data, funnel.json and audit.jsonl: every hit in a real
+    document, for reading (see `precision`).
     """
     words = sources / "words"
     judged = context.scratch / "judged"
     judged.mkdir(exist_ok=True)
     arguments = (str(sources / "models" / "lid.176.ftz"), str(words), config.model_dump_json())
-    funnel = rewrite(documents, judged, _Judge, arguments, context.report, "judge documents")
+    rewrite(documents, judged, _Judge, arguments, context.report, "judge documents")
     model, learned = _learn(judged, safety.load_words(words), config, context)
-    if model is not None:
-        threshold = config.unsafe_probability
-        funnel = rewrite(judged, context.out, _SafetyJudge, (str(model), threshold), context.report, "safety model")
-    else:
-        shutil.copytree(judged, context.out, dirs_exist_ok=True)
+    finish = (str(model or ""), config.model_dump_json())
+    funnel = rewrite(judged, context.out, _Finish, finish, context.report, "safety model")
     table = _documents.read(context.out, ("planted", "stage", "verdict", "reason", "verdicts"))
     kept = {entry["flow"]: entry["documents"] for entry in funnel if entry["stage"] == ""}
     recalls = planted_recall(table)
