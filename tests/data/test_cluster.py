@@ -1,10 +1,15 @@
-"""The same bytes from processes of this machine and from a Ray cluster, one of whose processes is killed on the way."""
+"""The same bytes from processes of this machine and from a Ray cluster, whose processes and whose head are killed."""
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("ray")
@@ -74,6 +79,9 @@ def main():
     folder, runner = Path(sys.argv[1]), sys.argv[2]
     if runner == "native":
         return run(folder / "native")
+    if runner.startswith("127"):
+        parallel.use_cluster(runner)
+        return judge(folder / "headless", float(sys.argv[3]))
     parallel.use_cluster("local")
     run(folder / "ray")
     done = []
@@ -105,3 +113,49 @@ def test_a_cluster_gives_the_same_bytes_and_a_killed_process_changes_nothing(tmp
     assert len(native) > 16 * 4 and native == ray
     assert len(killed) == 2 * 17 and killed == {name: native[name] for name in killed}
     assert b"duplicate.near" in native["metrics.json"] and b"benchmark.shop" in native["metrics.json"]
+
+
+@contextmanager
+def head(port: int, folder: Path):
+    """A Ray cluster's head on a port of this machine, killed in the end."""
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2", "--disable-usage-stats"]
+    ray += ["--block", "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+    process = subprocess.Popen([*ray, f"--port={port}"], start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in (*family, process):
+            member.kill()
+        psutil.wait_procs(family, 30)
+        process.wait()
+
+
+def test_where_the_head_dies_the_step_ends_and_goes_on_with_a_new_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = Path("/tmp") / f"ray-test-{os.getpid()}"  # sockets' paths are at most 107 bytes
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    try:
+        with head(port, folder / "1"):
+            step = [*command, f"127.0.0.1:{port}", "2"]
+            broken = subprocess.Popen(step, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            time.sleep(20)
+            assert broken.poll() is None
+        told = broken.communicate(timeout=180)[1].decode()
+        assert broken.returncode != 0 and "GCS" in told, told[-2000:]
+        shutil.rmtree(tmp_path / "headless")
+        with head(port, folder / "2"):
+            subprocess.run([*command, f"127.0.0.1:{port}", "0"], env=environment, check=True, timeout=300)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([*command, "native"], env=environment, check=True, timeout=300)
+    ours, native = contents(tmp_path / "headless"), contents(tmp_path / "native")
+    assert len(ours) == 2 * 17 and ours == {name: native[name] for name in ours}
