@@ -116,11 +116,13 @@ def test_a_cluster_gives_the_same_bytes_and_a_killed_process_changes_nothing(tmp
 
 
 @contextmanager
-def head(port: int, folder: Path):
+def head(port: int, folder: Path, environment: dict[str, str]):
     """A Ray cluster's head on a port of this machine, killed in the end."""
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2", "--disable-usage-stats"]
     ray += ["--block", "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
-    process = subprocess.Popen([*ray, f"--port={port}"], start_new_session=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*ray, f"--port={port}"], env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
     try:
         for _ in range(600):
             with socket.socket() as probe:
@@ -142,17 +144,21 @@ def test_where_the_head_dies_the_step_ends_and_goes_on_with_a_new_one(tmp_path):
         port = probe.getsockname()[1]
     folder = Path("/tmp") / f"ray-test-{os.getpid()}"  # sockets' paths are at most 107 bytes
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     try:
-        with head(port, folder / "1"):
+        with head(port, folder / "1", environment):
             step = [*command, f"127.0.0.1:{port}", "2"]
             broken = subprocess.Popen(step, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            time.sleep(20)
+            while not any((tmp_path / "headless" / "extract").rglob("*.parquet")):
+                assert broken.poll() is None, broken.stderr.read().decode()[-2000:]
+                time.sleep(0.1)
+            time.sleep(5)  # each part of the step waits for 2 s
             assert broken.poll() is None
         told = broken.communicate(timeout=180)[1].decode()
         assert broken.returncode != 0 and "GCS" in told, told[-2000:]
         shutil.rmtree(tmp_path / "headless")
-        with head(port, folder / "2"):
+        with head(port, folder / "2", environment):
             subprocess.run([*command, f"127.0.0.1:{port}", "0"], env=environment, check=True, timeout=300)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
