@@ -160,9 +160,11 @@ def _fit(
     steps = sorted({len(batches) * (i + 1) // config.checks for i in range(config.checks)} | {len(batches)})
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
+        """Cross-entropy of the targets that count, a mean over tokens in nats."""
         return next_token(network(batch["inputs"]), batch["targets"])
 
     def snapshot(step: int) -> None:
+        """Save the adapter as it is after `step` steps, in scratch."""
         context.scratch.mkdir(parents=True, exist_ok=True)
         save_file(adapter_state(model), _snapshot(context, step))
 

@@ -140,6 +140,7 @@ class _SafetyJudge:
         return [self.judge(row) for row in rows]
 
     def judge(self, row: Row) -> Row:
+        """The row with the model's verdict; one that is dropped already or no prose comes back as it is."""
         if row["verdict"] == "drop" or row["flow"] in NOT_PROSE:
             return row
         probability, worst = self.model.score(row["text"])
