@@ -145,6 +145,7 @@ def _recording(block: Block, names: Sequence[str], last: str = "") -> Iterator[d
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+        """Note what the part `name` reads; raises _ReachedError before `last`."""
         seen[name] = inputs[0].flatten(0, -2).float()
         if name == last:
             raise _ReachedError

@@ -82,6 +82,7 @@ def palettize_with_feedback(weight: Tensor, elimination: Elimination, bits: int,
     weight, gram = weight.float(), elimination.gram
 
     def measured(made: Palettized) -> tuple[float, Palettized]:
+        """The error of the outputs over their mean square, beside the weights it is that of."""
         return output_error(weight, made, gram), made
 
     tried = [measured(on_byte_grid(palettize(weight.numpy(), bits, group, gram.diagonal().numpy())))]

@@ -55,6 +55,7 @@ def output_loss(kind: LossKind, base: Transformer) -> Loss:
     """The loss of what is trained beside a base: true tokens, KL to the base's distribution, or their sum."""
 
     def loss(network: nn.Module, batch: Batch) -> LossOutput:
+        """The chosen loss of a batch, in nats a token; the base is read without gradients."""
         logits = network(batch["inputs"])
         if kind == "next_token":
             return next_token(logits, batch["targets"])

@@ -181,6 +181,7 @@ def regained(quantized: list[float], adapted: list[float], control: list[float],
     rows = np.stack([quantized, adapted, control], axis=1)
 
     def share(sample: np.ndarray) -> float:
+        """The regained share of some windows, `(windows, 3)` nats: quantized, adapted, control."""
         q, a, c = sample.mean(0)
         return float((q - a) / (q - c))
 

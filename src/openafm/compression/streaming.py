@@ -63,14 +63,17 @@ def palettize_checkpoint(
     places = create_tensors(folder / WEIGHTS, layout(config, layers, norms))
 
     def put(name: str, array: NDArray[Any], first: int = 0) -> None:
+        """Write an array where the file has its tensor, `first` bytes behind the tensor's start."""
         with (folder / WEIGHTS).open("r+b") as file:
             file.seek(places[name] + first)
             file.write(np.ascontiguousarray(array).data)
 
     def read(name: str) -> NDArray[np.float32]:
+        """The checkpoint's tensor in float32, in the shape that it is stored in."""
         return read_tensor(files[f"{name}.weight"], f"{name}.weight").float().numpy()
 
     def project(name: str) -> tuple[str, float, float]:
+        """Pack one projection into the file; its digest, its squared error and the sum of its squares."""
         weight = read(name)
         made = palettize(weight, bits, group)
         put(f"{name}.indices", pack(made.indices, bits))

@@ -203,6 +203,7 @@ def _fit(
     losses = {int(step): loss for step, loss in json.loads(kept.read_text()).items()} if kept.exists() else {}
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
+        """Cross-entropy of the targets that count, a mean over tokens in nats."""
         return next_token(network(batch["inputs"]), batch["targets"])
 
     def check(step: int) -> None:

@@ -158,6 +158,7 @@ class _Sweep:
             self.marker = ""
 
     def start(self, tag: str, attributes: str) -> None:
+        """Open an element: it ends the running text, except in a listing, where it may end a line."""
         if self.pre:  # lines of a listing may be wrapped in blocks
             if tag in _PRE:
                 self.pre += 1
@@ -189,6 +190,7 @@ class _Sweep:
             self.lists[-1][1] = int(self.lists[-1][1]) + 1
 
     def end(self, tag: str) -> None:
+        """Close the innermost element if it is a `tag`; blocks of a list or a data table are then joined."""
         if self.pre:
             self.pre -= tag in _PRE
             if self.pre:

@@ -138,13 +138,14 @@ class _Finish:
         self.config = CleanConfig.model_validate_json(config)
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        rows = [self.judge(row) if self.model and row["flow"] not in NOT_PROSE else row for row in rows]
+        rows = [self.judge(row) for row in rows]
         if self.config.keep_personal_data:
             return rows
         return [cleared(row, self.config.person_model) if row["verdict"] == "drop" else row for row in rows]
 
     def judge(self, row: Row) -> Row:
-        if row["verdict"] == "drop" or self.model is None:
+        """The row with the model's verdict; one that is dropped already or no prose comes back as it is."""
+        if self.model is None or row["verdict"] == "drop" or row["flow"] in NOT_PROSE:
             return row
         probability, worst = self.model.score(row["text"])
         if probability < self.config.unsafe_probability:

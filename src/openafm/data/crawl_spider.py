@@ -49,6 +49,7 @@ class PublicResolver(CachingThreadedResolver):
         """Look a name up; raises OSError for a private address."""
 
         def check(address: str) -> str:
+            """The address itself if it is public; raises OSError, and notes the name, if it is private."""
             if private(address):
                 _REFUSED.add(name)
                 raise OSError(f"{name} is at the private address {address}")

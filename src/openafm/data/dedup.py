@@ -42,6 +42,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[set[in
     candidates = pairs(keys.ravel(), np.repeat(np.flatnonzero(np.diff(offsets)), BANDS))
 
     def sets(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shingles of these texts one after the other, uint32, and where each text's begin, `(texts + 1,)`."""
         counts = np.diff(offsets)[numbers]
         return found[spans(offsets[numbers], counts)], np.cumsum([0, *counts])
 

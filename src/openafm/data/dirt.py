@@ -276,6 +276,7 @@ def secret(rng: random.Random) -> str:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
     def text(count: int, alphabet: str = letters) -> str:
+        """So many characters of the alphabet, drawn with replacement."""
         return "".join(rng.choices(alphabet, k=count))
 
     pem = "\n".join(text(64) for _ in range(4))

@@ -58,6 +58,7 @@ class _Worker:
 
     @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
     def run(self, tasks: daft.Series) -> list[str]:
+        """Do each task of a batch; tasks and what comes of them are JSON."""
         return [json.dumps(self.work(json.loads(task))) for task in tasks.to_pylist()]
 
 
@@ -152,6 +153,7 @@ def write_verdicts(
     """
 
     def write(part: Path) -> list[Row]:
+        """Write one part with its verdicts; its funnel."""
         tables = (with_verdicts(table, stage, drops, quality or {}, notes or {}) for table in batches(part))
         return write_part(out / FOLDER / part.name, tables)
 

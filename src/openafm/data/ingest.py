@@ -143,6 +143,7 @@ class _Extractor:
 
     @daft.method.batch(return_dtype=_DOCUMENT, batch_size=_BATCH)
     def rows(self, page: daft.Series) -> list[Row]:
+        """One row for each page of a batch; what a page lacks of mathematics is None."""
         none = dict.fromkeys(MATH)
         return [none | page_document(Page(**fields), self.known, self.config) for fields in page.to_pylist()]
 
@@ -242,6 +243,7 @@ def extract(config: ExtractConfig, context: Context, *, sources: Path) -> Metric
     repeated = 0
 
     def finish(table: pa.Table) -> pa.Table:
+        """The rows with each URL once and with what was planted in them; the others are counted."""
         nonlocal repeated
         table, others = _first_of_each_url(table)
         repeated += others

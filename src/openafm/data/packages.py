@@ -107,6 +107,7 @@ def ensure_all(
     reasons: dict[str, str] = {}
 
     def fetch(package: Package) -> Archive | None:
+        """A package's archive; None, with the reason noted, where it cannot be had."""
         try:
             return ensure(package, cache, root)
         except UnavailableError as reason:

@@ -38,6 +38,7 @@ def _spacy(name: str) -> People:
     model: Any = spacy.load(name, exclude=["parser", "lemmatizer", "attribute_ruler"])
 
     def people(text: str) -> Sequence[tuple[int, int]]:
+        """Start and end of each full name in a text, in characters, as spaCy finds them."""
         found = []
         for at in range(0, len(text), _CHUNK):
             entities = model(text[at : at + _CHUNK]).ents
@@ -51,6 +52,7 @@ def _gliner(folder: str) -> People:
     model: Any = import_module("gliner").GLiNER.from_pretrained(folder, local_files_only=True)
 
     def people(text: str) -> Sequence[tuple[int, int]]:
+        """Start and end of each full name in a text, in characters, as GLiNER finds them."""
         found = []
         for at in range(0, len(text), 1200):
             entities = model.predict_entities(text[at : at + 1200], ["person"], threshold=0.6)

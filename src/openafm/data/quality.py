@@ -264,6 +264,7 @@ class _Rater:
 
     @daft.method.batch(return_dtype=daft.DataType.float64())
     def good(self, texts: daft.Series) -> list[float]:
+        """Probability that each text of a batch is good."""
         return _good(self.model, [features(text, self.words) for text in texts.to_pylist()])
 
 
@@ -297,6 +298,7 @@ def _referred(documents: Path, config: QualityConfig, seed: int) -> tuple[list[R
     """Reference texts and as many pages, drawn by the hash of their ids, in turns; whether each is a reference."""
 
     def drawn(flows: Sequence[str]) -> list[Row]:
+        """The `examples` documents of these flows whose seeded hashes are the smallest, in that order."""
         found = (row for row in rows(documents) if row["flow"] in flows)
         key = f"{seed}/references/".encode()
         return nsmallest(config.examples, found, key=lambda row: xxhash.xxh3_64_intdigest(key + row["id"].encode()))

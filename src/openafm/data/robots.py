@@ -102,6 +102,7 @@ def normalize(path: str) -> str:
 
 def _unescape(text: str, characters: frozenset[str]) -> str:
     def one(found: re.Match[str]) -> str:
+        """The character that an escape stands for, if it may stand unescaped; else the escape in capitals."""
         character = chr(int(found[1], 16))
         return character if character in characters else found[0].upper()
 

@@ -135,6 +135,7 @@ def _encoded(documents: Path, flow: str, model: Tokenizer, text_bytes: int) -> I
 
     @daft.func.batch(return_dtype=daft.DataType.list(daft.DataType.uint32()))
     def encode(texts: daft.Series) -> pa.Array:
+        """Each text's token ids with the end token behind them, lists of uint32."""
         tokens = [np.array([*model.encode(text), model.eos_id], np.uint32) for text in texts.to_pylist()]
         ends = np.cumsum([0, *map(len, tokens)])
         return pa.LargeListArray.from_arrays(ends, np.concatenate(tokens) if tokens else pa.array([], pa.uint32()))
@@ -156,6 +157,7 @@ def _write_flow(folder: Path, flow: str, encoded: Iterable[Encoded], apart: set[
     held: list[Encoded] = []
 
     def training() -> Iterator[tuple[np.ndarray, int]]:
+        """The tokens and bytes of what is trained on; what belongs `apart` is put aside meanwhile."""
         for one in encoded:
             if one[0] in apart:
                 held.append(one)

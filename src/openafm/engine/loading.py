@@ -23,11 +23,13 @@ def read_package(model: "Model", package: Package) -> None:
     """
 
     def projection(name: str) -> None:
+        """Hand over one projection as it is packed: its indices and its float16 tables."""
         layer = package.layers[name]
         indices, tables = package.packed(name)
         model.set_palettized(name, indices, tables.view(np.uint16), layer.bits, layer.group, layer.shape[1])
 
     def embedding() -> None:
+        """Hand over the embedding, int8 `(vocab, d_model)` with a float32 scale for each row."""
         found = package.embedding()
         model.set_int8(EMBEDDING, found.values, found.scales.astype(np.float32))
 
@@ -41,6 +43,7 @@ def read_folder(model: "Model", path: Path, int8: bool) -> None:
     """Put a checkpoint's tensors in their places; `int8` rounds every matrix, with a scale for each row."""
 
     def put(name: str, tensor: Tensor) -> None:
+        """Hand over one tensor: a vector as a norm, a matrix in its own precision or in int8; ValueError for others."""
         matrix, values = name.removesuffix(".weight"), tensor.values
         if values.ndim == 1:
             model.set_norm(name, _floats(tensor))

@@ -108,6 +108,7 @@ def _variants(base: Path, packages: Mapping[str, Path], control: Path | None) ->
     del weights, projections
 
     def ship(name: str, adapter: str | None, extra: int, rank: int | None) -> Variant:
+        """A line of the base's weights, whose file and `extra` bytes are counted over all of its parameters."""
         total, without = size + extra, BASE if adapter else ""
         bits = 8 * total / engine.model.config.parameters
         return Variant(name, lambda: engine.use(adapter), stored, bits, total / 1e6, rank, without)
@@ -135,6 +136,7 @@ def _package_variants(name: str, folder: Path) -> list[Variant]:
     )
 
     def ship(label: str, adapter: str | None, rank: int | None) -> Variant:
+        """A line of the package with one adapter, the only one whose bytes are counted, or with none."""
         size = sizes(package, [adapter] if adapter else [])
         figures = (size["projection_bits_per_weight"], size["package_bits_per_weight"], size["megabytes"])
         return Variant(label, lambda: engine.use(adapter), *figures, rank, name if adapter else "")

@@ -154,6 +154,7 @@ def block_mask(positions: Tensor, keys: Tensor, documents: Tensor | None, key_do
     """`visible` as flex_attention takes it."""
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query may see a key: one at its position or before, in its own document."""
         causal = keys[key] <= positions[query]
         if documents is None or key_documents is None:
             return causal

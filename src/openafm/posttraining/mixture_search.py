@@ -55,6 +55,7 @@ def mixture_search(config: SearchConfig, context: Context, *, model: Path, examp
     trials: list[dict[str, Any]] = []
 
     def measured(weights: Weights) -> list[bool]:
+        """Train this mixture and note the trial; whether each validation problem is then answered rightly."""
         mixed = mix(rows, weights, len(rows), f"{context.seed}/search")
         passed, facts = trial(config, context, model, mixed, validation, f"{len(trials) + 1}")
         trials.append({"weights": weights, **rate(sum(passed), len(passed)), **facts})

@@ -107,6 +107,7 @@ def sft(config: SftConfig, context: Context, *, model: Path, examples: Path, arm
     kept = context.scratch / "snapshots"  # in scratch, as a killed stage loses what is in `out`
 
     def snapshot(step: int) -> None:
+        """Save the model as it is after `step` steps, in scratch."""
         save_model(policy.model, kept / f"{step:06d}", tokenizer=model)
 
     records, facts = finetune(policy, rows, config, context, snapshots=config.snapshots, snapshot=snapshot)

@@ -125,9 +125,11 @@ def learn_masks(config: MasksConfig, context: Context, *, model: Path, shards: P
     total = len(batches) * batches.rows * config.sequence_length
 
     def set_eps(network: MaskedTransformer, step: int) -> None:
+        """Make the masks as sharp as the annealing has them at this step."""
         network.eps = anneal(config, step, len(batches))
 
     def loss(network: MaskedTransformer, batch: Batch) -> LossOutput:
+        """Cross-entropy of the masked model, a mean over tokens in nats."""
         output = network.transformer.model.embed_tokens.weight
         return chunked_next_token(network.hidden(batch["inputs"], batch.get("documents")), output, batch["targets"])
 

@@ -120,6 +120,7 @@ def pretrain(
     reader = open_teacher(teacher, transformer, context.hardware) if teacher else None
 
     def loss(network: Transformer, batch: Batch) -> LossOutput:
+        """Cross-entropy, or distillation where a teacher's tokens are known, a mean over tokens in nats."""
         documents, output = batch.get("documents"), network.model.embed_tokens.weight
         hidden = network.hidden(batch["inputs"], documents=documents)
         wanted = teacher_tokens_of(reader, batch["inputs"], documents) if reader else batch.get("teacher_tokens")

@@ -70,6 +70,7 @@ class Embedder:
 
     def _layer(self, x: Tensor, shown: Tensor, name: str) -> Tensor:
         def heads(part: str) -> Tensor:
+            """Queries, keys or values of `x`, `(batch, heads, sequence, width of a head)`."""
             return self._linear(x, f"{name}.attention.self.{part}").unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         mixed = F.scaled_dot_product_attention(

@@ -86,6 +86,7 @@ class Accounting:
         status, ended = 500, False
 
         async def noting(message: Message) -> None:
+            """Send on; the status is noted, and a response begins with the request's id and its times."""
             nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -54,6 +54,7 @@ def embeddings(asked: EmbeddingRequest, reading: Reading) -> dict[str, Any]:
     """OpenAI's object."""
 
     def written(vector: NDArray[np.float32]) -> Any:
+        """The vector `(d_model,)` in the encoding asked for: numbers, or float32 in base64."""
         if asked.encoding_format == "float":
             return vector.tolist()
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -109,20 +109,24 @@ def create_app(sitting: Sitting) -> FastAPI:
 
     @app.get("/state")
     async def state() -> Response:
+        """Tell the page what it shows."""
         return to_json(sitting.state())
 
     @app.post("/label")
     async def label(request: Request) -> Response:
+        """Keep a judgement of the pending pair; answers with the next state."""
         sitting.label(parse(Judged, await read_body(request)))  # not in a thread: one label after the other
         return to_json(sitting.state())
 
     @app.post("/skip")
     async def skip(request: Request) -> Response:
+        """Leave the pending pair out; answers with the next state."""
         sitting.skip(parse(Skipped, await read_body(request)))
         return to_json(sitting.state())
 
     @app.post("/undo")
     async def undo(request: Request) -> Response:
+        """Take the last label or skip back; answers with the state before it."""
         parse(Undone, await read_body(request))
         sitting.labels.undo()
         return to_json(sitting.state())

@@ -19,10 +19,12 @@ def add_page(app: FastAPI, folder: str) -> None:
     files = {path.name: path.read_bytes() for path in resources.files("openafm.serving").joinpath(folder).iterdir()}
 
     def add(path: str, name: str) -> None:
+        """Serve one of the files at a path, with the media type of its suffix."""
         kind = KINDS[name.rpartition(".")[2]]
 
         @app.get(path)
         async def file() -> Response:
+            """Send the file as it was when the server started."""
             return Response(files[name], media_type=kind, headers=HEADERS)
 
     for name in files:

@@ -53,6 +53,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """End the worker when the server ends."""
         yield
         serving.worker.close()
 
@@ -87,38 +88,47 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.post("/v1/chat/completions", dependencies=admitted)
     async def chat_completions(request: Request) -> Response:
+        """Answer a conversation, whole or as a stream."""
         return await serving.complete(request, parse(ChatCompletion, await read_body(request)))
 
     @app.post("/v1/completions", dependencies=admitted)
     async def completions(request: Request) -> Response:
+        """Continue a prompt, whole or as a stream."""
         return await serving.complete(request, parse(TextCompletion, await read_body(request)))
 
     @app.post("/v1/responses", dependencies=admitted)
     async def responses(request: Request) -> Response:
+        """Answer in the form of OpenAI's Responses API, whole or as a stream."""
         return await serving.respond(request, parse(ResponseRequest, await read_body(request)))
 
     @app.post("/v1/embeddings", dependencies=admitted)
     async def embeddings(request: Request) -> Response:
+        """Answer with a vector for each text."""
         return await serving.embed(request, parse(EmbeddingRequest, await read_body(request)))
 
     @app.get("/v1/models", dependencies=admitted)
     async def models() -> Response:
+        """List the base and its adapters as OpenAI's model objects."""
         return to_json({"object": "list", "data": [serving.model(name) for name in serving.models()]})
 
     @app.get("/v1/models/{name}", dependencies=admitted)
     async def model(name: str) -> Response:
+        """Tell about one model; 404 where there is none of this name."""
         return to_json(serving.model(name))
 
     @app.post("/v1/load_lora_adapter", dependencies=admitted)
     async def load(request: Request) -> Response:
+        """Let requests name an adapter of the folder."""
         return to_json(serving.load(parse(LoraAdapter, await read_body(request))))
 
     @app.post("/v1/unload_lora_adapter", dependencies=admitted)
     async def unload(request: Request) -> Response:
+        """Let requests name an adapter no more."""
         return to_json(serving.unload(parse(LoraAdapter, await read_body(request))))
 
     @app.get("/metrics", dependencies=admitted)
     async def metrics() -> Response:
+        """Tell counters and gauges in Prometheus's text format."""
         gauges = {
             "openafm_running": serving.worker.running,
             "openafm_waiting": serving.worker.waiting,
@@ -131,10 +141,12 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/openapi.json", dependencies=admitted)
     async def openapi() -> Response:
+        """Describe the server as it is now, in OpenAPI's form."""
         return to_json(document(serving.models(), serving.engine.max_length, key=serving.key is not None))
 
     @app.get("/health")
     async def health() -> Response:
+        """Tell anyone, without a key, that the server answers."""
         return to_json({"status": "ok"})
 
 
@@ -142,6 +154,7 @@ class _Server(uvicorn.Server):
     """Stops the answers that are being made before it waits for its connections."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop the worker first, as connections stay open while it answers."""
         assert isinstance(self.config.app, FastAPI)
         self.config.app.state.worker.stop()
         await super().shutdown(sockets)

@@ -249,6 +249,7 @@ class Serving:
         asked_at = time.monotonic()
 
         def over(job: Job) -> None:
+            """Count what a job took, in seconds and tokens; one that never began has only waited."""
             began = job.began or time.monotonic()
             self.metrics.add("openafm_queue_seconds_total", began - asked_at, model=model)
             if job.began:

@@ -32,6 +32,7 @@ async def whole(jobs: Sequence[Job]) -> list[list[Piece]]:
     """All pieces of all answers."""
 
     async def pieces(job: Job) -> list[Piece]:
+        """All pieces of one answer, once it has ended."""
         return [piece async for piece in job]
 
     return await asyncio.gather(*map(pieces, jobs))

@@ -39,6 +39,7 @@ async def unless_gone(request: Request, wanted: Awaitable[Result]) -> Result:
     """Await something for a client. Raises ClientDisconnect as soon as the client has left."""
 
     async def leaves() -> None:
+        """Return when the client has left, never before."""
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
@@ -73,20 +74,24 @@ def answer_errors(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape."""
 
     def refused(request: Request, error: Exception) -> Response:
+        """Answer an ApiError with its own status and body, and note it for the log."""
         assert isinstance(error, ApiError)
         record(request).fail(error)
         return to_json(error.body(), error.status)
 
     def routed(_: Request, error: Exception) -> Response:
+        """Answer what the router refuses: an unknown path, or a method that it does not take."""
         assert isinstance(error, HTTPException)
         response = to_json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
         response.headers.update(error.headers or {})  # which methods are allowed
         return response
 
     def left(_: Request, __: Exception) -> Response:
+        """Note that the client has left; nobody reads this response."""
         return Response(status_code=LEFT)
 
     def failed(_: Request, __: Exception) -> Response:
+        """Answer 500 for an error that nobody foresaw, and tell the client nothing of it."""
         return to_json(ApiError(500, "the server failed; its log says why").body(), 500)
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Response]] = {

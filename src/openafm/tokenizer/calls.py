@@ -51,6 +51,7 @@ def form_of(render: Callable[..., str], special: Collection[str]) -> CallForm | 
     """
 
     def assistant(**turn: Any) -> str:
+        """What the template writes of a question and this turn of the assistant."""
         return render(messages=[_USER, {"role": "assistant", **turn}], add_generation_prompt=False)
 
     try:

@@ -10,6 +10,7 @@ def cosine(total_tokens: int, warmup_tokens: int, floor: float) -> Schedule:
     """Linear warm-up to 1 over `warmup_tokens`, then a cosine down to `floor` at `total_tokens` (arXiv 2407.21075)."""
 
     def scale(tokens: int) -> float:
+        """The factor on the learning rate after so many tokens."""
         if tokens < warmup_tokens:
             return tokens / warmup_tokens
         progress = min(1.0, (tokens - warmup_tokens) / max(1, total_tokens - warmup_tokens))
