@@ -139,6 +139,11 @@ def test_answers_in_json(server, opened, gated):
     made = json.loads(choice.message.content)
     assert made.keys() == {"kind", "n"} and made["kind"] in ("bird", "fish") and 0 <= made["n"] <= 99
     assert choice.finish_reason == "stop"
+    form["json_schema"]["schema"] = {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 50}}, "$ref": "#/$defs/a"}
+    for streamed in (False, True):  # well-formed, and ambiguous without end
+        refused = post(server, {"model": BASE, **asked, "stream": streamed})
+        assert refused.status_code == 400 and "cannot be guided" in refused.json()["error"]["message"]
+        assert len(refused.text) < 400
     refused = post(gated[1], {"model": "toy-sft", **asked})
     assert refused.status_code == 400 and "build the native engine" in refused.json()["error"]["message"]
 

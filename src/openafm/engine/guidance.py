@@ -149,6 +149,10 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
     return LLTokenizer(TokenizerWrapper(_Pieces(tokenizer)), n_vocab=size, eos_token=stop)
 
 
+class UnguidableError(ValueError):
+    """A grammar that is well-formed and yet more than llguidance follows, as one ambiguous without end."""
+
+
 class Guide:
     """One answer's place in its grammar."""
 
@@ -185,4 +189,5 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"the answer cannot be guided: {self._matcher.get_error()}")
+            reason = self._matcher.get_error().partition("\n")[0][:200]  # the grammar comes behind it
+            raise UnguidableError(f"the answer cannot be guided: {reason}")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 
+from openafm.engine.guidance import UnguidableError
 from openafm.serving.accounting import Record
 from openafm.serving.adapters import Unusable
 from openafm.serving.answer import Answer, Piece
@@ -23,6 +24,8 @@ def refusal(error: Exception) -> ApiError | None:
             return ApiError(503, "no memory is left for this answer: try again later", code="out_of_memory")
         case Unusable():
             return ApiError(503, str(error), "model", "adapter_unusable")
+        case UnguidableError():
+            return ApiError(400, f"response_format: {error}", "response_format", "invalid_value")
         case Stopped():
             return ApiError(503, "the server is stopping", code="stopping")
     return None
