@@ -30,7 +30,7 @@ ELSEWHERE = {
     "xcode-select": "macOS",
     "brew": "macOS",
     "open": "macOS",
-    "chromium": "draws the README's picture of a report",
+    "chromium": "draws the README's picture of a report; the report is opened in it by tests/reporting/test_browser.py",
     "sed": "changes one file of the page's example; the result is checked where it is used",
     "srun": "Slurm's; what it starts is checked as torchrun's command",
     "docker": "no image registry could be reached; what runs in the container is checked as openafm's command",
