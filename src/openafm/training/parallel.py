@@ -25,6 +25,7 @@ from openafm.stage import Hardware, Parallelism
 from openafm.training.batches import Batch
 from openafm.training.context import SharedSequence, part_of
 from openafm.training.hardware import is_plain
+from openafm.training.heartbeat import Heartbeat
 from openafm.training.losses import LossOutput
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 WAIT = timedelta(days=30)
 """Other processes wait this long for rank 0, which alone runs what is no training."""
 SILENT, SILENT_SECONDS = "OPENAFM_RANK_SECONDS", 600.0
-"""Environment variable, and its default: for so long a process waits in training for one that does not answer."""
+"""Environment variable, and its default: for so long processes wait for one that does not answer."""
 COMPARED = 100
 """Steps from one comparison of the processes with one another to the next; there is one before each checkpoint too."""
+
+_beating: list[Heartbeat] = []
 
 
 class DifferError(ValueError):
@@ -51,7 +54,9 @@ def start() -> int:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend, number = "cpu:gloo,cuda:nccl" if cuda else "gloo", int(os.environ["RANK"])
         silent = timedelta(seconds=float(os.environ.get(SILENT, SILENT_SECONDS)))
-        distributed.init_process_group(backend, timeout=silent, store=_store(), rank=number, world_size=processes)
+        store = _store()
+        distributed.init_process_group(backend, timeout=silent, store=store, rank=number, world_size=processes)
+        _beating.append(Heartbeat(store, number, processes, silent.total_seconds()).start())
     return processes
 
 
@@ -77,6 +82,8 @@ def leave() -> None:
     """The end of `start`'s processes: left to Python's own end, their groups' threads abort it now and then."""
     if distributed.is_initialized():
         distributed.barrier(group=waiting_group())
+        while _beating:
+            _beating.pop().over.set()
         waiting_group.cache_clear()
         device_mesh.cache_clear()
         distributed.destroy_process_group()
