@@ -20,6 +20,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -52,21 +53,29 @@ def client(url: str, key: str, until: float, seed: int, told: dict[str, int]) ->
             kind = draw.choice(("whole", "whole", "stream", "leaves", "wrong", "embeddings", "metrics"))
             body = {"model": draw.choice(models), "max_tokens": draw.randint(1, 60), "stream": kind != "whole"}
             body["messages"] = [{"role": "user", "content": "some words " * draw.randint(1, 40)}]
-            if kind == "wrong":
-                status = http.post("/v1/chat/completions", json=body | {"n": 99}).status_code
-                assert status == 400, status
-            elif kind == "embeddings":
-                http.post("/v1/embeddings", json={"model": body["model"], "input": ["a", "b"]})
-            elif kind == "metrics":
-                assert http.get("/metrics").status_code == 200
-            elif kind == "whole":
-                assert http.post("/v1/chat/completions", json=body).status_code in (200, 429)
-            else:
-                with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                    for number, _ in enumerate(answer.iter_lines()):
-                        if kind == "leaves" and number == 3:
-                            break
+            try:
+                ask(http, kind, body)
+            except httpx.RemoteProtocolError:  # it was kept open and idle for too long, and closed as we asked
+                kind = "reconnected"
             told[kind] = told.get(kind, 0) + 1
+
+
+def ask(http: httpx.Client, kind: str, body: dict[str, Any]) -> None:
+    """One request; AssertionError where its answer is another than it has to be."""
+    if kind == "wrong":
+        status = http.post("/v1/chat/completions", json=body | {"n": 99}).status_code
+        assert status == 400, status
+    elif kind == "embeddings":
+        http.post("/v1/embeddings", json={"model": body["model"], "input": ["a", "b"]})
+    elif kind == "metrics":
+        assert http.get("/metrics").status_code == 200
+    elif kind == "whole":
+        assert http.post("/v1/chat/completions", json=body).status_code in (200, 429)
+    else:
+        with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            for number, _ in enumerate(answer.iter_lines()):
+                if kind == "leaves" and number == 3:
+                    break
 
 
 def grown(name: str, samples: list[tuple[float, int]]) -> str | None:
