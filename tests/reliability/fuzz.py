@@ -118,7 +118,7 @@ def texts(folder: Path) -> Target:
         tokenizer.render_chat([{"role": "user", "content": text}])
 
     return Target(
-        read, [b"some words <|end|><|assistant|> \xe2\x96\x81 \xf0\x9f\x99\x82 {{ bos_token }}", b"\0\xed\xa0\x80"]
+        read, [b"some words <|end|><|assistant|> \xe2\x96\x81 \xf0\x9f\x99\x82 {{ bos_token }}", b"\0caf\xc3\xa9"]
     )
 
 

@@ -34,6 +34,17 @@ SPLIT_DIGITS = {"smollm": True, "gpt-2": False, "default": False}
 """Pre-tokenizers known here, and whether each digit is a token of its own."""
 
 
+class Reader(gguf.GGUFReader):
+    """The library's reader, kept within the file: past its end that reads nothing, and counts on as far as told."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError(
+                f"a field at byte {offset} ends behind the file's {len(self.data):,} bytes; download it again"
+            )
+        return super()._get(offset, dtype, count, override_order)
+
+
 def import_gguf(path: Path, folder: Path) -> str:
     """Write the model in the GGUF file `path` to `folder` and return its name. Memory stays at one tensor.
 
@@ -42,14 +53,16 @@ def import_gguf(path: Path, folder: Path) -> str:
     """
     try:
         return _import(path, folder)
-    except (OSError, ValueError):
+    except OSError:
         raise
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:  # of what is damaged both libraries raise anything
         raise ValueError(f"{path} is damaged, or no whole Llama model ({error!r}); download it again") from error
 
 
 def _import(path: Path, folder: Path) -> str:
-    reader = gguf.GGUFReader(str(path))
+    reader = Reader(str(path))
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     if metadata["general.architecture"] != "llama":
         raise ValueError(f"{path}: architecture {metadata['general.architecture']!r}; only llama can be imported")
