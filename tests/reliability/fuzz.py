@@ -224,13 +224,13 @@ def models(folder: Path) -> Target:
     model = toy(folder) / "teacher"
 
     def read(data: bytes) -> None:
-        (model / "config.json").write_bytes(data)
-        with suppress(ValueError):
-            load_model(model)
         with suppress(RecursionError):
             settings = json.loads(data)
-            if isinstance(settings, dict):
+            if isinstance(settings, dict) and "model_type" in settings:
                 model_config(settings, "config.json")
+                return
+        (model / "config.json").write_bytes(data)
+        load_model(model)
 
     theirs = {
         "model_type": "qwen3", "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
