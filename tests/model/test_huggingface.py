@@ -205,3 +205,16 @@ def test_a_hub_name_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
     assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
     with pytest.raises(ValueError, match=r"no folder, no \.gguf file"):
         import_any("../elsewhere/x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_attention_heads": 0}, {"model_type": ["llama"]}, {"layer_types": 3}, {"rope_scaling": 7}]
+)
+def test_a_value_of_the_wrong_kind_names_the_file(wrong):
+    whole = {
+        "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 48, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+    }  # fmt: skip
+    assert model_config(whole, "config.json").head_dim == 16
+    with pytest.raises(ValueError, match=r"config\.json"):
+        model_config(whole | wrong, "config.json")

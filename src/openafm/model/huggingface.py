@@ -65,7 +65,16 @@ def open_folder(source: Path, folder: Path) -> tuple[ModelConfig, dict[str, Path
 
 
 def model_config(settings: Mapping[str, Any], name: str) -> ModelConfig:
-    """The shape in a Hugging Face config; ValueError naming what of it this decoder does not compute."""
+    """The shape in a Hugging Face config; ValueError naming what of it is missing, wrong or not computed here."""
+    try:
+        return _model_config(settings, name)
+    except KeyError as error:
+        raise ValueError(f"{name} lacks {error}: give the config.json of the checkpoint itself") from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{name} is damaged ({error}): give the config.json of the checkpoint itself") from None
+
+
+def _model_config(settings: Mapping[str, Any], name: str) -> ModelConfig:
     kind = settings.get("model_type")
     if kind not in QK_NORM:
         raise ValueError(f"{name}: model_type {kind!r} cannot be imported; {' and '.join(QK_NORM)} can")
@@ -81,23 +90,20 @@ def model_config(settings: Mapping[str, Any], name: str) -> ModelConfig:
     for what, found in refused.items():
         if found:
             raise ValueError(f"{name}: {what} cannot be imported: choose a plain dense {' or '.join(QK_NORM)} model")
-    try:
-        heads, width = settings["num_attention_heads"], settings["hidden_size"]
-        return ModelConfig(
-            vocab_size=settings["vocab_size"],
-            d_model=width,
-            n_layers=settings["num_hidden_layers"],
-            n_heads=heads,
-            n_kv_heads=settings.get("num_key_value_heads") or heads,
-            head_dim=settings.get("head_dim") or width // heads,
-            d_ff=settings["intermediate_size"],
-            rope_base=float(rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0),
-            norm_eps=settings["rms_norm_eps"],
-            qk_norm=QK_NORM[kind],
-            max_length=settings["max_position_embeddings"],
-        )
-    except KeyError as error:
-        raise ValueError(f"{name} lacks {error}: give the config.json of the checkpoint itself") from None
+    heads, width = settings["num_attention_heads"], settings["hidden_size"]
+    return ModelConfig(
+        vocab_size=settings["vocab_size"],
+        d_model=width,
+        n_layers=settings["num_hidden_layers"],
+        n_heads=heads,
+        n_kv_heads=settings.get("num_key_value_heads") or heads,
+        head_dim=settings.get("head_dim") or width // heads,
+        d_ff=settings["intermediate_size"],
+        rope_base=float(rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0),
+        norm_eps=settings["rms_norm_eps"],
+        qk_norm=QK_NORM[kind],
+        max_length=settings["max_position_embeddings"],
+    )
 
 
 def tensor_files(source: Path) -> dict[str, Path]:
