@@ -52,7 +52,8 @@ def test_divergence():
     p, q = torch.softmax(reference, -1), torch.softmax(LOGITS, -1)
     kept = TARGETS >= 0
     expected = (p * (p / q).log()).sum(-1)[kept].mean()
-    assert math.isclose(float(divergence(LOGITS, reference, TARGETS).loss), float(expected), rel_tol=1e-5)
+    output = divergence(LOGITS, reference, TARGETS)
+    assert math.isclose(float(output.loss), float(expected), rel_tol=1e-5) and output.weight == int(kept.sum()) == 8
     assert float(divergence(LOGITS, LOGITS, TARGETS).loss) < 1e-6
 
 
