@@ -227,9 +227,9 @@ def test_a_smaller_rank_starts_from_the_parents_first_components(recovered, worl
         start(store, "recovery", 8)
 
 
-def test_training_ends_when_the_validation_loss_does_not_fall(recovered, world, make_context):
-    """With a rate that moves no weight no check is better than none."""
-    config = TASK.model_copy(update={"tokens": 4096, "checks": 8, "lr": 1e-12, "patience": 2})
+def test_training_ends_when_the_validation_loss_rises(recovered, world, make_context):
+    """With a rate that ruins the adapter each check is worse than none."""
+    config = TASK.model_copy(update={"tokens": 4096, "checks": 8, "lr": 30.0, "patience": 2})
     inputs = {"package": recovered[0], "examples": world / "examples"}
     context, broken = make_context("early"), make_context("broken-early")
     metrics = task_adapter(config, context, **inputs)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from openafm.posttraining.examples import RowBatches, answer_row
 from openafm.posttraining.mdloo import mdloo_step
 from openafm.stage import Context, Hardware, Parallelism
 from openafm.training.batches import TokenBatches
+from openafm.training.checkpoints import MARK
 from openafm.training.context import part_of, positions
 from openafm.training.loop import train
 from openafm.training.losses import LossOutput, chunked_distillation, next_token
@@ -80,15 +82,19 @@ def test_losses_and_weights_are_those_of_one_process(name, token_shards, tmp_pat
 
 def drifting(rank, folder, shards):
     def flip(network, step: int) -> None:
+        if rank == 0 and step:  # every step has a checkpoint: none is left out because the one before is being written
+            while not (folder / f"shared/train/step-{step:08d}" / MARK).exists():
+                time.sleep(0.01)
+            time.sleep(0.2)  # its writer ends
         if rank == 1 and step == 3:
             weight = local(next(network.parameters()).detach())
             weight.view(torch.int32).view(-1)[5] ^= 1
 
-    with pytest.raises(DifferError, match=r"step [4-9]: the replicas' weights differ between processes"):
+    with pytest.raises(DifferError, match="step 4: the replicas' weights differ between processes"):
         run(folder, shards, {"replicate": 2}, rank=rank, before_step=flip, checkpoint_seconds=0.0)
     if rank == 0:
         kept = sorted((folder / "shared/train").glob("step-*"))
-        assert kept and kept[-1].name <= "step-00000003"
+        assert kept and kept[-1].name == "step-00000003"
 
 
 def test_one_flipped_bit_of_a_replica_ends_training_before_it_is_kept(token_shards, tmp_path):

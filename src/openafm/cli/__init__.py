@@ -5,6 +5,6 @@ Exit codes: 0 done; 1 a step failed or a check did not pass; 2 wrong usage or re
 
 # isort: off
 from openafm.cli.common import app
-from openafm.cli import runs, data  # in the order of --help
+from openafm.cli import runs, models, machine, data  # in the order of --help
 
-__all__ = ["app", "data", "runs"]
+__all__ = ["app", "data", "machine", "models", "runs"]

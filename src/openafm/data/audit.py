@@ -87,5 +87,5 @@ def _place(seed: int, row: Row) -> int:
 
 def _shown(row: Row) -> Reject:
     text = row["text"][: 2 * SHOWN]
-    masked = pii.redact(text, pii.find(text))[:SHOWN]
+    masked = pii.without(text)[:SHOWN]
     return Reject(row["url"], row["flow"], row["stage"], row["reason"], row["evidence"], masked)

@@ -90,11 +90,16 @@ def _judge_safety(row: Row, words: safety.Words) -> Row:
     return drop(row, STAGE, f"safety.{finding.category}", f"weight {finding.weight:.1f}: {', '.join(finding.terms)}")
 
 
+def _people(row: Row, config: CleanConfig) -> pii.People | None:
+    """The finder of people's names for a document: none for code, whose names are no people's."""
+    return load_people(config.person_model) if row["flow"] != "code" else None
+
+
 def _judge_pii(row: Row, config: CleanConfig) -> Row:
     """Drop documents with cards, IBANs, identity numbers or very much personal data; replace the rest."""
-    text, people = row["text"], load_people(config.person_model) if row["flow"] != "code" else None
+    text, people = row["text"], _people(row, config)
     spans = pii.find(text, people)
-    title = pii.redact(row["title"], pii.find(row["title"], people))
+    title = pii.without(row["title"], people)
     if not spans:
         return row | {"title": title}
     counts = Counter(span.kind for span in spans)
@@ -141,7 +146,7 @@ class _Finish:
         rows = [self.judge(row) for row in rows]
         if self.config.keep_personal_data:
             return rows
-        return [cleared(row, self.config.person_model) if row["verdict"] == "drop" else row for row in rows]
+        return [_cleared(row, self.config) if row["verdict"] == "drop" else row for row in rows]
 
     def judge(self, row: Row) -> Row:
         """The row with the model's verdict; one that is dropped already or no prose comes back as it is."""
@@ -153,11 +158,10 @@ class _Finish:
         return drop(row, STAGE, "safety.model", f"probability {probability:.2f}: {worst}")
 
 
-def cleared(row: Row, person_model: str) -> Row:
+def _cleared(row: Row, config: CleanConfig) -> Row:
     """The row of a dropped document without personal data: rejects are read by people, and may be kept for long."""
-    people = load_people(person_model) if row["flow"] != "code" else None
-    title, text = (pii.redact(row[name], pii.find(row[name], people)) for name in ("title", "text"))
-    return _documents.with_text(row | {"title": title}, text)
+    people = _people(row, config)
+    return _documents.with_text(row | {"title": pii.without(row["title"], people)}, pii.without(row["text"], people))
 
 
 def _learn(folder: Path, words: safety.Words, config: CleanConfig, context: Context) -> tuple[Path | None, Metrics]:
@@ -210,7 +214,7 @@ def _redacted(verdicts: list[dict[str, str]]) -> list[str]:
     return [part.split()[0] for evidence in said for part in evidence.split(", ")]
 
 
-def _hits(documents: Path, out: Path, people: pii.People | None) -> Iterable[Hit]:
+def _hits(documents: Path, out: Path, config: CleanConfig) -> Iterable[Hit]:
     """Yield what was found in real documents: a hit for each that was dropped here, and for each finding replaced."""
     columns = [name for name in SCHEMA.names if name != "text"]
     for before, after in zip(_documents.parts(documents), _documents.parts(out), strict=True):
@@ -220,13 +224,12 @@ def _hits(documents: Path, out: Path, people: pii.People | None) -> Iterable[Hit
         for table in _documents.batches(before, ("id", "text")):
             for identity, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
                 if identity in said:
-                    yield from _hits_in(said[identity], text, people)
+                    yield from _hits_in(said[identity], text, _people(said[identity], config))
 
 
 def _hits_in(row: Row, text: str, people: pii.People | None) -> Iterable[Hit]:
-    people = people if row["flow"] != "code" else None
     if row["stage"] == STAGE:
-        start = pii.redact(text[:400], pii.find(text[:400], people))[:200]
+        start = pii.without(text[:400], people)[:200]
         yield Hit(row["reason"], row["url"], evidence_hash(text), row["flow"], row["evidence"], start)
     spans = pii.find(text, people) if _redacted(row["verdicts"]) else []
     for span in spans:
@@ -272,6 +275,6 @@ def clean(config: CleanConfig, context: Context, *, documents: Path, sources: Pa
         "dropped": _documents.drops_by_reason(funnel, STAGE),
         "planted_recall": recalls,
         "real_hits": _real_hits(table),
-        "precision_on_real": audit(_hits(documents, context.out, load_people(config.person_model)), context.out),
+        "precision_on_real": audit(_hits(documents, context.out, config), context.out),
         "safety_model": learned,
     }

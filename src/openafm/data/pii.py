@@ -100,6 +100,11 @@ def redact(text: str, spans: list[Span]) -> str:
     return "".join(parts) + text[at:]
 
 
+def without(text: str, people: People | None = None) -> str:
+    """The text with every finding replaced by its placeholder."""
+    return redact(text, find(text, people))
+
+
 def in_context(text: str, spans: list[Span], span: Span, before: int = 60, after: int = 30) -> str:
     """Return a finding masked in brackets and what stands around it, every other finding replaced."""
     left = redact(text[: span.start], [other for other in spans if other.end <= span.start])

@@ -158,6 +158,7 @@ def gain(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, Any]:
     """mean(ours) / mean(theirs) - 1 with its paired 95% bootstrap interval; None where theirs is all zero."""
 
     def ratio(pairs: np.ndarray) -> float:
+        """mean(ours) / mean(theirs) - 1 of some texts, `(texts, 2)`."""
         return float(pairs[:, 0].mean() / max(pairs[:, 1].mean(), 1e-12) - 1)
 
     if not theirs.any():

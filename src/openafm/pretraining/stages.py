@@ -106,12 +106,8 @@ def pretrain(
     reads every batch on the fly. `long_qa` holds shards of synthetic long question answering, drawn from beside
     `shards`.
     """
-    if teacher_tokens is not None and teacher is not None:
-        raise ValueError("a pretraining step distils from `teacher_tokens` or from a `teacher`, not from both")
-    if teacher is not None and context.parallelism.context > 1:
-        raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
     if teacher is not None:
-        check_core(config)  # distillation is of the core stage, whatever the model begins from
+        _check_teacher(config, context, teacher_tokens)
     transformer = _start(config, context, tokenizer, model)
     check_vocabulary(transformer, [shards, *([long_qa] if long_qa else [])])
     tokens = config.batches(shards, context.seed, *([long_qa] if long_qa else []))
@@ -151,6 +147,15 @@ def pretrain(
         "headline": f"{transformer.config.parameters / 1e6:.2f}M parameters, {total:,} tokens, "
         f"cross-entropy {curve[0]['cross_entropy']:.2f} -> {ended:.2f} nats",
     }
+
+
+def _check_teacher(config: PretrainConfig, context: Context, teacher_tokens: Path | None) -> None:
+    """Raise ValueError where a model cannot be the teacher of this step."""
+    if teacher_tokens is not None:
+        raise ValueError("a pretraining step distils from `teacher_tokens` or from a `teacher`, not from both")
+    if context.parallelism.context > 1:
+        raise ValueError("a `teacher` reads whole sequences: set context: 1, or compute `teacher_tokens` ahead")
+    check_core(config)  # distillation is of the core stage, whatever the model begins from
 
 
 def check_vocabulary(model: Transformer, shards: Sequence[Path]) -> None:

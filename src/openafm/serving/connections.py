@@ -43,6 +43,7 @@ def connection_class(most: int, head_seconds: float = HEAD_SECONDS) -> type[H11P
         _waiting: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
+            """Take the connection and wait for its head, or end it at once where there are too many."""
             if len(self.connections) >= most:
                 self.transport = transport
                 transport.abort()
@@ -51,14 +52,17 @@ def connection_class(most: int, head_seconds: float = HEAD_SECONDS) -> type[H11P
             self._judge()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            """Wait for its head no more."""
             super().connection_lost(exc)
             self._stop()
 
         def data_received(self, data: bytes) -> None:
+            """Read on; a head that is whole now need not be waited for."""
             super().data_received(data)
             self._judge()
 
         def on_response_complete(self) -> None:
+            """Wait for the head of the next request."""
             super().on_response_complete()
             self._judge()
 

@@ -66,7 +66,8 @@ def create_app(
         app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"],
                            expose_headers=seen)  # fmt: skip
     answer_errors(app)
-    _add_routes(app, serving)
+    for add in (_add_answers, _add_models, _add_state):
+        add(app, serving)
     add_page(app, "page")
     return app
 
@@ -82,9 +83,9 @@ def _origin(given: str) -> str:
     return exact
 
 
-def _add_routes(app: FastAPI, serving: Serving) -> None:
+def _add_answers(app: FastAPI, serving: Serving) -> None:
+    """What is asked of the model."""
     admitted = [Depends(serving.admit)]
-    process = psutil.Process()
 
     @app.post("/v1/chat/completions", dependencies=admitted)
     async def chat_completions(request: Request) -> Response:
@@ -106,6 +107,11 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
         """Answer with a vector for each text."""
         return await serving.embed(request, parse(EmbeddingRequest, await read_body(request)))
 
+
+def _add_models(app: FastAPI, serving: Serving) -> None:
+    """What models there are, and which adapters are among them."""
+    admitted = [Depends(serving.admit)]
+
     @app.get("/v1/models", dependencies=admitted)
     async def models() -> Response:
         """List the base and its adapters as OpenAI's model objects."""
@@ -125,6 +131,12 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
     async def unload(request: Request) -> Response:
         """Let requests name an adapter no more."""
         return to_json(serving.unload(parse(LoraAdapter, await read_body(request))))
+
+
+def _add_state(app: FastAPI, serving: Serving) -> None:
+    """What the server tells about itself."""
+    admitted = [Depends(serving.admit)]
+    process = psutil.Process()
 
     @app.get("/metrics", dependencies=admitted)
     async def metrics() -> Response:

@@ -87,13 +87,14 @@ def train(
                 devices.collect()
                 snapshot(at.step)  # which may end the batches here
                 due = True  # a checkpoint must not be older than a snapshot
-            if (at.step % log_every == 0 or at.step == len(batches)) and math.isfinite(value):
+            last = at.step == len(batches)
+            if (at.step % log_every == 0 or last) and math.isfinite(value):
                 at.records.append(_record(at.step, at.tokens, value, metrics, optimizer))
                 context.log(label, at.step, at.records[-1])
-            if due or at.step == len(batches) or at.step % COMPARED == 0:
+            if due or last or at.step % COMPARED == 0:
                 same = (at.step, optimizer.updates, optimizer.skipped, optimizer.scale, optimizer.grad_norm, value)
                 devices.compare(at.step, batch, same)
-            if due or at.step == len(batches):
+            if due or last:
                 at.updates, at.skipped = optimizer.updates, optimizer.skipped
                 checkpoints.save(at)
             context.report(f"{label} loss {value:.3f}", at.step, len(batches))

@@ -64,6 +64,7 @@ def difference(ours: Sequence[Item], theirs: Sequence[Item], seed: int = 0) -> E
     rows = np.array([(a.top, a.bottom, b.top, b.bottom) for a, b in pairs])
 
     def gap(drawn: np.ndarray) -> float:
+        """Ours minus theirs on some items, `(items, 4)`: top and bottom of ours, then of theirs."""
         a, weight_a, b, weight_b = drawn.sum(0)
         return float(a / weight_a - b / weight_b)
 
