@@ -69,6 +69,32 @@ def reference(folder, tokens, adapter=None):
     return TorchEngine.load(folder).use(adapter)(torch.tensor([tokens]))[0].detach().double()
 
 
+def exact_tables(made):
+    """The weights of an on-byte-grid projection in tiles of 16 rows, before float16 rounded the multiples of a scale.
+
+    Of the scales that make the largest value a code from 64 to 127, the one that float16 leaves least of, in squares.
+    """
+    weights = made.dequantize()
+    for first in range(0, len(weights), 16):
+        table = made.tables[first // made.group].astype(np.float64)
+        counts = np.bincount(made.indices[first : first + 16].ravel(), minlength=len(table))
+        scales = np.abs(table).max() / np.arange(127, 63, -1)
+        multiples = scales * np.rint(table[:, None] / scales)
+        best = (counts[:, None] * (multiples - table[:, None]) ** 2).sum(0).argmin()
+        weights[first : first + 16] = multiples[made.indices[first : first + 16], best]
+    return weights
+
+
+def exact_reference(folder, tokens):
+    """`reference` of a package's weights as they were before float16 rounded their tables."""
+    engine, package = TorchEngine.load(folder), Package(folder)
+    for name, linear in engine.model.linears().items():
+        made = package.projection(name)
+        if made.bits < 8 and made.group % 16 == 0:
+            linear.weight.data = torch.from_numpy(exact_tables(made))
+    return engine.use(None)(torch.tensor([tokens]))[0].detach().double().numpy()
+
+
 def distance(logits, expected):
     """Relative error of logits, in the Euclidean norm."""
     return float(np.linalg.norm(logits - np.asarray(expected)) / np.linalg.norm(expected))
