@@ -79,6 +79,16 @@ def test_chunks_give_the_loss_and_the_gradients_of_whole_logits(chunk, distil, m
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("frozen", ["hidden", "output"])
+def test_chunks_beside_a_frozen_side(frozen):
+    sides = {"hidden": torch.randn(2, 5, 7), "output": torch.randn(11, 7)}
+    learned = sides["output" if frozen == "hidden" else "hidden"].requires_grad_()
+    chunked_next_token(**sides, targets=TARGETS).loss.backward()
+    (wanted,) = torch.autograd.grad(next_token(sides["hidden"] @ sides["output"].t(), TARGETS).loss, (learned,))
+    torch.testing.assert_close(learned.grad, wanted, rtol=1e-5, atol=1e-6)
+    assert sides[frozen].grad is None
+
+
 def test_chunks_without_gradients_and_without_targets():
     hidden, output = torch.randn(1, 4, 7), torch.randn(11, 7)
     with torch.no_grad():
