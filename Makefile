@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: run test setup lint docs bench coverage mutants lock sbom clean help
 .DEFAULT_GOAL := run
 
-run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 15 to 30 minutes, 1 GB)
+run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 15 to 50 minutes, 1 GB)
 	@$(BIN)/openafm run $(RECIPE) $(ARGS)
 
 test: lint ## style, types, import layers, then the tests (6 to 10 minutes, 1 GB for a while): make test ARGS=tests/recipe
