@@ -49,7 +49,9 @@ def test_what_is_all_current_says_nothing(tmp_path):
     assert announce(tmp_path, RECIPE, [state("b", "current", spent=1.0)], PROBED) == ""
 
 
-@pytest.mark.parametrize(("speed", "factor"), [(1_000, 10.0), (190_000 / 32, 8.0), (190_000, 1.0), (190_000 * 1.5, 0.784), (10_000_000, 0.5)])
+@pytest.mark.parametrize(
+    ("speed", "factor"), [(1_000, 10.0), (190_000 / 32, 8.0), (190_000, 1.0), (190_000 * 1.5, 0.784), (10_000_000, 0.5)]
+)
 def test_a_probe_in_a_busy_moment_is_bounded(speed, factor):
     settings = {"hardware": {"precision": "bfloat16"}, "probe": {"bfloat16_tokens_per_second": speed}}
     assert pace([], settings)[0] == pytest.approx(factor, rel=1e-3)
