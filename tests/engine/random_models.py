@@ -6,7 +6,7 @@ import torch
 from openafm.adapters.lora import adapter_state, attach, detach
 from openafm.adapters.store import Adapter
 from openafm.compression.embedding import quantize_embedding
-from openafm.compression.feedback import on_byte_grid
+from openafm.compression.feedback import byte_multiples, on_byte_grid
 from openafm.compression.package import write_package
 from openafm.engine import Package, TorchEngine
 from openafm.engine.packed import Palettized
@@ -70,19 +70,12 @@ def reference(folder, tokens, adapter=None):
 
 
 def exact_tables(made):
-    """The weights of an on-byte-grid projection in tiles of 16 rows, before float16 rounded the multiples of a scale.
-
-    Of the scales that make the largest value a code from 64 to 127, the one that float16 leaves least of, in squares.
-    """
-    weights = made.dequantize()
-    for first in range(0, len(weights), 16):
-        table = made.tables[first // made.group].astype(np.float64)
-        counts = np.bincount(made.indices[first : first + 16].ravel(), minlength=len(table))
-        scales = np.abs(table).max() / np.arange(127, 63, -1)
-        multiples = scales * np.rint(table[:, None] / scales)
-        best = (counts[:, None] * (multiples - table[:, None]) ** 2).sum(0).argmin()
-        weights[first : first + 16] = multiples[made.indices[first : first + 16], best]
-    return weights
+    """The weights of a projection on the byte grid, by tiles of 16 rows, before float16 rounded their multiples."""
+    tiles = [made.indices[first : first + 16].astype(np.int64) for first in range(0, len(made.indices), 16)]
+    tables = torch.from_numpy(made.tables[np.arange(len(tiles)) * 16 // made.group]).double()
+    uses = torch.from_numpy(np.stack([np.bincount(tile.ravel(), minlength=tables.shape[1]) for tile in tiles]))
+    chosen = byte_multiples(tables, uses).numpy()
+    return np.concatenate([table[tile] for table, tile in zip(chosen, tiles, strict=True)]).astype(np.float32)
 
 
 def exact_reference(folder, tokens):

@@ -97,22 +97,26 @@ def palettize_with_feedback(weight: Tensor, elimination: Elimination, bits: int,
 
 
 def on_byte_grid(made: Palettized) -> Palettized:
-    """Return it with each table's values at the multiples of one scale, -127 to 127, of least squared error.
-
-    Each value counts as often as it is used. The largest is a multiple itself. A value that is one to float16's
-    precision stays.
-    """
+    """Return it with each table at its `byte_multiples`; a value that is one to float16's precision stays."""
     tables = torch.from_numpy(made.tables).double()
     uses = torch.zeros_like(tables)
     for number in range(len(tables)):
         rows = made.indices[number * made.group : (number + 1) * made.group]
         uses[number] = torch.from_numpy(np.bincount(rows.ravel(), minlength=tables.shape[1]))
+    chosen = byte_multiples(tables, uses)
+    there = (chosen - tables).abs() <= tables.abs() * torch.finfo(torch.half).eps
+    return replace(made, tables=torch.where(there, tables, chosen).half().numpy())
+
+
+def byte_multiples(tables: Tensor, uses: Tensor) -> Tensor:
+    """The multiples of one scale a table, -127 to 127, of least squared error; the largest value is one itself.
+
+    `tables` `(groups, entries)` of double and `uses`, how often each value is used, which is how often it counts.
+    """
     scales = tables.abs().amax(1, keepdim=True) / torch.tensor(CODES, dtype=torch.double)  # (groups, codes)
     near = scales[:, :, None] * (tables[:, None] / scales[:, :, None].clamp_min(1e-30)).round()
     best = ((near - tables[:, None]).square() * uses[:, None]).sum(2).argmin(1)
-    chosen = near[torch.arange(len(tables)), best]
-    there = (chosen - tables).abs() <= tables.abs() * torch.finfo(torch.half).eps
-    return replace(made, tables=torch.where(there, tables, chosen).half().numpy())
+    return near[torch.arange(len(tables)), best]
 
 
 def output_error(weight: Tensor, made: Palettized, gram: Tensor) -> float:

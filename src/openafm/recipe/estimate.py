@@ -15,7 +15,7 @@ from openafm.recipe.status import State
 
 PLANNED_SPEED = 190_000.0
 """Tokens a second of the probe's block on the machine whose times the recipes plan with."""
-SHARE = 0.6
+EXPONENT = 0.6
 """A run is not all matrices: at 1/5.6 of that speed nano took 2.7 times its plan, where 5.6 ** 0.6 is 2.8."""
 ENOUGH_SECONDS = 60.0
 """So much finished work, as planned, tells this machine's pace better than the probe does."""
@@ -51,7 +51,7 @@ def pace(found: Sequence[State], settings: dict[str, Any]) -> tuple[float, str]:
     speed = settings.get("probe", {}).get(f"{precision}_tokens_per_second")
     if not speed:
         return 1.0, "as this machine was not probed"
-    factor = min(SLOWEST, max(FASTEST, (PLANNED_SPEED / speed) ** SHARE))
+    factor = min(SLOWEST, max(FASTEST, (PLANNED_SPEED / speed) ** EXPONENT))
     return factor, f"as the probe did {speed:,} tokens/s and the plan is for {PLANNED_SPEED:,.0f}"
 
 
