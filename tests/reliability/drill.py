@@ -2,11 +2,11 @@
 
     python tests/reliability/drill.py --kills 30 --seed 1
     python tests/reliability/drill.py flips disk
-    python tests/reliability/drill.py kills --recipe nano --kills 5
+    python tests/reliability/drill.py kills --recipe nano --kills 5 --unbroken runs/nano
 
 Each drill breaks a run, lets the same command go on, and compares every artifact's digest with those of an unbroken
 run; what cannot go on must end in one line that says what to do. Prints a table; exit code 1 if a drill did not hold.
-Killed runs have one core (and so one worker) and all cores of the machine in turn.
+Killed runs have all cores of the machine and one of them (and so one worker) in turn, two kills each.
 """
 
 import argparse
@@ -52,6 +52,8 @@ class Drill:
     """Stop after this step: the short version."""
     seed: int = 1
     recipe: str = "tiny"
+    given: Path | None = None
+    """A finished run of this recipe, by this code on this machine, that the others are compared with."""
     reference: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     """What the unbroken run took."""
@@ -62,10 +64,12 @@ class Drill:
         return [*words, "--until", self.until] if self.until else words
 
     def prepare(self, runs: Path) -> Path:
-        """A run's folder with one thread chosen: the drill is about bytes, and two threads crawl on a busy machine."""
+        """A run's folder with the reference's hardware, or one thread: two of them crawl on a busy machine."""
         run = runs / self.recipe
         run.mkdir(parents=True)
-        (run / "run.json").write_text(json.dumps({"hardware": asdict(Hardware(threads=1)), "probe": {}}))
+        told = json.loads((self.given / "run.json").read_text()) if self.given else {}
+        hardware, probe = told.get("hardware", asdict(Hardware(threads=1))), told.get("probe", {})
+        (run / "run.json").write_text(json.dumps({"hardware": hardware, "probe": probe}))
         return run
 
     def finish(self, runs: Path) -> subprocess.CompletedProcess:
@@ -77,15 +81,14 @@ class Drill:
     @property
     def whole(self) -> Path:
         """The unbroken run."""
-        return self.folder / "unbroken" / self.recipe
+        return self.given or self.folder / "unbroken" / self.recipe
 
-    def unbroken(self) -> Path:
-        """Make the run that all others are compared with."""
+    def unbroken(self) -> None:
+        """Make the run that all others are compared with, where none is given."""
         started = time.monotonic()
-        run = self.prepare(self.folder / "unbroken")
-        self.finish(run.parent)
-        self.reference, self.seconds = digests(run), time.monotonic() - started
-        return run
+        if not self.given:
+            self.finish(self.prepare(self.folder / "unbroken").parent)
+        self.reference, self.seconds = digests(self.whole), time.monotonic() - started
 
     def compare(self, run: Path) -> None:
         """Every artifact has the unbroken run's digest, its files are those of its manifest, and nothing is left."""
@@ -127,17 +130,18 @@ def kills(drill: Drill, count: int, minutes: float = math.inf) -> tuple[int, str
     while done < count and time.monotonic() < ends:
         finished += 1
         run = drill.prepare(drill.folder / f"killed-{finished}")
-        with on_cores(finished % 2 == 0) as cores:
-            made: dict[str, int] = {}
-            for step in sorted(rng.sample(order, min(8, count - done, len(order))), key=order.index):
-                if kill_once(drill, run, step, rng.uniform(0.0, seconds[step]), whole_group=done % 2 == 0):
-                    hit.add(step)
-                    workers[cores] += 1
-                    done += 1
-                again = [name for name, at in made.items() if made_at(run).get(name) != at]
-                assert not again, f"finished before the kill and made again: {again}"
-                made = made_at(run)
-            drill.finish(run.parent)
+        made: dict[str, int] = {}
+        for step in sorted(rng.sample(order, min(8, count - done, len(order))), key=order.index):
+            with on_cores(done // 2 % 2 == 1) as cores:
+                killed = kill_once(drill, run, step, rng.uniform(0.0, seconds[step]), whole_group=done % 2 == 0)
+            if killed:
+                hit.add(step)
+                workers[cores] += 1
+                done += 1
+            again = [name for name, at in made.items() if made_at(run).get(name) != at]
+            assert not again, f"finished before the kill and made again: {again}"
+            made = made_at(run)
+        drill.finish(run.parent)
         drill.compare(run)
         shutil.rmtree(run.parent)
     spread = " and ".join(f"{number} with {cores}" for cores, number in sorted(workers.items()))
@@ -490,10 +494,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="of kills: begin no new run after these")
     parser.add_argument("--recipe", default="tiny", help="whose runs are broken; flips, readers and warc are for tiny")
+    parser.add_argument("--unbroken", type=Path, help="a finished run by this code, here; else one is made")
     parser.add_argument("--until", default="", help="stop after this step, for a short drill")
     options = parser.parse_args()
+    if options.unbroken and not (options.unbroken / "run.json").exists():
+        parser.error(f"{options.unbroken} is no run (it has no run.json): make run RECIPE={options.recipe}")
     with tempfile.TemporaryDirectory(prefix="openafm-drill-") as folder:
-        drill = Drill(Path(folder), options.until, options.seed, options.recipe)
+        drill = Drill(Path(folder), options.until, options.seed, options.recipe, options.unbroken)
         known: dict[str, Callable[[], tuple[int, str]]] = {
             "kills": lambda: kills(drill, options.kills, options.minutes),
             "two": lambda: two(drill),

@@ -16,15 +16,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.busy += 1
             self.server.most = max(self.server.most, self.server.busy)
-        try:
-            self.answer(body)
-        finally:
-            with self.server.lock:
-                self.server.busy -= 1
-
-    def answer(self, body):
         time.sleep(self.server.pause)
-        with self.server.lock:
+        with self.server.lock:  # before the answer, which may bring the next request at once
+            self.server.busy -= 1
             self.server.asked.append((self.path, self.headers.get("Authorization"), body))
             failing = self.server.failures.pop(0) if self.server.failures else None
         if failing == "cut":  # the connection ends in the middle of the answer
