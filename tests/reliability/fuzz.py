@@ -28,7 +28,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -353,12 +353,17 @@ class Session:
     faults: dict[str, str] = field(default_factory=dict)
     """The file of the first input at each fault, by where it came from."""
     began: float = field(default_factory=time.monotonic)
+    current: BinaryIO = field(init=False)
+    """The input being read, for when the process ends over it."""
     memory: list[float] = field(default_factory=list)
     """MB of the process, at every hundredth of the executions."""
 
+    def __post_init__(self) -> None:
+        self.current = (self.folder / "current").open("wb", buffering=0)
+
     def one(self, data: bytes) -> None:
         """Execute the target once."""
-        (self.folder / "current").write_bytes(data)
+        self.current.truncate(os.pwrite(self.current.fileno(), data, 0))
         started, wrong = time.monotonic(), ""
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
@@ -489,7 +494,8 @@ def main() -> int:
         sys.path.insert(0, str(ROOT))
         guided = not options.plain and importlib.util.find_spec("atheris") is not None
         work(options.targets[0], options.worker, options.executions, 60 * options.minutes, options.seed, guided)
-    kept = Path(tempfile.mkdtemp(prefix="openafm-fuzz-"))
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # several small files an execution
+    kept = Path(tempfile.mkdtemp(prefix="openafm-fuzz-", dir=memory))
     print(f"inputs at fault are kept in {kept}", flush=True)
     held = [fuzz(name, kept, options) for name in options.targets or TARGETS]
     return 0 if all(held) else 1
