@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openafm.data import documents
-from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, decontaminate
-from openafm.data.ngram_index import normalise, words
+from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, add_item, decontaminate
+from openafm.data.ngram_index import Source, normalise, words
+from openafm.data.precision import evidence_hash
 from openafm.stage import Context
 
 QUESTION = "Janet has 16 ducks. How many eggs do they lay per day, if each duck lays three and she eats two?"
@@ -188,6 +189,15 @@ def test_the_stage_drops_documents_of_every_flow_and_says_why(tmp_path):
     assert all(row["planted"] == "benchmark" and "item q1 of ducks" in row["evidence"] for row in dropped)
     assert metrics["planted"] == {"benchmark": {"planted": 5, "caught": 5, "gone": 0, "missed": 0, "recall": 1.0}}
     assert metrics["benchmarks"] == {"ducks": {"items": 2, "ngrams": 9, "too_short": 1}}
+    first = " ".join(words(QUESTION)[:13])
+    assert {row["evidence"] for row in dropped} == {f'"{first}" of item q1 of ducks, and 8 more n-grams'}
+    assert metrics["headline"] == "5 documents hold one of 9 benchmark n-grams"
+    counted = ("ngrams", "ngrams_found", "common_phrases", "documents_with_common_phrases_only")
+    assert [metrics[name] for name in counted] == [9, 9, 0, 0] and metrics["dropped"] == {"benchmark.ducks": 5}
+    assert metrics["rule"] == (
+        "n = min(13, words of the item), at least 4; shorter items only as lines by themselves; "
+        "n-grams in 1000 documents or more drop none"
+    )
     assert {entry["id"] for entry in ledger} == {row["id"] for row in dropped}
     assert all(entry["ngram"] in " ".join(re.findall(r"\w+", QUESTION.lower())) for entry in ledger)
     run(tmp_path, corpus()[::-1], items, "again")
@@ -199,6 +209,77 @@ def test_common_phrases_drop_nothing(tmp_path):
     assert all(row["verdict"] == "keep" for row in rows)
     assert ledger and all(entry["common"] and entry["documents"] == 5 for entry in ledger)
     assert metrics["common_phrases"] == len({entry["ngram"] for entry in ledger}) == 9
+
+
+def test_hits_in_real_documents_are_written_for_reading(tmp_path):
+    question = documents.document("http://x/real", "math", f"{' '.join(PROSE)} {SHORT}")
+    other = documents.document("http://x/other", "web", " ".join(PROSE))
+    planted = documents.document("http://x/planted", "web", f"{SHORT} {' '.join(PROSE)}", planted="benchmark")
+    metrics, _, _ = run(tmp_path, [question, other, planted], [{"id": "q1", "text": SHORT}], match="every")
+    (hit,) = map(json.loads, (tmp_path / "out" / "audit.jsonl").read_text().splitlines())
+    assert (hit["reason"], hit["url"], hit["flow"]) == ("benchmark.ducks", "http://x/real", "math")
+    assert hit["evidence"] == '"which planet is largest" of item q1 of ducks'
+    assert hit["hash"] == evidence_hash("which planet is largest")
+    assert metrics["precision_on_real"]["benchmark.ducks"]["hits"] == 1 and metrics["dropped"] == {"benchmark.ducks": 2}
+    assert metrics["rule"].startswith("n up to 13, at least 4; ")
+
+
+def test_a_document_of_common_phrases_alone_says_so_and_one_that_tells_goes(tmp_path):
+    told = "Name the longest river of all that end in any lake."
+    rows = [
+        documents.document(f"http://x/{n}", "web", f"{SHORT} {PROSE[n]} {told if n == 0 else ''}") for n in range(3)
+    ]
+    items = [{"id": "q1", "text": SHORT}, {"id": "q2", "text": told}]
+    metrics, found, ledger = run(tmp_path, rows, items, common_count=3)
+    by_url = {row["url"]: row for row in found}
+    assert by_url["http://x/0"]["evidence"] == f'"{" ".join(words(told))}" of item q2 of ducks'
+    assert by_url["http://x/1"]["verdicts"][-1]["evidence"] == 'common phrases only, as "which planet is largest"'
+    assert metrics["documents_with_common_phrases_only"] == 2 and metrics["common_phrases"] == 1
+    assert sorted((line["item"], line["documents"], line["common"]) for line in ledger) == [
+        *[("q1", 3, True)] * 3, ("q2", 1, False),
+    ]  # fmt: skip
+
+
+def test_what_is_indexed_of_an_item():
+    """Its questions, or else its text; of its answers those of 13 words or more, of which chance makes no copy."""
+    index, long = NgramIndex(), " ".join(PROSE[:13])
+    item = {"id": 7, "text": "not looked for where there are questions", "answers": [" ".join(PROSE[20:32]), long]}
+    assert add_item(index, "bench", item | {"questions": [SHORT, "What is the other question here?"]}) == 3
+    assert found(index, long) == [long] and not found(index, " ".join(PROSE[20:32]))
+    assert not found(index, item["text"]) and found(index, SHORT)
+    assert add_item(index, "bench", item) == 2 and found(index, item["text"])
+    assert index.sources(0) == [Source("bench", "7")]
+    with pytest.raises(ValueError, match="text must be"):
+        add_item(index, "bench", {"id": 1, "text": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "many"),
+    [
+        ("ab cd ef gh", 1), ("ab cd ef g", 0),  # 8 letters and 7
+        ("a b c defgh ij", 1), ("a b c defgh i", 0),  # two letters a word, and fewer
+        ("word", 0), ("longword", 0), ("longword word", 1),  # one word is never enough
+    ],
+)  # fmt: skip
+def test_what_is_too_short_to_tell(text, many):
+    assert NgramIndex().add("bench", "1", text) == many
+    assert len(index_of(text)) == many
+
+
+def test_an_ngram_of_several_items_is_one_with_several_sources():
+    index = NgramIndex()
+    for benchmark, item, text in [("a", "1", QUESTION), ("b", "2", SHORT), ("a", "3", QUESTION), ("b", "4", SHORT)]:
+        index.add(benchmark, item, text)
+    grams = len(words(QUESTION)) - 12
+    assert len(index) == grams + 1
+    assert index.sources(0) == [Source("a", "1"), Source("a", "3")]
+    assert index.sources(grams) == [Source("b", "2"), Source("b", "4")]
+    assert [index.ngram(number) for number in range(len(index))] == [
+        *(" ".join(words(QUESTION)[at : at + 13]) for at in range(grams)), " ".join(words(SHORT)),
+    ]  # fmt: skip
+    assert index.find([SHORT, "", f"{QUESTION} {SHORT}"]) == [[grams], [], list(range(grams + 1))]
+    assert index.add("c", "5", "One more, which comes later") == 1  # what was built is built anew
+    assert found(index, "one more which comes later") == ["one more which comes later"]
 
 
 def test_broken_benchmarks_are_named(tmp_path):

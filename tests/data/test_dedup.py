@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openafm.data import dedup as dedup_module
 from openafm.data import documents, linking
 from openafm.data.dedup import DedupConfig, dedup, near_duplicates
-from openafm.data.minhash import BANDS, ROWS, components, pairs, signatures
+from openafm.data.minhash import BANDS, ROWS, signatures
 from openafm.data.ngrams import shingles, word_hashes, words
+from openafm.data.precision import evidence_hash
 from openafm.stage import Context
 
 VOCABULARY = [f"word{i}" for i in range(3000)]
@@ -123,16 +125,54 @@ def test_the_stage_keeps_the_best_copy_across_flows(tmp_path):
     assert found["http://a/1"]["evidence"].startswith("Jaccard 0.9")
     assert "http://c/3" in found["http://a/1"]["evidence"]
     assert metrics["dropped"] == {"duplicate.near": 2}
+    assert found["http://c/3"]["verdicts"][-1]["evidence"] == "the best of 3 copies"
     assert metrics["planted"] == {"exact_copy": {"planted": 1, "found": 1}}
+    assert metrics["headline"] == "4 documents, duplicate.near 2"
+    assert [metrics[name] for name in ("documents", "groups", "largest_group", "across_flows")] == [4, 1, 3, 1]
     group = json.loads((tmp_path / "out" / "groups.jsonl").read_text())
-    assert group["kept"] == found["http://c/3"]["id"]
+    dropped = sorted((found["http://a/1"]["id"], found["http://b/2"]["id"]))
+    assert group == {"kept": found["http://c/3"]["id"], "dropped": dropped}
+    (hit,) = map(json.loads, (tmp_path / "out" / "audit.jsonl").read_text().splitlines())  # the planted one is not real
+    assert (hit["reason"], hit["url"], hit["flow"]) == ("duplicate.near", "http://a/1", "web")
+    assert hit["evidence"] == found["http://a/1"]["evidence"] and hit["text"] == text[:200]
+    assert hit["hash"] == evidence_hash(text, near)
+    assert metrics["precision_on_real"]["duplicate.near"]["hits"] == 1
     run(tmp_path, rows[::-1], "again")
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def test_the_longest_of_equal_standing_is_kept_then_the_one_of_the_smallest_id(tmp_path):
+    long, same = edited_copies(8, 2, 0)
+    rows = pages([long, long + " end", *[same] * 3], licence="MIT")
+    metrics, found = run(tmp_path, rows)
+    assert not found["http://a/1"]["reason"] and found["http://a/0"]["reason"] == "duplicate.near"
+    equal = sorted((row for url, row in found.items() if url > "http://a/1"), key=lambda row: row["id"])
+    assert [row["evidence"] for row in equal] == ["", *[f"the text of {equal[0]['url']}"] * 2]
+    assert metrics["dropped"] == {"duplicate.exact": 2, "duplicate.near": 1}
+    assert (metrics["groups"], metrics["largest_group"], metrics["across_flows"]) == (2, 3, 0)
+
+
+def test_copies_to_read_are_taken_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup_module, "_AUDITED", 3)
+    _, found = run(tmp_path, pages([edited_copies(9, 1, 0)[0]] * 10))
+    dropped = [row["url"] for row in sorted(found.values(), key=lambda row: row["id"]) if row["reason"]]
+    hits = [json.loads(line)["url"] for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert sorted(hits) == sorted(dropped[at] for at in (0, 4, 8))
+
+
+@pytest.mark.parametrize("changed", [{"ngram": 4}, {"bands": 20}])
+def test_an_index_of_other_n_grams_is_refused(tmp_path, changed):
+    run(tmp_path, pages(edited_copies(5, 2, 0)), "one", index=True)
+    told = tmp_path / "one" / "index" / "index.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | changed))
+    with pytest.raises(ValueError, match="one: its index is of other n-grams or bands"):
+        run(tmp_path, pages(edited_copies(5, 2, 0)), "two", against=[str(tmp_path / "one")])
 
 
 def test_no_documents_at_all(tmp_path):
     metrics, found = run(tmp_path, [])
     assert metrics["documents"] == 0 and not found
+    assert metrics["groups"] == metrics["largest_group"] == metrics["across_flows"] == 0
 
 
 def pages(texts, host="a", **columns):
@@ -208,32 +248,3 @@ def test_words_hashed_at_once_are_the_words_of_each_text(texts):
         sets = {tuple(mine[i : i + 2]) for i in range(max(len(mine) - 1, min(len(mine), 1)))}
         part = found[starts[at] : starts[at + 1]]
         assert len(sets) == len(part) and (np.diff(part.astype(np.int64)) > 0).all()
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
-def test_components_are_those_of_a_walk(edges):
-    labels = components(31, np.array(edges, np.int64).reshape(-1, 2))
-    for start in range(31):
-        seen, waiting = {start}, [start]
-        while waiting:
-            at = waiting.pop()
-            new = {a + b - at for a, b in edges if at in (a, b)} - seen
-            seen |= new
-            waiting += new
-        assert labels[start] == min(seen)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=120, unique=True))
-def test_pairs_are_those_that_share_a_key(entries):
-    keys, owners = (
-        (np.array(part, np.int64) for part in zip(*entries, strict=True)) if entries else (np.zeros(0), np.zeros(0))
-    )
-    found = set(map(tuple, pairs(keys.astype(np.uint64), owners).tolist()))
-    by_key = {key: sorted(owner for k, owner in entries if k == key) for key, _ in entries}
-    small = {pair for group in by_key.values() if len(group) <= 24 for pair in itertools.combinations(group, 2)}
-    large = {pair for group in by_key.values() if len(group) > 24 for pair in itertools.combinations(group, 2)}
-    assert small <= found <= small | large
-    linked = components(61, np.array(sorted(found), np.int64).reshape(-1, 2))
-    assert all(len({linked[owner] for owner in group}) == 1 for group in by_key.values())

@@ -29,7 +29,7 @@ MODULES = {
     "losses": ("openafm.training.losses", "tests/training/test_losses.py"),
     "optimizers": ("openafm.training.optimizers", "tests/training/test_optimizers.py"),
     "alignment": ("openafm.training.alignment", "tests/training/test_alignment.py"),
-    "minhash": ("openafm.data.minhash", "tests/data/test_dedup.py"),
+    "minhash": ("openafm.data.minhash", "tests/data/test_minhash.py"),
     "dedup": ("openafm.data.dedup", "tests/data/test_dedup.py"),
     "decontaminate": ("openafm.data.decontaminate", "tests/data/test_decontaminate.py"),
     "ngram_index": ("openafm.data.ngram_index", "tests/data/test_decontaminate.py"),

@@ -25,9 +25,10 @@ def reference(theta: list[float], grads: list[list[float]], scales: list[float],
     return theta
 
 
-def test_steps_equal_the_formulas():
+@pytest.mark.parametrize("size", [3.0, 1e-15])  # at the second the 1e-30 beside g^2 counts as much as g^2
+def test_steps_equal_the_formulas(size):
     generator = torch.Generator().manual_seed(0)
-    grads = (torch.randn(12, 5, generator=generator, dtype=torch.float64) * 3).tolist()
+    grads = (torch.randn(12, 5, generator=generator, dtype=torch.float64) * size).tolist()
     grads[4] = [float("nan")] * 5
     grads[7] = [80.0] * 5  # norm above 100: skipped, state frozen
     scales = [0.1 * (i + 1) for i in range(12)]
@@ -55,6 +56,58 @@ def test_a_transposed_parameter_steps_as_its_copy_does(kind):
         optimizer.step()
         stepped.append(parameter.detach())
     assert torch.equal(*stepped) and not torch.equal(stepped[0], drawn.t())
+
+
+@pytest.mark.parametrize(("norm", "skipped"), [(99.9, 0), (100.0, 1), (math.inf, 1)])
+def test_a_wild_step_is_one_of_norm_100(norm, skipped):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamW([{"params": [parameter]}], lr=0.1)
+    parameter.grad = torch.tensor([0.6 * norm, 0.8 * norm])
+    optimizer.step()
+    assert (optimizer.skipped, optimizer.updates) == (skipped, 1 - skipped)
+    assert torch.equal(parameter.detach(), torch.ones(2)) == bool(skipped)
+    assert bool(optimizer.state) != bool(skipped)
+
+
+def test_what_has_no_gradient_stays_and_has_no_state():
+    still, moved = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = AdamW([{"params": [still]}, {"params": [moved]}], lr=0.1)
+    optimizer.step()
+    assert optimizer.grad_norm == 0.0 and not optimizer.state
+    moved.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(still.detach(), torch.ones(3)) and list(optimizer.state) == [moved]
+
+
+def test_sums_of_squares_are_over_all_shards(monkeypatch):
+    """Two meshes: on the one a tensor lies in shards of equal content, on the other each place has all of it."""
+
+    class Sharded:
+        def __init__(self, mesh, placements, values):
+            self.device_mesh, self.placements, self.values = mesh, placements, torch.tensor(values)
+
+        def to_local(self):
+            return self.values
+
+    class Mesh(tuple):
+        def get_group(self, dim):
+            return self[dim]
+
+    def all_reduce(sums, group):
+        sums *= group  # as many processes as this hold the same
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    shard, replicate = torch.distributed.tensor.Shard(0), torch.distributed.tensor.Replicate()
+    mesh, other = Mesh((2, 3)), Mesh((5,))
+    tensors = [
+        Sharded(mesh, (shard, replicate), [1.0, 2.0]),
+        torch.tensor([3.0]),
+        Sharded(mesh, (replicate, shard), [2.0, 0.0]),
+        Sharded(mesh, (shard, shard), [1.0, 1.0]),
+        Sharded(other, (shard,), [1.0, 0.0]),
+        Sharded(mesh, (shard, replicate), [0.0, 3.0]),
+    ]
+    assert optimizers.square_sums(tensors) == pytest.approx([2 * 5, 9, 3 * 4, 6 * 2, 5 * 1, 2 * 9])
 
 
 def test_norm_is_over_all_parameters():
@@ -109,15 +162,26 @@ def test_nothing_is_held_but_gradients_moments_and_one_block():
     assert 0 < peak <= 2 * 4 * optimizers.BLOCK["cpu"]
 
 
-def test_adamw_is_torchs():
-    """With a constant schedule, and decay written as lr * weight_decay, which is how torch couples it."""
+@pytest.mark.parametrize("size", [1e-8, 0.1, 3.0])  # as small as the 1e-8 in the divisor, and clipped
+def test_adamw_is_torchs(size):
+    """Step by step with the schedule's and the group's factor in torch's lr, to which it couples the decay."""
     generator = torch.Generator().manual_seed(1)
-    start, grads = torch.randn(6, generator=generator), torch.randn(8, 6, generator=generator) * 0.1
+    start, grads = (torch.randn(*shape, generator=generator).double() for shape in [(6,), (8, 6)])
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    first = AdamW([{"params": [ours]}], lr=0.01, weight_decay=0.01 * 0.1)
-    second = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    for grad in grads:
+    first = AdamW([{"params": [ours], "mult": 0.5}], lr=0.01, weight_decay=0.001)
+    second = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001 / (0.01 * 0.5))
+    for number, grad in enumerate(grads * size):
         ours.grad, theirs.grad = grad.clone(), grad.clone()
+        first.scale = 1 - number / 10
+        second.param_groups[0]["lr"] = 0.01 * 0.5 * first.scale
+        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
         first.step()
         second.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_adamws_decay_is_1e_4():
+    parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    parameter.grad = torch.zeros(2, dtype=torch.float64)
+    AdamW([{"params": [parameter]}], lr=0.1).step()
+    assert parameter.tolist() == [1 - 1e-4] * 2
