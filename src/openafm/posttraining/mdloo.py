@@ -20,6 +20,7 @@ from openafm.posttraining.baselines import Baseline, baseline_advantages, baseli
 from openafm.posttraining.examples import Row, RowBatches, answer_row
 from openafm.posttraining.policy import Answer, OptimizerConfig, Policy, rate, token_log_probs
 from openafm.posttraining.reward import MixConfig, Scorer
+from openafm.posttraining.rollouts import RolloutServer, ServerConfig
 from openafm.stage import Context, Hardware, Metrics
 from openafm.training.alignment import (
     kl_penalised_reward,
@@ -31,10 +32,13 @@ from openafm.training.alignment import mdloo as mdloo_loss
 from openafm.training.batches import Batch
 from openafm.training.loop import Record, train, write_curve
 from openafm.training.losses import LossOutput
+from openafm.training.parallel import meet, rank
 from openafm.training.schedules import constant
 
 Pair = tuple[list[int], list[int]]
 """Prompt and answer tokens."""
+STALE = 2.0
+"""Nats between sampler and trainer that no rounding explains: bfloat16 stays within a few tenths."""
 
 
 class MdlooConfig(OptimizerConfig):
@@ -64,6 +68,8 @@ class MdlooConfig(OptimizerConfig):
     """Longest answer, in tokens; problems whose reference answer is longer are left out."""
     mix: MixConfig = MixConfig()
     """How answers are rewarded."""
+    server: ServerConfig = ServerConfig()
+    """Where answers are drawn, if not in this process; they are then other ones on every run."""
 
 
 def mdloo(
@@ -80,14 +86,9 @@ def mdloo(
     optimizer = config.optimizer(policy.model)
     curve: list[Record] = []
     iterations: list[Row] = []
+    server = RolloutServer(config.server) if config.server.url else None
     for k in range(config.iterations):
-        answers = context.scratch / f"answers-{k:04d}.jsonl"
-        if not answers.exists():
-            drawn = random.Random(f"{context.seed}/prompts/{k}").sample(problems, min(config.prompts, len(problems)))
-            repeated = [problem for problem in drawn for _ in range(config.samples)]
-            made = policy.answer(repeated, config.max_tokens, context, f"iteration {k + 1} answers")
-            _write_whole(answers, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
-        answered = jsonl.read(answers)
+        answered = answers(policy, problems, config, context, k, server)
         pairs = [(policy.prompt(row["problem"]), row["tokens"]) for row in answered]
         rows, facts = experience(policy, anchor, scorer, answered, pairs, config, context.hardware)
         batches = RowBatches(rows, rows_per_batch=config.answers_per_batch, steps=config.steps, seed=context.seed + k)
@@ -98,6 +99,13 @@ def mdloo(
         curve += [{"iteration": k, **record} for record in records]
         iterations.append({"iteration": k, **facts, **moved(policy, pairs, rows, context.hardware)})
         context.log("iterations", k + 1, iterations[-1])
+        if server and facts["sampler_trainer_difference"] > STALE:
+            context.warn(
+                f"iteration {k + 1}: {config.server.url} gave a token {facts['sampler_trainer_difference']:.1f} nats "
+                "more or less than the trainer: does it answer with the weights that it was told to read?"
+            )
+    if server:
+        server.remove()
     save_model(policy.model, context.out, tokenizer=model)
     write_curve(curve, context.out)
     jsonl.write(context.out / "iterations.jsonl", iterations)
@@ -111,6 +119,32 @@ def mdloo(
         "first": first,
         "last": last,
     }
+
+
+def answers(
+    policy: Policy,
+    problems: Sequence[Row],
+    config: MdlooConfig,
+    context: Context,
+    k: int,
+    server: RolloutServer | None = None,
+) -> list[Row]:
+    """pi_k's K answers to each of iteration k's problems, drawn once, and read from scratch ever after.
+
+    Each process under torchrun draws the same for itself; a server's are drawn by rank 0, for all.
+    """
+    path = ((context.shared if server else None) or context.scratch) / f"answers-{k:04d}.jsonl"
+    if not path.exists() and (server is None or rank() == 0):
+        drawn = random.Random(f"{context.seed}/prompts/{k}").sample(problems, min(config.prompts, len(problems)))
+        repeated = [problem for problem in drawn for _ in range(config.samples)]
+        if server:
+            made = server.answer(policy, repeated, config.max_tokens, context.seed + k)
+        else:
+            made = policy.answer(repeated, config.max_tokens, context, f"iteration {k + 1} answers")
+        _write_whole(path, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
+    if server:
+        meet()
+    return jsonl.read(path)
 
 
 def _write_whole(path: Path, rows: list[Row]) -> None:

@@ -11,6 +11,7 @@ import torch
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model
 from openafm.model.generate import generate
+from openafm.model.generation import Generation
 from openafm.model.muparam import parameter_groups
 from openafm.posttraining.examples import Row, answer_row, checked, collate
 from openafm.sampling.sampler import stop_tokens
@@ -109,13 +110,14 @@ class Policy:
                 seed=random.Random(f"{context.seed}/{label}/{start}").getrandbits(48),
                 batch=SAMPLE_BATCH,
             )
-            for example, one in zip(part, made, strict=True):
-                text = self.tokenizer.decode(one.tokens).strip()
-                ended = [] if one.stop is None else [one.stop]
-                # An answer cut off by `max_tokens` is not an answer, whatever a checker finds in it.
-                passed = one.finished and passes(example, text)
-                answers.append(Answer(text, one.tokens + ended, one.logprobs, passed))
+            answers += [self.checked(example, one) for example, one in zip(part, made, strict=True)]
         return answers
+
+    def checked(self, example: Row, made: Generation) -> Answer:
+        """A generation as an answer; one cut off by `max_tokens` is none, whatever a checker finds in it."""
+        text = self.tokenizer.decode(made.tokens).strip()
+        ended = [] if made.stop is None else [made.stop]
+        return Answer(text, made.tokens + ended, made.logprobs, made.finished and passes(example, text))
 
 
 def passes(example: Row, text: str) -> bool:

@@ -38,11 +38,9 @@ def announce(step: Step | None, hardware: Hardware) -> None:
 def meet(step: Step) -> None:
     """Wait until all have left the step."""
     if step.stage in TRAINING and _many():
-        from torch import distributed
+        from openafm.training import parallel
 
-        from openafm.training.parallel import waiting_group
-
-        distributed.barrier(group=waiting_group())
+        parallel.meet()
 
 
 def take_part(recipe: Recipe, folder: Path) -> None:

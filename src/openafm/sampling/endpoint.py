@@ -15,13 +15,16 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from openafm.model.generation import Generation
 from openafm.sampling.sampler import Completion, Prompt
+
+Answer = TypeVar("Answer")
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """HTTP states that another try may cure."""
@@ -84,6 +87,38 @@ class EndpointSampler:
             flat = list(pool.map(lambda pair: self._echo(*pair), pairs))
         return [flat[start : start + len(options)] for start in range(0, len(flat), len(options))]
 
+    def continue_tokens(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, seed: int, stop: Set[int]
+    ) -> list[Generation]:
+        """Return an answer to each prompt of token ids, with the ids and log-probabilities of its tokens.
+
+        vLLM does this (`return_token_ids`, 0.10.2 and later). One of the ids in `stop` ends an answer. Raises
+        ValueError for a server that does not tell ids, or whose answers and log-probabilities do not match.
+        """
+        shared: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1}
+        shared |= {"stop_token_ids": sorted(stop), "logprobs": 0, "return_token_ids": True}
+        seeds = (zlib.crc32(f"{seed}/{i}".encode()) >> 1 for i in range(len(prompts)))
+        bodies = [{**shared, "prompt": list(p), "seed": s} for p, s in zip(prompts, seeds, strict=True)]
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            answers = list(pool.map(lambda body: self._ask("completions", body), bodies))
+        return [self._continued(answer, stop) for answer in answers]
+
+    def _continued(self, answer: dict[str, Any], stop: Set[int]) -> Generation:
+        try:
+            (choice,) = answer["choices"]
+            tokens, logprobs = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
+            if len(tokens) != len(logprobs) or (tokens[-1] in stop) != (choice["finish_reason"] == "stop"):
+                raise ValueError("tokens, log-probabilities and the reason it ended do not match")
+            ended = tokens.pop() if tokens[-1] in stop else None
+            return Generation(tokens, logprobs, ended)
+        except (LookupError, TypeError, ValueError) as error:
+            told = json.dumps(answer)[:200]
+            raise ValueError(f"{self.url} does not tell its tokens as vLLM does ({error!r}): {told}") from error
+
+    def control(self, path: str, body: Mapping[str, Any]) -> None:
+        """POST to the server itself, beside `/v1`, whatever it answers. Raises ValueError when it keeps refusing."""
+        self._post(f"{self.url.removesuffix('/v1')}/{path}", json.dumps(body).encode(), bytes)
+
     def _complete(self, prompt: Prompt, settings: dict[str, Any]) -> Completion:
         body: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         path, wanted = ("completions", 1) if isinstance(prompt, str) else ("chat/completions", True)
@@ -117,7 +152,7 @@ class EndpointSampler:
         kept = self.cache / f"{digest}.json" if self.cache else None
         if kept and kept.exists():
             return json.loads(kept.read_text())
-        answer = self._post(path, request.encode())
+        answer = self._post(f"{self.url}/{path}", request.encode(), _object)
         if kept and "choices" in answer:
             kept.parent.mkdir(parents=True, exist_ok=True)
             beside = kept.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
@@ -125,16 +160,13 @@ class EndpointSampler:
             beside.replace(kept)  # whole or absent, whoever else writes the same
         return answer
 
-    def _post(self, path: str, body: bytes) -> dict[str, Any]:
+    def _post(self, url: str, body: bytes, read: Callable[[bytes], Answer]) -> Answer:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(f"{self.url}/{path}", body, headers)
+        request = urllib.request.Request(url, body, headers)
         for attempt in range(self.tries):
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
-                    answer = json.loads(response.read())
-                if isinstance(answer, dict):
-                    return answer
-                raise ValueError(f"the answer is no JSON object: {str(answer)[:100]}")
+                    return read(response.read())
             except urllib.error.HTTPError as error:
                 why, curable = (
                     f"HTTP {error.code}: {error.read()[:200].decode('utf-8', 'replace')}",
@@ -146,9 +178,14 @@ class EndpointSampler:
             if not curable or attempt + 1 == self.tries:
                 break
             time.sleep(min(max(wait, self.wait_seconds * 2**attempt), _LONGEST_WAIT_SECONDS))
-        raise ValueError(
-            f"{self.url}/{path} failed after {attempt + 1} tries: {why}; check the URL, key and model name"
-        )
+        raise ValueError(f"{url} failed after {attempt + 1} tries: {why}; check the URL, key and model name")
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    answer = json.loads(raw)
+    if not isinstance(answer, dict):
+        raise ValueError(f"the answer is no JSON object: {str(answer)[:100]}")
+    return answer
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -94,6 +94,12 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def meet() -> None:
+    """Wait, for days if need be, until all processes are here."""
+    if distributed.is_initialized():
+        distributed.barrier(group=waiting_group())
+
+
 @cache
 def waiting_group() -> distributed.ProcessGroup:
     """All processes, in a group of its own: for what goes on beside training, or takes longer than its timeout."""
