@@ -4,6 +4,7 @@ PyTorch's fake process group plays all other processes and fake tensors have sha
 on any number of devices runs here in seconds: the real model, sharding and loss, followed by PyTorch's memory trackers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from openafm.model.muparam import parameter_groups
 from openafm.stage import Hardware, Parallelism
 from openafm.training.batches import Batch
 from openafm.training.hardware import autocast
+from openafm.training.loop import Loss
 from openafm.training.losses import LossOutput, _ChunkedCrossEntropy
 from openafm.training.optimizers import RMSPropMomentum
 from openafm.training.parallel import Devices, local
@@ -53,10 +55,13 @@ def dry_run(
     rows: int,
     length: int,
     precision: Literal["float32", "bfloat16"] = "bfloat16",
+    loss: Loss | None = None,
+    numbers: Sequence[str] = (),
 ) -> Memory:
     """Two micro-batches of `rows` sequences of `length` tokens on each device, forward and backward.
 
-    With more than one process call `pretend` first. A second micro-batch finds the gradients of the first.
+    With more than one process call `pretend` first. A second micro-batch finds the gradients of the first. `loss` is
+    the next token's, or another that asks no tensor for its value, of batches that have `numbers` too, one a row.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -64,7 +69,7 @@ def dry_run(
     with torch.device("meta"):
         model = Transformer(config)
     optimizer = RMSPropMomentum(parameter_groups(model, config.d_model), lr=0.01)
-    devices = Devices(model, _loss, optimizer, hardware, parallelism)
+    devices = Devices(model, loss or _loss, optimizer, hardware, parallelism)
     network = devices.network if devices.mesh is None else devices.step
     positions = length // (devices.mesh.context.size() if devices.mesh else 1)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -73,6 +78,7 @@ def dry_run(
         for parameter in network.parameters():
             optimizer.state[parameter] = {moment: torch.zeros_like(parameter) for moment in ("v", "m")}
         batch = {name: torch.zeros((rows, positions), dtype=torch.int64) for name in ("inputs", "targets")}
+        batch |= {name: torch.zeros(rows) for name in numbers}
         peak = _peak(devices, network, batch, hardware)
     weights = sum(local(parameter).nbytes for parameter in network.parameters())
     moments = 2 * weights
