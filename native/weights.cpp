@@ -56,9 +56,8 @@ inline uint32_t spread2(uint32_t byte) {  // at 2 bits
 inline uint32_t spread1(uint32_t nibble) { return (nibble | nibble << 7 | nibble << 14 | nibble << 21) & 0x01010101u; }
 
 // A word of packed codes with those of columns 0 to 3 in its bytes' lowest bits, of 4 to 7 above them, and so on.
-inline uint32_t turned4(uint32_t x) { return spread4(x & 0xFFFF) | spread4(x >> 16) << 4; }
-
-inline uint32_t turned2(uint32_t x) {
+template <int bits> inline uint32_t turned(uint32_t x) {
+  if constexpr (bits == 4) return spread4(x & 0xFFFF) | spread4(x >> 16) << 4;
   return spread2(x & 255) | spread2(x >> 8 & 255) << 2 | spread2(x >> 16 & 255) << 4 | spread2(x >> 24) << 6;
 }
 
@@ -69,6 +68,29 @@ inline uint32_t four_codes(const uint8_t* row, size_t row_bytes, int bits, size_
   if (bits == 4) return spread4(row[at] | (at + 1 < row_bytes ? row[at + 1] << 8 : 0));
   if (bits == 2) return spread2(row[at]);
   return spread1((row[at] >> (c % 8)) & 15);
+}
+
+// Up to 16 rows side by side: out[i][r] = row r's i-th word, of n, for rows `apart` bytes from each other.
+template <class Word> void side_by_side(const uint8_t* row, size_t apart, size_t filled, size_t n, uint8_t* out) {
+  for (size_t i = 0; i < n; i++) {
+    for (size_t r = 0; r < filled; r++) {
+      std::memcpy(out + (i * kRows + r) * sizeof(Word), row + r * apart + i * sizeof(Word), sizeof(Word));
+    }
+  }
+}
+
+// The same for n words of packed codes, turned on the way.
+template <int bits> void turned_side_by_side(const uint8_t* row, size_t apart, size_t filled, size_t n, uint8_t* out) {
+  constexpr size_t kStretch = 256;  // words of each row at once: 16 kB, which stay in the first cache
+  uint32_t words[kRows][kStretch] = {};
+  for (size_t start = 0; start < n; start += kStretch) {
+    const size_t count = start + kStretch < n ? kStretch : n - start;
+    for (size_t r = 0; r < filled; r++) {
+      std::memcpy(words[r], row + r * apart + 4 * start, 4 * count);
+      for (uint32_t& word : words[r]) word = turned<bits>(word);  // of all: a loop of a known length becomes vectors
+    }
+    side_by_side<uint32_t>(reinterpret_cast<uint8_t*>(words), sizeof words[0], filled, count, out + 64 * start);
+  }
 }
 
 }  // namespace
@@ -108,23 +130,23 @@ Matrix Matrix::palettized(const uint8_t* packed, const uint16_t* tables, int bit
     const uint8_t* row = packed + tile * kRows * row_bytes;
     const size_t filled = rows - tile * kRows < kRows ? rows - tile * kRows : kRows;
     uint8_t* out = m.data_.data() + tile * m.tiles_.tile_bytes;
-    for (size_t c = 0; c < columns; c += per_load, out += 64) {
-      uint32_t words[kRows] = {};
-      if (bits != 1 && c + per_load <= columns) {  // whole words of every row
-        for (size_t r = 0; r < filled; r++) std::memcpy(words + r, row + r * row_bytes + c * bits / 8, 4);
-        for (uint32_t& word : words) word = bits == 4 ? turned4(word) : turned2(word);
-      } else {
-        for (size_t r = 0; r < filled; r++) {
-          for (size_t i = 0; i < per_load; i += 4) {
-            words[r] |= four_codes(row + r * row_bytes, row_bytes, bits, c + i) << (i / 4 * stored);
-          }
+    const size_t whole = bits == 1 ? 0 : columns / per_load;  // words that are there in full
+    if (bits == 4) turned_side_by_side<4>(row, row_bytes, filled, whole, out);
+    if (bits == 2) turned_side_by_side<2>(row, row_bytes, filled, whole, out);
+    for (size_t c = whole * per_load; c < columns; c += per_load) {
+      for (size_t r = 0; r < filled; r++) {
+        uint32_t word = 0;
+        for (size_t i = 0; i < per_load; i += 4) {
+          word |= four_codes(row + r * row_bytes, row_bytes, bits, c + i) << (i / 4 * stored);
         }
+        std::memcpy(out + c / per_load * 64 + 4 * r, &word, 4);
       }
-      std::memcpy(out, words, 64);
-      if (c % 256 == 0) {  // a sample is enough to weigh a table's values
-        for (size_t r = 0; r < filled; r++) {
-          for (int b = 0; b < 32; b += stored) counts[words[r] >> b & ((1u << stored) - 1)]++;
-        }
+    }
+    for (size_t c = 0; c < columns; c += 256) {  // a sample is enough to weigh a table's values
+      for (size_t r = 0; r < filled; r++) {
+        uint32_t word;
+        std::memcpy(&word, out + c / per_load * 64 + 4 * r, 4);
+        for (int b = 0; b < 32; b += stored) counts[word >> b & ((1u << stored) - 1)]++;
       }
     }
     float exact[16] = {};
@@ -142,23 +164,28 @@ Matrix Matrix::palettized(const uint8_t* packed, const uint16_t* tables, int bit
 
 Matrix Matrix::int8(const int8_t* values, const float* scales, size_t rows, size_t columns) {
   Matrix m(Kind::int8, rows, columns);
-  for (size_t r = 0; r < rows; r++) {
-    uint8_t* out = m.data_.data() + r / kRows * m.tiles_.tile_bytes + 4 * (r % kRows);
-    for (size_t c = 0; c < columns; c += 4, out += 64) {
-      std::memcpy(out, values + r * columns + c, columns - c < 4 ? columns - c : 4);
+  for (size_t row = 0; row < rows; row += kRows) {
+    const size_t filled = rows - row < kRows ? rows - row : kRows, rest = columns % 4;
+    const uint8_t* from = reinterpret_cast<const uint8_t*>(values) + row * columns;
+    uint8_t* out = m.data_.data() + row / kRows * m.tiles_.tile_bytes;
+    side_by_side<uint32_t>(from, columns, filled, columns / 4, out);
+    for (size_t r = 0; r < filled && rest; r++) {
+      std::memcpy(out + columns / 4 * 64 + 4 * r, from + (r + 1) * columns - rest, rest);
     }
-    m.scales_[r] = scales[r];
   }
+  std::memcpy(m.scales_.data(), scales, rows * sizeof(float));
   return m;
 }
 
 Matrix Matrix::dense(Kind kind, const void* values, size_t rows, size_t columns) {
   Matrix m(kind, rows, columns);
-  const size_t size = kind == Kind::f32 ? 4 : 2;
-  for (size_t r = 0; r < rows; r++) {
-    const char* row = static_cast<const char*>(values) + r * columns * size;
-    uint8_t* out = m.data_.data() + r / kRows * m.tiles_.tile_bytes + r % kRows * size;
-    for (size_t c = 0; c < columns; c++) std::memcpy(out + c * kRows * size, row + c * size, size);
+  const size_t row_bytes = columns * (kind == Kind::f32 ? 4 : 2);
+  for (size_t row = 0; row < rows; row += kRows) {
+    const size_t filled = rows - row < kRows ? rows - row : kRows;
+    const uint8_t* from = static_cast<const uint8_t*>(values) + row * row_bytes;
+    uint8_t* out = m.data_.data() + row / kRows * m.tiles_.tile_bytes;
+    if (kind == Kind::f32) side_by_side<uint32_t>(from, row_bytes, filled, columns, out);
+    else side_by_side<uint16_t>(from, row_bytes, filled, columns, out);
   }
   return m;
 }

@@ -1,5 +1,6 @@
 """Damaged and hostile packages and folders are refused by ValueError, whatever was done to them."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from tests.engine.random_models import SHAPE, random_model
+from tests.engine.random_models import SHAPE, packed, random_model
 
-from openafm.engine import NativeEngine, Package
+from openafm import files
+from openafm.engine import NativeEngine, Package, TorchEngine
 from openafm.engine.native_engine import missing
 from openafm.engine.package import HEADER, WEIGHTS, header_digest
 from openafm.files import digest
@@ -63,6 +65,26 @@ def test_flipped_and_missing_bytes_are_noticed(package, tmp_path_factory, data):
     else:  # JSON may say the same in other bytes
         refused_or_runs(folder)
     shutil.rmtree(folder.parent)
+
+
+def test_large_files_are_verified_piece_by_piece(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 5_000)
+    folder = packed(SHAPE, tmp_path / "model.afm", tokenizer, (4, 2, 4, 1))
+    path, data = folder / WEIGHTS, (folder / WEIGHTS).read_bytes()
+    told = json.loads((folder / HEADER).read_bytes())["files"]
+    starts = range(0, len(data), 5_000)
+    assert told[WEIGHTS]["pieces"] == [hashlib.sha256(data[at : at + 5_000]).hexdigest() for at in starts]
+    assert len(starts) > 3 and all("pieces" not in entry or entry["bytes"] > 5_000 for entry in told.values())
+    NativeEngine.load(folder, threads=2)
+    for at in (len(data) - 1, 12_345):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(ValueError, match=f"{WEIGHTS} is damaged .the checksum of piece {at // 5_000 + 1} "):
+            NativeEngine.load(folder)
+        with pytest.raises(ValueError, match=f"{WEIGHTS} is missing or damaged"):
+            TorchEngine.load(folder)
+    path.write_bytes(data[: starts[-1]])
+    with pytest.raises(ValueError, match="missing or damaged"):
+        NativeEngine.load(folder)
 
 
 values = st.one_of(

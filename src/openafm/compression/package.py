@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from openafm.adapters.store import Adapter
 from openafm.engine.package import EMBEDDING, FOLDER, HEADER, VERSION, WEIGHTS, LayerFormat, Package, header_digest
 from openafm.engine.packed import Int8Rows, Palettized, pack
-from openafm.files import digest
+from openafm.files import digest, piece_digest, pieces
 from openafm.model import ModelConfig
 from openafm.model.checkpoint import TOKENIZER_FILES
 
@@ -55,12 +55,18 @@ def write_header(folder: Path, config: ModelConfig, layers: Mapping[str, LayerFo
         "version": VERSION,
         "config": config.model_dump(),
         "layers": {name: layer.model_dump(mode="json") for name, layer in sorted(layers.items())},
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(folder.iterdir())
-        },
+        "files": {path.name: _checksums(path) for path in sorted(folder.iterdir())},
     }
     header["sha256"] = header_digest(header)
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n")
+
+
+def _checksums(path: Path) -> dict[str, Any]:
+    """A file's size and digest, and the digests of its pieces where it has several."""
+    found: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+    if pieces(path) > 1:
+        found["pieces"] = [piece_digest(path, number) for number in range(pieces(path))]
+    return found
 
 
 def add_adapter(package: Package, out: Path, name: str, adapter: Adapter) -> Package:

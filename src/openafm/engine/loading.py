@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_package(model: "Model", package: Package) -> None:
-    """Put a package's weights in their places, and see to their checksum meanwhile.
+    """Put a package's weights in their places, and see to their checksums meanwhile.
 
     Raises ValueError for one that misses or does not fit, and for a file that is damaged.
     """
@@ -33,7 +33,7 @@ def read_package(model: "Model", package: Package) -> None:
         found = package.embedding()
         model.set_int8(EMBEDDING, found.values, found.scales.astype(np.float32))
 
-    _together(model, [package.verify_weights, embedding, *(partial(projection, name) for name in package.layers)])
+    _together(model, [*package.checks(), embedding, *(partial(projection, name) for name in package.layers)])
     for name, gain in package.norms().items():
         model.set_norm(name, gain)
     model.check()

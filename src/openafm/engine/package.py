@@ -6,6 +6,8 @@ A package is the folder `model.afm/` with `header.json`, `weights.safetensors`, 
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +18,7 @@ from pydantic import Field, ValidationError
 from openafm.adapters.store import AdapterStore
 from openafm.engine.mapped import tensors
 from openafm.engine.packed import Int8Rows, Palettized, unpack
-from openafm.files import digest
+from openafm.files import digest, piece_digest, pieces
 from openafm.model.config import ModelConfig
 from openafm.stage import Config
 
@@ -44,12 +46,13 @@ class Package:
     def __init__(self, folder: Path, *, verify: bool = True):
         """Open and verify the package in `folder`. Raises ValueError naming the file that is missing or damaged.
 
-        With `verify=False` the weights' checksum is left to `verify_weights`, which engines call beside other work.
+        With `verify=False` the weights' checksums are left to `checks`, which engines do beside other work.
         """
         self.folder, self._verified = folder, verify
         self.header = _read_header(folder / HEADER)
         try:
             self._sha256 = self.header["files"][WEIGHTS]["sha256"]
+            self._pieces = list[str](self.header["files"][WEIGHTS].get("pieces", []))
             for name, entry in sorted(self.header["files"].items()):
                 if verify or name != WEIGHTS:
                     _verify(folder, name, entry["sha256"])
@@ -70,8 +73,16 @@ class Package:
     def verify_weights(self) -> None:
         """Raise ValueError where the weights' file is not the one that the header means; read it for that only once."""
         if not self._verified:
-            _verify(self.folder, WEIGHTS, self._sha256)
+            for check in self.checks():
+                check()
             self._verified = True
+
+    def checks(self) -> list[Callable[[], None]]:
+        """What verifies the weights' file, in any order and threads: each raises ValueError where it is damaged."""
+        path = self.folder / WEIGHTS
+        if not self._pieces or not path.is_file() or pieces(path) != len(self._pieces):
+            return [partial(_verify, self.folder, WEIGHTS, self._sha256)]
+        return [partial(_verify_piece, path, number, wanted) for number, wanted in enumerate(self._pieces)]
 
     def projection(self, name: str) -> Palettized:
         """Read the projection `name`."""
@@ -149,6 +160,11 @@ def _verify(folder: Path, name: str, sha256: str) -> None:
         raise ValueError(f"{folder / HEADER} names a file {name!r} outside the package; {REMEDY}")
     if not (folder / name).is_file() or digest(folder / name) != sha256:
         raise ValueError(f"{folder / name} is missing or damaged (its checksum is not the header's); {REMEDY}")
+
+
+def _verify_piece(path: Path, number: int, sha256: str) -> None:
+    if piece_digest(path, number) != sha256:
+        raise ValueError(f"{path} is damaged (the checksum of piece {number + 1} is not the header's); {REMEDY}")
 
 
 def _read_header(path: Path) -> dict[str, Any]:
