@@ -14,6 +14,7 @@ from tests.engine.random_models import SHAPE, packed, random_model
 from openafm import files
 from openafm.engine import NativeEngine, Package, TorchEngine
 from openafm.engine.native_engine import missing
+from openafm.engine.opening import open_engine
 from openafm.engine.package import HEADER, WEIGHTS, header_digest
 from openafm.files import digest
 from openafm.model.checkpoint import save_model
@@ -85,6 +86,16 @@ def test_large_files_are_verified_piece_by_piece(tokenizer, tmp_path, monkeypatc
     path.write_bytes(data[: starts[-1]])
     with pytest.raises(ValueError, match="missing or damaged"):
         NativeEngine.load(folder)
+
+
+@pytest.mark.parametrize("change", [{"head_dim": 15}, {"vocab_size": 299}, {"d_model": 31}, {"n_kv_heads": 3}])
+def test_a_header_of_another_shape_is_refused_by_either_engine(copy, change):
+    header = json.loads((copy / HEADER).read_bytes())
+    header["config"] |= change
+    signed(copy, header)
+    for choice in ("", "torch"):  # a shape that the native engine does not run goes to torch
+        with pytest.raises(ValueError):
+            open_engine(copy, choice)
 
 
 values = st.one_of(

@@ -116,7 +116,7 @@ class Package:
         return values
 
     def model(self) -> "Transformer":
-        """Dequantize everything into a torch model in float32."""
+        """Dequantize everything into a torch model in float32. Raises ValueError for tensors of another shape."""
         import torch  # the native engine opens packages without it
 
         from openafm.model import Transformer
@@ -128,7 +128,10 @@ class Package:
             state[f"{name}.weight"] = torch.from_numpy(self.projection(name).dequantize())
         for name in set(model.state_dict()) - set(state):
             state[name] = torch.from_numpy(self._tensor(name, np.float32, 1).copy())  # the map cannot be written to
-        model.load_state_dict(state, assign=True)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{self.folder / WEIGHTS} is of another shape than its header says ({error})") from error
         return model.eval()
 
 
