@@ -98,6 +98,15 @@ def test_a_header_of_another_shape_is_refused_by_either_engine(copy, change):
             open_engine(copy, choice)
 
 
+@pytest.mark.parametrize("change", [{"group": 10**30}, {"group": 0}, {"shape": [16, -32]}, {"shape": [10**30, 32]}])
+def test_a_layer_of_impossible_numbers_is_refused(copy, change):
+    header = json.loads((copy / HEADER).read_bytes())
+    header["layers"]["model.layers.0.self_attn.k_proj"] |= change
+    signed(copy, header)
+    with pytest.raises(ValueError, match="does not describe a package"):
+        Package(copy)
+
+
 values = st.one_of(
     st.integers(-(10**20), 10**20),
     st.sampled_from([0, 1, 3, 16, 2**31, 2**63, 1e300, float("nan"), "x", "", None, [], {}]),

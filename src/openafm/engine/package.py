@@ -19,7 +19,7 @@ from openafm.adapters.store import AdapterStore
 from openafm.engine.mapped import tensors
 from openafm.engine.packed import Int8Rows, Palettized, unpack
 from openafm.files import digest, piece_digest, pieces
-from openafm.model.config import ModelConfig
+from openafm.model.config import ModelConfig, Size
 from openafm.stage import Config
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class LayerFormat(Config, strict=True):
     """How one projection is stored."""
 
     bits: Literal[1, 2, 4, 8]
-    group: int = Field(gt=0)
-    shape: tuple[int, int] = Field(strict=False)
+    group: Size
+    shape: tuple[Size, Size] = Field(strict=False)
 
 
 class Package:
