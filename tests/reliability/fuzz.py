@@ -4,10 +4,10 @@
     python tests/reliability/fuzz.py gguf schemas --executions 1000000 --minutes 30
 
 Each target takes bytes and either reads them or raises ValueError, the one error that verbs and the server show as a
-line; anything else, more than 5 seconds, an end of the process or memory that grows is a fault. The inputs are chosen
-by atheris (libFuzzer, guided by coverage of openafm and gguf) where it is installed, else by the mutations of
-benchmarks/fuzz_inputs.py. A target runs in a process of its own, in 6 GB at most; inputs at fault are kept in the
-folder that is named. Prints a line a target; exit code 1 with a fault.
+line; anything else, more than 5 seconds of work or a minute of waiting, an end of the process or memory that grows is a
+fault. The inputs are chosen by atheris (libFuzzer, guided by coverage of openafm and gguf) where it is installed, else
+by the mutations of benchmarks/fuzz_inputs.py. A target runs in a process of its own, in 6 GB at most; inputs at fault
+are kept in the folder that is named. Prints a line a target; exit code 1 with a fault.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from typing import Any, BinaryIO
 import psutil
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 5
+SECONDS, WAIT = 5, 60
+"""Most that an input may take of the processor, and of anybody's patience: other programs may hold the processor."""
 ROOM = 6 << 30
 WARM = 0.25
 """Share of the executions after which memory is compared with that at the end."""
@@ -365,18 +366,18 @@ class Session:
         """Execute the target once."""
         self.current.truncate(os.pwrite(self.current.fileno(), data, 0))
         started, wrong = time.monotonic(), ""
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        _limit(SECONDS, WAIT)
         try:
             self.target.read(data)
             self.read += 1
         except ValueError:
             pass
         except LateError:
-            wrong = f"no answer within {SECONDS} s: {where(*sys.exc_info())}"
+            wrong = f"no answer in time: {where(*sys.exc_info())}"
         except BaseException:
             wrong = where(*sys.exc_info())
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _limit(0, 0)
         if wrong and wrong not in self.faults:
             kept = self.folder / f"fault-{len(self.faults)}"
             kept.write_bytes(data)
@@ -406,13 +407,20 @@ def where(kind: Any, error: Any, trace: Any) -> str:
     return f"{kind.__name__} at {Path(last.filename).name}:{last.lineno} ({str(error)[:80]!r})".replace("\n", " ")
 
 
+def _limit(seconds: float, wait: float) -> None:
+    """Raise LateError after so many seconds of work or of waiting; 0 is never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, wait)
+
+
 def late(signum: int, frame: object) -> None:
     raise LateError
 
 
 def work(name: str, folder: Path, executions: int, seconds: float, seed: int, guided: bool) -> None:
     """A target's own process."""
-    signal.signal(signal.SIGALRM, late)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, late)
     resource.setrlimit(resource.RLIMIT_DATA, (ROOM, ROOM))
     with _instrumented() if guided else nullcontext():
         target = TARGETS[name](folder)
