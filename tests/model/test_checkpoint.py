@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 
+from openafm.model import checkpoint
 from openafm.model.checkpoint import load_model, save_model
 
 
@@ -21,4 +24,13 @@ def test_damage_is_named(tiny_model, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_model(tmp_path)
+
+
+def test_a_shape_of_more_layers_is_told_before_they_are_made(tiny_model, tmp_path, monkeypatch):
+    save_model(tiny_model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_layers": 1_000}))
+    monkeypatch.setattr(checkpoint, "Transformer", lambda *shape: pytest.fail("a thousand layers were made"))
+    with pytest.raises(ValueError, match=r"it has no model\.layers\.999\."):
         load_model(tmp_path)

@@ -365,19 +365,12 @@ class Session:
     def one(self, data: bytes) -> None:
         """Execute the target once."""
         self.current.truncate(os.pwrite(self.current.fileno(), data, 0))
-        started, wrong = time.monotonic(), ""
-        _limit(SECONDS, WAIT)
+        started = time.monotonic()
         try:
-            self.target.read(data)
-            self.read += 1
-        except ValueError:
-            pass
-        except LateError:
-            wrong = f"no answer in time: {where(*sys.exc_info())}"
-        except BaseException:
-            wrong = where(*sys.exc_info())
-        finally:
+            wrong = self._wrong(data)
+        except LateError:  # between the end of the reading and that of the timers
             _limit(0, 0)
+            wrong = ""
         if wrong and wrong not in self.faults:
             kept = self.folder / f"fault-{len(self.faults)}"
             kept.write_bytes(data)
@@ -390,6 +383,22 @@ class Session:
         if self.done >= self.executions or time.monotonic() > self.ends:
             self.keep()
             os._exit(0)  # libFuzzer knows no other end
+
+    def _wrong(self, data: bytes) -> str:
+        """Read an input; what it did that it should not."""
+        _limit(SECONDS, WAIT)
+        try:
+            self.target.read(data)
+            self.read += 1
+        except ValueError:
+            pass
+        except LateError:
+            return f"no answer in time: {where(*sys.exc_info())}"
+        except BaseException:
+            return where(*sys.exc_info())
+        finally:
+            _limit(0, 0)
+        return ""
 
     def keep(self) -> None:
         """Tell the parent how far it is."""

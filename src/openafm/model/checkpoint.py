@@ -29,10 +29,13 @@ def load_model(folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.fl
     """Read a model folder. Raises ValueError naming the file where it is damaged or does not fit its config."""
     config = load_config(folder)
     path = folder / "model.safetensors"
-    with torch.device("meta"):
-        model = Transformer(config, dropout)
     try:
         weights = load_file(path)
+        last = f"model.layers.{config.n_layers - 1}."
+        if not any(name.startswith(last) for name in weights):  # told before a thousand layers are made in vain
+            raise RuntimeError(f"it has no {last}*")
+        with torch.device("meta"):
+            model = Transformer(config, dropout)
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} is damaged or does not fit config.json; make it again ({error})") from error
