@@ -7,8 +7,9 @@ import torch
 
 from openafm import jsonl
 from openafm.model import ModelConfig, Transformer
-from openafm.model.checkpoint import save_model
+from openafm.model.checkpoint import load_model, save_model
 from openafm.model.muparam import initialise
+from openafm.posttraining.reward import RewardModel
 from openafm.stage import Context
 from openafm.synthesis import tasks
 from openafm.tokenizer.train import train_sentencepiece, write_tokenizer
@@ -47,6 +48,13 @@ def model(tmp_path_factory, examples):
         max_length=128,
     )  # fmt: skip
     save_model(initialise(Transformer(config), 0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    RewardModel(load_model(model), seed=2).save(folder, tokenizer=model)
     return folder
 
 

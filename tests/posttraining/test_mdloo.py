@@ -1,24 +1,16 @@
 import pytest
 
 from openafm import jsonl
-from openafm.model.checkpoint import load_model
 from openafm.posttraining.baselines import token_values
 from openafm.posttraining.examples import answer_row, collate
 from openafm.posttraining.mdloo import MdlooConfig, mdloo
-from openafm.posttraining.reward import MixConfig, RewardModel
+from openafm.posttraining.reward import MixConfig
 from openafm.synthesis import tasks
 
 CONFIG = MdlooConfig(
     iterations=3, prompts=4, samples=4, steps=3, answers_per_batch=8, lr=0.003, max_tokens=4,
     mix=MixConfig(reward_weight=1.0, verified_weight=1.0),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def reward(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reward")
-    RewardModel(load_model(model), seed=2).save(folder, tokenizer=model)
-    return folder
 
 
 def test_iterations_are_logged_and_begin_on_policy(model, examples, reward, context):

@@ -15,10 +15,9 @@ from openafm.model.generation import Generation
 from openafm.posttraining import mdloo as stage
 from openafm.posttraining.mdloo import MdlooConfig, answers, mdloo
 from openafm.posttraining.policy import Policy
-from openafm.posttraining.reward import RewardModel
 from openafm.posttraining.rollouts import RolloutServer, ServerConfig
 from openafm.sampling.endpoint import EndpointSampler
-from openafm.training.parallel import meet
+from openafm.training import parallel
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -81,13 +80,6 @@ def config(server, tmp_path):
     return MdlooConfig(iterations=3, prompts=4, samples=4, steps=3, lr=0.003, max_tokens=4, server=where)
 
 
-@pytest.fixture(scope="module")
-def reward(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reward")
-    RewardModel(load_model(model), seed=2).save(folder, tokenizer=model)
-    return folder
-
-
 def test_each_iterations_answers_are_of_its_own_weights(server, config, model, examples, reward, context, tmp_path):
     step, told = context(), []
     step.warn = told.append
@@ -133,11 +125,11 @@ def test_other_processes_read_what_the_first_has_drawn(server, config, model, ex
     first = answers(policy, problems, config, context("first"), 0, RolloutServer(config.server))
     other = context("other")
     other.shared = context("first").scratch
-    monkeypatch.setattr(stage, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
     asked = len(server.asked)
     assert answers(policy, problems, config, other, 0, RolloutServer(config.server)) == first
     assert len(server.asked) == asked
-    meet()  # alone there is nobody to wait for
+    parallel.meet()  # alone there is nobody to wait for
 
 
 def test_a_server_without_the_call_is_told_with_the_remedy(server, config, model, examples, reward, context, tmp_path):

@@ -32,7 +32,7 @@ from openafm.training.alignment import mdloo as mdloo_loss
 from openafm.training.batches import Batch
 from openafm.training.loop import Record, train, write_curve
 from openafm.training.losses import LossOutput
-from openafm.training.parallel import meet, rank
+from openafm.training.parallel import once
 from openafm.training.schedules import constant
 
 Pair = tuple[list[int], list[int]]
@@ -104,8 +104,6 @@ def mdloo(
                 f"iteration {k + 1}: {config.server.url} gave a token {facts['sampler_trainer_difference']:.1f} nats "
                 "more or less than the trainer: does it answer with the weights that it was told to read?"
             )
-    if server:
-        server.remove()
     save_model(policy.model, context.out, tokenizer=model)
     write_curve(curve, context.out)
     jsonl.write(context.out / "iterations.jsonl", iterations)
@@ -131,10 +129,12 @@ def answers(
 ) -> list[Row]:
     """pi_k's K answers to each of iteration k's problems, drawn once, and read from scratch ever after.
 
-    Each process under torchrun draws the same for itself; a server's are drawn by rank 0, for all.
+    One process draws them for all.
     """
-    path = ((context.shared if server else None) or context.scratch) / f"answers-{k:04d}.jsonl"
-    if not path.exists() and (server is None or rank() == 0):
+    path = (context.shared or context.scratch) / f"answers-{k:04d}.jsonl"
+
+    def draw() -> None:
+        """Write them, each with its problem."""
         drawn = random.Random(f"{context.seed}/prompts/{k}").sample(problems, min(config.prompts, len(problems)))
         repeated = [problem for problem in drawn for _ in range(config.samples)]
         if server:
@@ -142,8 +142,8 @@ def answers(
         else:
             made = policy.answer(repeated, config.max_tokens, context, f"iteration {k + 1} answers")
         _write_whole(path, [{"problem": p, **vars(a)} for p, a in zip(repeated, made, strict=True)])
-    if server:
-        meet()
+
+    once(path, draw)
     return jsonl.read(path)
 
 

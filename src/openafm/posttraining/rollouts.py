@@ -49,7 +49,7 @@ class RolloutServer:
 
     def __init__(self, config: ServerConfig):
         self.sampler = EndpointSampler(config.url, config.model, concurrency=config.concurrency)
-        self.weights, self._read = Path(config.weights), list[Path]()
+        self.weights = Path(config.weights)
 
     def answer(self, policy: Policy, examples: Sequence[Row], max_tokens: int, seed: int) -> list[Answer]:
         """One answer of `policy` for each example at temperature 1, checked by its own program.
@@ -63,21 +63,15 @@ class RolloutServer:
         return [policy.checked(example, one) for example, one in zip(examples, made, strict=True)]
 
     def _refresh(self, policy: Policy) -> None:
-        """Have the server read the policy's weights, then remove those before."""
+        """Have the server read the policy's weights, which are removed when it has."""
         folder = self.weights / f"policy-{uuid4().hex}"
-        save_model(policy.model, folder)
         call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         try:
+            save_model(policy.model, folder)
             self.sampler.control("collective_rpc", call)
             self.sampler.control("reset_prefix_cache", {})
         except ValueError as error:
-            shutil.rmtree(folder, ignore_errors=True)
             remedy = f"start vLLM with VLLM_SERVER_DEV_MODE=1, and {self.weights} on a disk that it sees"
             raise ValueError(f"the server did not read the policy's weights: {error}; {remedy}") from error
-        self.remove()
-        self._read.append(folder)
-
-    def remove(self) -> None:
-        """Take away the weights that the server has read."""
-        while self._read:
-            shutil.rmtree(self._read.pop(), ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -66,11 +66,7 @@ class EndpointSampler:
         Raises ValueError when the endpoint keeps refusing or answers in another protocol.
         """
         settings = {"max_tokens": max_tokens, "temperature": temperature}
-        asked = [
-            (prompt, {**settings, "seed": zlib.crc32(f"{seed}/{i}".encode()) >> 1})
-            for prompt in prompts
-            for i in range(n)
-        ]
+        asked = [(prompt, {**settings, "seed": _own(seed, i)}) for prompt in prompts for i in range(n)]
         with ThreadPoolExecutor(self.concurrency) as pool:
             made = list(pool.map(lambda pair: self._complete(*pair), asked))
         return [made[start : start + n] for start in range(0, len(made), n)]
@@ -97,8 +93,7 @@ class EndpointSampler:
         """
         shared: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1}
         shared |= {"stop_token_ids": sorted(stop), "logprobs": 0, "return_token_ids": True}
-        seeds = (zlib.crc32(f"{seed}/{i}".encode()) >> 1 for i in range(len(prompts)))
-        bodies = [{**shared, "prompt": list(p), "seed": s} for p, s in zip(prompts, seeds, strict=True)]
+        bodies = [{**shared, "prompt": list(prompt), "seed": _own(seed, i)} for i, prompt in enumerate(prompts)]
         with ThreadPoolExecutor(self.concurrency) as pool:
             answers = list(pool.map(lambda body: self._ask("completions", body), bodies))
         return [self._continued(answer, stop) for answer in answers]
@@ -179,6 +174,11 @@ class EndpointSampler:
                 break
             time.sleep(min(max(wait, self.wait_seconds * 2**attempt), _LONGEST_WAIT_SECONDS))
         raise ValueError(f"{url} failed after {attempt + 1} tries: {why}; check the URL, key and model name")
+
+
+def _own(seed: int, number: int) -> int:
+    """The seed of one completion of many."""
+    return zlib.crc32(f"{seed}/{number}".encode()) >> 1
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +82,7 @@ def _store() -> distributed.Store:
 def leave() -> None:
     """The end of `start`'s processes: left to Python's own end, their groups' threads abort it now and then."""
     if distributed.is_initialized():
-        distributed.barrier(group=waiting_group())
+        meet()
         while _beating:
             _beating.pop().over.set()
         waiting_group.cache_clear()
@@ -98,6 +99,13 @@ def meet() -> None:
     """Wait, for days if need be, until all processes are here."""
     if distributed.is_initialized():
         distributed.barrier(group=waiting_group())
+
+
+def once(path: Path, make: Callable[[], None]) -> None:
+    """Have rank 0 make a file on the disk of all processes where it is not there yet; all go on when it is."""
+    if rank() == 0 and not path.exists():
+        make()
+    meet()
 
 
 @cache
