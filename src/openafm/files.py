@@ -43,7 +43,7 @@ def cores() -> int:
 
 def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process may still take, of the machine's and of its container's (Linux cgroup v2)."""
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     try:
         most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

@@ -156,8 +156,8 @@ def serve(
     Example: openafm serve nano --port 8000
     """
     with plain_errors():
-        from openafm.serving.server import Limits
         from openafm.serving.server import serve as listen
+        from openafm.serving.service import Limits
 
         limits = Limits(queue, seconds, in_memory)
         folder = model if model.exists() else run_folder(model)

@@ -38,7 +38,8 @@ class Windows:
 
     def batches(self, vocabulary: int) -> tuple[Tensor, ...]:
         """Cut the windows into batches whose logits fit in memory."""
-        return self.tokens.split(max(1, LOGITS // (vocabulary * self.tokens.shape[1])))
+        cut: tuple[Tensor, ...] = self.tokens.split(max(1, LOGITS // (vocabulary * self.tokens.shape[1])))
+        return cut
 
 
 def read_windows(shards: Path, split: str, length: int, tokens: int) -> Windows:
@@ -107,7 +108,8 @@ def readings(base: Transformer, model: Transformer, windows: Windows, hardware: 
     def run(block: Block, x: Tensor) -> Tensor:
         """What comes out of a block."""
         with autocast(hardware):
-            return block(x, rope, None, None)
+            out: Tensor = block(x, rope, None, None)
+        return out
 
     parts = tokens.split(max(1, TOGETHER // tokens.shape[1]))
     exact, lossy = ([m.model.embed_tokens(part) for part in parts] for m in (base, model))

@@ -69,7 +69,8 @@ def corrected(weight: Tensor, reading: Reading) -> Tensor:
         pull = pull + reading.lack.double()
     if not pull.any():  # the first block's inputs are the base's
         return weight
-    return weight + torch.linalg.solve(damped(reading.gram, CORRECTION), pull.T).T.float()
+    moved: Tensor = torch.linalg.solve(damped(reading.gram, CORRECTION), pull.T)
+    return weight + moved.T.float()
 
 
 @torch.no_grad()
@@ -164,5 +165,5 @@ def fit_tables(weight: Tensor, gram: Tensor, indices: Tensor, bits: int, group: 
         right.index_add_(0, of, torch.einsum("rck,rc->rk", hot, pulled[first : first + step]).double())
     middle = (right.sum(1) / matrix.sum((1, 2)).clamp_min(1e-30))[:, None]
     slight = 1e-6 * matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None] + 1e-30
-    tables = torch.linalg.solve(matrix + torch.diag_embed(slight.expand(-1, k)), right + slight * middle)
+    tables: Tensor = torch.linalg.solve(matrix + torch.diag_embed(slight.expand(-1, k)), right + slight * middle)
     return tables.half().float().sort(1).values.contiguous()

@@ -195,7 +195,7 @@ def _lloyd(ordered: Array, sums: Array, cuts: Cuts, rounds: int) -> Array:
     for done in range(rounds + 1):
         mass, moment = np.diff(np.take_along_axis(sums, cuts[None], 2), axis=2)
         filled = mass > 0
-        means = np.divide(moment, mass, out=np.zeros_like(mass), where=filled)
+        means: Array = np.divide(moment, mass, out=np.zeros_like(mass), where=filled)
         before = np.maximum.accumulate(np.where(filled, np.arange(mass.shape[1]), 0), axis=1)
         means = np.take_along_axis(means, np.maximum(before, filled.argmax(axis=1)[:, None]), axis=1)
         if done == rounds:

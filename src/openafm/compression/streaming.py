@@ -24,7 +24,8 @@ from openafm.compression.palettize import palettize
 from openafm.engine.package import EMBEDDING, WEIGHTS, LayerFormat, Package
 from openafm.engine.packed import pack
 from openafm.model import ModelConfig, Transformer
-from openafm.model.checkpoint import TOKENIZER_FILES, load_config
+from openafm.model.checkpoint import TOKENIZER_FILES
+from openafm.model.config import load_config
 from openafm.model.huggingface import open_folder, read_tensor, tensor_files
 
 ROWS = 4096

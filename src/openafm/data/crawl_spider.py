@@ -191,7 +191,8 @@ class PoliteSpider(Spider):
         return False
 
     def _pause(self, site: Site) -> float:
-        return max(self.limits.delay_seconds, robots.parse(site.robots).delay(self.config.user_agent))
+        delay: float = max(self.limits.delay_seconds, robots.parse(site.robots).delay(self.config.user_agent))
+        return delay
 
     async def _rules(self, origin: str, site: Site) -> Site:
         """The site with its robots.txt and tdmrep.json asked for."""

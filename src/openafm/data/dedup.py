@@ -286,7 +286,8 @@ def _metrics(signed: Signed, groups: Groups, summary: list[dict[str, Any]], drop
 
 
 def _one_hot(values: np.ndarray, size: int) -> np.ndarray:
-    return (values[:, None] == np.arange(size)).astype(np.int64)
+    equal: np.ndarray = values[:, None] == np.arange(size)
+    return equal.astype(np.int64)
 
 
 def _keep_index(signed: Path, summary: list[dict[str, Any]], dropped: np.ndarray, out: Path) -> None:

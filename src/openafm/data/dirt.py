@@ -183,7 +183,8 @@ def _edited_html(html: bytes, rng: random.Random) -> bytes:
     notice = lxml.html.fragment_fromstring("<p>This page was mirrored with small corrections by the community.</p>")
     body = tree.find("body")
     (tree if body is None else body).append(notice)
-    return lxml.html.tostring(tree, encoding="utf-8", doctype="<!DOCTYPE html>")
+    page: bytes = lxml.html.tostring(tree, encoding="utf-8", doctype="<!DOCTYPE html>")
+    return page
 
 
 # ---------------------------------------------------------------- what is planted

@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("DO_NOT_TRACK", "1")  # Daft reports usage unless told otherwise before its import
 os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
 
-import daft
+import daft as daft  # other modules import it from here, where its reports are off
 import pyarrow as pa
 
 from openafm.data.documents import FOLDER, SCHEMA, Row, batches, parts, write_funnel, write_part

@@ -181,9 +181,9 @@ class Frontier:
             f"{query} and due <= ? order by depth, id limit 1", (origin, time.time())
         ).fetchone()
         if row is None:
-            return self.database.execute(
-                "select min(due) from urls where waiting and origin = ?", (origin,)
-            ).fetchone()[0]
+            query = "select min(due) from urls where waiting and origin = ?"
+            due: float | None = self.database.execute(query, (origin,)).fetchone()[0]
+            return due
         return Waiting(row[0], row[1], row[2], row[3], tuple(json.loads(row[4])), row[5])
 
     def origins(self) -> list[str]:

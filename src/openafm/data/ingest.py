@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -128,7 +129,7 @@ def pages_of(path: Path) -> Iterator[tuple[str, Extraction]]:
 
 
 @daft.func(return_dtype=_PAGE)
-def _read(path: str) -> Iterator[dict]:
+def _read(path: str) -> Iterator[dict[str, Any]]:
     for page in pages(Path(path)):
         if not is_robots(page.url):
             yield asdict(page)

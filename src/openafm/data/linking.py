@@ -62,7 +62,8 @@ def equal_texts(hashes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     hashes, numbers = hashes[order], numbers[order]
     new = np.concatenate([[True], (hashes[1:] != hashes[:-1]).any(axis=1)]) if len(numbers) else np.zeros(0, bool)
     first = numbers[new][np.cumsum(new) - 1] if len(numbers) else numbers
-    return np.stack([numbers, first], axis=1)[~new]
+    pairs: np.ndarray = np.stack([numbers, first], axis=1)[~new]
+    return pairs
 
 
 class Candidates:

@@ -237,7 +237,7 @@ def _ranked(answers: list[Answer]) -> tuple[Answer, ...]:
     return tuple(sorted(unique, key=lambda answer: (not answer.accepted, -(answer.votes or 0))))
 
 
-def _json_objects(document: etree._Element) -> Iterator[dict]:
+def _json_objects(document: etree._Element) -> Iterator[dict[str, Any]]:
     for script in _select(document, 'script[type="application/ld+json"]'):
         try:
             found = json.loads(script.text or "", strict=False)

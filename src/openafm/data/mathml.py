@@ -3,7 +3,7 @@
 import re
 from html import escape, unescape
 
-from resiliparse.parse.html import DOMNode, HTMLTree
+from resiliparse.parse.html import DOMNode, HTMLTree, NodeType
 
 MAX_DEPTH = 40
 MAX_SOURCE = 50_000
@@ -16,7 +16,7 @@ _SYMBOLS = {"−": "-", "\u2062": "", "\u2061": "", "×": r"\times ", "≤": r"\
 
 
 def _children(node: DOMNode, depth: int) -> list[str]:
-    return [latex(child, depth + 1) for child in node.child_nodes if child.type == 1]  # elements
+    return [latex(child, depth + 1) for child in node.child_nodes if child.type == NodeType.ELEMENT]
 
 
 def latex(node: DOMNode, depth: int = 0) -> str:
@@ -57,7 +57,11 @@ def _formula(source: str) -> str:
     if annotation and annotation[1].strip():
         return unescape(annotation[1])
     tree = HTMLTree.parse(source[:MAX_SOURCE])
-    math = next((node for node in tree.body.child_nodes if node.type == 1), None) if tree.body is not None else None
+    math = (
+        next((node for node in tree.body.child_nodes if node.type == NodeType.ELEMENT), None)
+        if tree.body is not None
+        else None
+    )
     return latex(math) if math is not None else ""
 
 

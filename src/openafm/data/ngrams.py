@@ -50,7 +50,8 @@ def prefix_sums(points: np.ndarray) -> np.ndarray:
 
 def stretch_hashes(sums: np.ndarray, starts: np.ndarray, lengths: np.ndarray | int) -> np.ndarray:
     """(starts,) uint64: the polynomial of the code points of each stretch: a difference of prefix sums."""
-    return (sums[starts + lengths] - sums[starts]) * powers(_INVERSE, len(sums))[starts]
+    hashes: np.ndarray = (sums[starts + lengths] - sums[starts]) * powers(_INVERSE, len(sums))[starts]
+    return hashes
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
@@ -137,4 +138,5 @@ def _shingles(hashes: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarr
 def spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(sum of counts,) int64: the places start, start + 1, ... of each span, one span after the other."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+    places: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+    return places

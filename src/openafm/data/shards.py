@@ -153,7 +153,8 @@ def _write_flow(folder: Path, flow: str, encoded: Iterable[Encoded], apart: set[
     """Both splits of a flow; {"train", "heldout", "left_out"}, also in FLOW.json, whose presence says it is whole."""
     done = folder / f"{flow}.json"
     if done.is_file():
-        return json.loads(done.read_text())
+        told: Metrics = json.loads(done.read_text())
+        return told
     held: list[Encoded] = []
 
     def training() -> Iterator[tuple[np.ndarray, int]]:

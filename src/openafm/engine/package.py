@@ -172,7 +172,7 @@ def _verify_piece(path: Path, number: int, sha256: str) -> None:
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(path.read_bytes())
+        header: dict[str, Any] = json.loads(path.read_bytes())
         version = header["version"]
         damaged = header["format"] != "afm" or header["sha256"] != header_digest(header)
     except (ValueError, KeyError, TypeError) as error:

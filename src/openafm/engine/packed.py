@@ -40,7 +40,7 @@ class Palettized:
 def stored_bits(shape: tuple[int, ...], bits: int, group: int) -> int:
     """Count the bits of indices and tables that a `(rows, columns)` weight takes."""
     rows, columns = shape
-    return rows * columns * bits + -(-rows // group) * 2**bits * TABLE_BITS
+    return rows * columns * bits + -(-rows // group) * (TABLE_BITS << bits)
 
 
 def pack(indices: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -53,7 +53,8 @@ def pack(indices: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     padded = np.zeros((rows, -(-columns // per_byte) * per_byte), np.uint8)
     padded[:, :columns] = indices
     shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-    return np.bitwise_or.reduce(padded.reshape(rows, -1, per_byte) << shifts, axis=2).astype(np.uint8)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(padded.reshape(rows, -1, per_byte) << shifts, axis=2)
+    return packed
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[np.uint8]:

@@ -105,7 +105,7 @@ def sensitivity(rows: Sequence[Row]) -> float:
 
     A loss counts no higher than that of a guess among all tokens; so does a run that diverged.
     """
-    ends = [row["guess"] if row["diverged"] else min(row["end_loss"], row["guess"]) for row in rows]
+    ends: list[float] = [row["guess"] if row["diverged"] else min(row["end_loss"], row["guess"]) for row in rows]
     return sum(ends) / len(ends) - min(ends)
 
 

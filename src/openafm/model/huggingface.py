@@ -128,7 +128,8 @@ def tensor_files(source: Path) -> dict[str, Path]:
 def read_tensor(path: Path, name: str) -> Tensor:
     """Map one tensor; nothing else of the file stays in memory."""
     with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _shape(path: Path, name: str) -> list[int]:
@@ -192,7 +193,8 @@ def write_tokenizer(source: Path, folder: Path) -> int:
 
 def _token(given: Any) -> str | None:
     """A special token, written as text or as an AddedToken's mapping."""
-    return given["content"] if isinstance(given, dict) else given
+    token: str | None = given["content"] if isinstance(given, dict) else given
+    return token
 
 
 def _template(source: Path, given: Mapping[str, Any]) -> str:

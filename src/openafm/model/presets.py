@@ -66,7 +66,7 @@ class Size:
     def batch_tokens(self, sequence_length: int) -> int:
         """0.292 C^0.327 tokens (arXiv 2401.02954, equation 1; C = 6 weights tokens); sequences to a power of two."""
         work = 6 * self.projections * self.tokens
-        return 2 ** max(0, round(math.log2(0.292 * work**0.3271 / sequence_length))) * sequence_length
+        return sequence_length << max(0, round(math.log2(0.292 * work**0.3271 / sequence_length)))
 
 
 SIZES = {

@@ -31,7 +31,8 @@ class RMSNorm(nn.Module):
         """Normalise `(..., width)`, in float32; the result has the precision that matrix products take."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return _RMSNorm.apply(x, self.weight, self.eps, dtype)
+        normalised: Tensor = _RMSNorm.apply(x, self.weight, self.eps, dtype)  # type: ignore[no-untyped-call]
+        return normalised
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -45,7 +46,7 @@ class _RMSNorm(torch.autograd.Function):
         """`(..., width)` in `dtype`."""
         exact = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
-        inverse = (norm.square() / x.shape[-1] + eps).rsqrt()
+        inverse: Tensor = (norm.square() / x.shape[-1] + eps).rsqrt()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight).to(dtype)
 
@@ -70,7 +71,8 @@ def rope_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x_i, x_{i + D/2}) of `(B, heads, T, D)` by their position's angle."""
-    return _Rotate.apply(x, cos, sin)
+    turned: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return turned
 
 
 class _Rotate(torch.autograd.Function):
@@ -174,7 +176,8 @@ def _added(mask: Tensor, x: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Grouped-query attention `(B, H, T, D)` of queries `(B, H, T, D)` over keys and values `(B, K, S, D)`."""
     if isinstance(mask, BlockMask):
-        return _compiled_flex()(query, key, value, block_mask=mask, enable_gqa=True)
+        flexible: Tensor = _compiled_flex()(query, key, value, block_mask=mask, enable_gqa=True)
+        return flexible
     if mask is None and query.requires_grad and _short(query, key):
         return short_attention(query, key, value)
     return F.scaled_dot_product_attention(
@@ -236,7 +239,8 @@ class Attention(nn.Module):
         if others is not None:
             key, value = others.extend(self.layer, key, value)
         mixed = attend(query, key, value, mask)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return out
 
 
 class MLP(nn.Module):
@@ -255,7 +259,8 @@ class MLP(nn.Module):
         inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
         if self.mask is not None:
             inner = inner * self.mask
-        return self.down_proj(inner)
+        out: Tensor = self.down_proj(inner)
+        return out
 
 
 class Block(nn.Module):
@@ -272,7 +277,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, others: Keys | None) -> Tensor:
         """Add both halves to the residual stream `(B, T, d_model)`."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rope, mask, others))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        x = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return x
 
 
 class Decoder(nn.Module):
@@ -335,7 +341,8 @@ class Transformer(nn.Module):
                 x = layer(x, rope, mask, others)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return self.model.norm(x)
+        hidden: Tensor = self.model.norm(x)
+        return hidden
 
     @staticmethod
     def _mask(steps: Tensor, padding: Tensor) -> Tensor:

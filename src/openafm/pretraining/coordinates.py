@@ -8,6 +8,7 @@ matrix too (arXiv 2309.14322, section 3.2.2; the check: arXiv 2203.03466, append
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,10 @@ def coordinates(config: CoordinatesConfig, context: Context, *, shards: Path) ->
     """Write `coordinates.json`: for each parametrisation and activation the movement at each width, a mean over seeds,
     and its slope with that of every seed.
     """
-    kinds = {"muParam (simple)": lambda _: config.base_width, "standard": lambda width: width}
+    kinds: dict[str, Callable[[int], int]] = {
+        "muParam (simple)": lambda _: config.base_width,
+        "standard": lambda width: width,
+    }
     found: dict[str, dict[str, dict[str, object]]] = {}
     for kind, base in kinds.items():
         by_seed = []

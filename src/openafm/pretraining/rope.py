@@ -12,4 +12,4 @@ def rebase(base: float, old_length: int, new_length: int) -> float:
     if new_length <= old_length:
         raise ValueError(f"context lengthening goes up: {new_length} tokens is not more than {old_length}")
     turn = 2 * math.pi
-    return base ** (math.log(new_length / turn) / math.log(old_length / turn))
+    return math.pow(base, math.log(new_length / turn) / math.log(old_length / turn))

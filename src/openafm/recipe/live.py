@@ -130,6 +130,7 @@ def at_work(record: Mapping[str, Any]) -> bool:
         return True
     try:
         process = psutil.Process(record["pid"])
-        return abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        age: float = process.create_time() - record["born"]
+        return abs(age) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from openafm.evaluation.table import Row, columns
 from openafm.reporting import plots
-from openafm.reporting.aligning import MAKERS, mixture_of
+from openafm.reporting.aligning import mixture_of
 from openafm.reporting.corpus import FILTERS
 from openafm.reporting.document import (
     Artifacts,
@@ -24,6 +24,7 @@ from openafm.reporting.document import (
 from openafm.reporting.findings import sources_missing, times_of
 from openafm.reporting.learning import PRETRAINING
 from openafm.reporting.summary import minutes
+from openafm.synthesis.items import MAKERS
 
 TASKS_SHOWN = 8
 PHASES = {

@@ -6,10 +6,11 @@ A rule speaks only when the artifacts bear it out, so that an honest run is not 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from openafm.reporting.aligning import MAKERS, is_control, rounds_of
+from openafm.reporting.aligning import is_control, rounds_of
 from openafm.reporting.corpus import planted_counts
 from openafm.reporting.document import Artifacts, last, number, percent, span
 from openafm.reporting.learning import distilled_pairs, paired_difference
+from openafm.synthesis.items import MAKERS
 
 
 def disappointments(artifacts: Artifacts) -> list[str]:

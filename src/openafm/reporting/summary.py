@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from openafm.evaluation.intervals import Estimate, rate
-from openafm.reporting.aligning import MAKERS, is_control, mixture_of, rounds_of
+from openafm.reporting.aligning import is_control, mixture_of, rounds_of
 from openafm.reporting.corpus import funnel_of, planted_counts, precision_counts
 from openafm.reporting.document import (
     Artifacts,
@@ -21,6 +21,7 @@ from openafm.reporting.document import (
 )
 from openafm.reporting.findings import disappointments, rate_text, times_of
 from openafm.reporting.learning import distilled_pairs, paired_difference
+from openafm.synthesis.items import MAKERS
 
 KeyFigure = tuple[str, Cell, str]
 STAND_IN = (

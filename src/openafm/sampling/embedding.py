@@ -71,7 +71,8 @@ class Embedder:
     def _layer(self, x: Tensor, shown: Tensor, name: str) -> Tensor:
         def heads(part: str) -> Tensor:
             """Queries, keys or values of `x`, `(batch, heads, sequence, width of a head)`."""
-            return self._linear(x, f"{name}.attention.self.{part}").unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            split: Tensor = self._linear(x, f"{name}.attention.self.{part}").unflatten(-1, (self.heads, -1))
+            return split.transpose(1, 2)
 
         mixed = F.scaled_dot_product_attention(
             heads("query"), heads("key"), heads("value"), attn_mask=shown[:, None, None, :]
@@ -98,7 +99,8 @@ def character_vectors(texts: Sequence[str], width: int = 4096) -> np.ndarray:
             for gram in [word, *(spelled[i : i + 3] for i in range(len(spelled) - 2))]:
                 row[zlib.crc32(gram.encode()) % width] += 1
     rows = np.sqrt(rows)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return rows
 
 
 def similarities(texts: Sequence[str], others: Sequence[str], folder: Path) -> tuple[np.ndarray, str]:

@@ -138,7 +138,7 @@ class EndpointSampler:
         if "text_offset" not in told:
             raise ValueError(f"{self.url} does not echo log-probabilities; score with a model folder instead")
         rows = zip(told["text_offset"], told["token_logprobs"], strict=True)
-        return sum(value for offset, value in rows if offset >= len(prompt) and value is not None)
+        return float(sum(value for offset, value in rows if offset >= len(prompt) and value is not None))
 
     def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST a request, or read its answer from the cache."""
@@ -146,7 +146,8 @@ class EndpointSampler:
         digest = hashlib.sha256(f"{self.url}/{path}\n{request}".encode()).hexdigest()
         kept = self.cache / f"{digest}.json" if self.cache else None
         if kept and kept.exists():
-            return json.loads(kept.read_text())
+            answered: dict[str, Any] = json.loads(kept.read_text())
+            return answered
         answer = self._post(f"{self.url}/{path}", request.encode(), _object)
         if kept and "choices" in answer:
             kept.parent.mkdir(parents=True, exist_ok=True)

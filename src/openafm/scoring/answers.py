@@ -18,7 +18,7 @@ _MOST_CHARACTERS, _MOST_NODES, _HIGHEST_POWER = 200, 60, 64
 
 def final(text: str) -> str:
     r"""Return the part of a response that answers: what stands in \boxed{}, after "####" or "answer is", else all."""
-    boxed = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    boxed: list[str] = re.findall(r"\\boxed\{([^{}]*)\}", text)
     if boxed:
         return boxed[-1].strip()
     marked = _MARKED.findall(text)

@@ -9,6 +9,7 @@ every constant compared.
 
 import logging
 from collections.abc import Mapping
+from importlib import import_module
 from math import gcd
 from pathlib import Path
 from types import ModuleType
@@ -70,10 +71,9 @@ def coremltools() -> ModuleType:
     """The library, without its warnings on what is only on macOS. Raises ValueError where it is not installed."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
-        import coremltools as ct
+        return import_module("coremltools")
     except ImportError:
         raise ValueError("Core ML export needs coremltools: pip install 'openafm[coreml]'") from None
-    return ct
 
 
 def lora_inputs(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -237,4 +237,5 @@ def dense(op: Any) -> NDArray[np.float16]:
         indices, luts = np.asarray(op.indices.val, np.uint8), op.lut.val[:, 0, :, 0]
         bits = luts.shape[1].bit_length() - 1
         return Palettized(indices, luts, bits, len(indices) // len(luts)).dequantize().astype(np.float16)
-    return (op.data.val.astype(np.float32) * op.scale.val.astype(np.float32)).astype(np.float16)
+    values: NDArray[np.float32] = op.data.val.astype(np.float32) * op.scale.val.astype(np.float32)
+    return values.astype(np.float16)

@@ -63,7 +63,9 @@ def latest_model(run: Path) -> Path:
     """
     if holds_model(run):
         return run
-    known = json.loads((run / "run.json").read_text())["steps"] if (run / "run.json").exists() else []
+    known: list[dict[str, str]] = (
+        json.loads((run / "run.json").read_text())["steps"] if (run / "run.json").exists() else []
+    )
     for stage in (*ANSWERS, *CONTINUES):
         for step in reversed([step["name"] for step in known if step["stage"] == stage]):
             if (run / step / "manifest.json").exists() and holds_model(run / step):

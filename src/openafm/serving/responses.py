@@ -224,7 +224,8 @@ class ResponseReply:
 
     def frame(self, chunk: Chunk) -> bytes:
         """A server-sent event that is named as in its data."""
-        return b"event: " + chunk["type"].encode() + b"\ndata: " + orjson.dumps(chunk) + b"\n\n"
+        kind: str = chunk["type"]
+        return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(chunk) + b"\n\n"
 
     def _told(self, deltas: Sequence[Delta]) -> list[Chunk]:
         events: list[Chunk] = []

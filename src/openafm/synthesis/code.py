@@ -20,6 +20,7 @@ import yaml
 
 from openafm import jsonl
 from openafm.sampling import sandbox
+from openafm.sampling.interpreter import Limits
 from openafm.stage import Config, Context, Metrics
 from openafm.synthesis import tasks
 from openafm.synthesis.items import Collected, finish
@@ -112,7 +113,7 @@ def given_and_wanted(test: str) -> tuple[str, Any] | None:
     return None
 
 
-def judge(exercises: list[Exercise], limits: sandbox.Limits = sandbox.Limits()) -> list[list[Verdict]]:
+def judge(exercises: list[Exercise], limits: Limits = Limits()) -> list[list[Verdict]]:
     """Run every program of every exercise in the sandbox, two at a time; a row an exercise, a verdict a program."""
     jobs = []
     for exercise in exercises:

@@ -37,7 +37,8 @@ class Collected:
 
 def prompt_of(example: Example) -> str:
     """The user's last turn."""
-    return example["messages"][-1]["content"]
+    prompt: str = example["messages"][-1]["content"]
+    return prompt
 
 
 def conversation_of(example: Example) -> str:
@@ -92,7 +93,8 @@ def _counts(result: Collected, elsewhere: Sequence[Example]) -> Metrics:
 
 
 def _source(example: Example) -> str:
-    return example["lineage"].split("/")[0]
+    lineage: str = example["lineage"]
+    return lineage.split("/")[0]
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -126,7 +126,8 @@ class SentencePieceTokenizer(_Special):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, special tokens left out."""
-        return self._model.decode([int(token) for token in tokens])
+        text: str = self._model.decode([int(token) for token in tokens])
+        return text
 
     def piece(self, token: int) -> bytes:
         """What one token adds to a text; of a special token, its name."""

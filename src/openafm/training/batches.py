@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,7 +67,8 @@ class Source:
             self._ends[file] = np.load(self._offsets(file), mmap_mode="r")
         ends = self._ends[file]
         found = np.searchsorted(ends, np.arange(start, start + self.length), side="right")
-        return found - found[0]
+        numbers: np.ndarray = found - found[0]
+        return numbers
 
     def _place(self, number: int) -> tuple[int, int]:
         epoch, position = divmod(number, self.windows)
@@ -258,7 +259,7 @@ class ExampleBatches:
 
 
 def tokenize_examples(
-    examples: Sequence[dict], tokenizer: Tokenizer, longest: int
+    examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longest: int
 ) -> tuple[list[tuple[list[int], list[int]]], int]:
     """Prompt and answer ids of chat examples, and how many were left out for being longer than `longest` tokens."""
     pairs = [

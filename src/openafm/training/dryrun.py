@@ -111,5 +111,6 @@ def _peak(devices: Devices, network: torch.nn.Module, batch: Batch, hardware: Ha
 def _loss(network: Transformer, batch: Batch) -> LossOutput:
     """The next token's loss without figures to log: a fake tensor has no value."""
     rows, targets = network.hidden(batch["inputs"]).flatten(0, 1), batch["targets"].view(-1, 1)
-    loss, _ = _ChunkedCrossEntropy.apply(rows, network.model.embed_tokens.weight, targets, [1.0], 1e-6)
+    output = network.model.embed_tokens.weight
+    loss, _ = _ChunkedCrossEntropy.apply(rows, output, targets, [1.0], 1e-6)  # type: ignore[no-untyped-call]
     return LossOutput(loss, 1.0)

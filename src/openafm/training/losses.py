@@ -104,7 +104,7 @@ def _chunked(
     kept = (true != IGNORED).nonzero().squeeze(1)
     if len(kept) < len(true):
         rows, wanted = rows[kept], wanted[kept]
-    loss, nats = _ChunkedCrossEntropy.apply(rows, output, wanted, shares, z_loss)
+    loss, nats = _ChunkedCrossEntropy.apply(rows, output, wanted, shares, z_loss)  # type: ignore[no-untyped-call]
     return loss, nats.tolist(), float(len(kept))
 
 

@@ -111,7 +111,8 @@ def once(path: Path, make: Callable[[], None]) -> None:
 @cache
 def waiting_group() -> distributed.ProcessGroup:
     """All processes, in a group of its own: for what goes on beside training, or takes longer than its timeout."""
-    return distributed.new_group(backend="gloo", timeout=WAIT)
+    group: distributed.ProcessGroup = distributed.new_group(backend="gloo", timeout=WAIT)
+    return group
 
 
 def sizes(parallelism: Parallelism, processes: int) -> tuple[int, int, int, int]:

@@ -187,7 +187,10 @@ def made_summaries(count: int, seed: int) -> list[Made]:
 def fields(notice: Notice) -> dict[str, str | list[str]]:
     """What a notice tells, by the fields of the task tags."""
     told = notice.facts
-    pick = lambda *names: [told[name] for name in told if name in names]  # noqa: E731
+
+    def pick(*names: str) -> list[str]:
+        return [told[name] for name in told if name in names]
+
     return {
         "kind": notice.kind,
         "people": pick("name", "other"),
