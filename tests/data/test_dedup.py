@@ -48,7 +48,7 @@ def brute_jaccard(texts: list[str]) -> dict[tuple[int, int], float]:
 
 def test_recall_and_precision_against_brute_force():
     texts = edited_copies(1, 60, 5)
-    groups = near_duplicates(texts, 0.8)
+    groups = near_duplicates(texts)
     group_of = {i: number for number, group in enumerate(groups) for i in group}
     similar = {pair for pair, true in brute_jaccard(texts).items() if true >= 0.8}
     found = [(a, b) for a, b in similar if a in group_of and group_of[a] == group_of.get(b)]
@@ -152,6 +152,14 @@ def test_the_longest_of_equal_standing_is_kept_then_the_one_of_the_smallest_id(t
     assert (metrics["groups"], metrics["largest_group"], metrics["across_flows"]) == (2, 3, 0)
 
 
+def test_planted_copies_are_counted_over_all_parts(tmp_path):
+    texts = edited_copies(10, 6, 0)
+    metrics, found = run(tmp_path, [*pages(texts), *pages(texts[:5], "b", planted="exact_copy")])
+    assert len({row["id"][0] for row in found.values() if row["planted"]}) > 1
+    assert metrics["planted"] == {"exact_copy": {"planted": 5, "found": 5}}
+    assert "earlier_documents" not in metrics
+
+
 def test_copies_to_read_are_taken_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(dedup_module, "_AUDITED", 3)
     _, found = run(tmp_path, pages([edited_copies(9, 1, 0)[0]] * 10))
@@ -205,6 +213,10 @@ def test_a_new_crawl_loses_what_is_in_already_and_the_earlier_one_nothing(tmp_pa
     assert metrics["dropped"] == {"duplicate.exact": 10, "duplicate.near": 5} and metrics["earlier_documents"] == 16
     assert {url for url, row in found.items() if not row["reason"]} == {f"http://two/{n}" for n in range(10, 15)}
     assert "http://one/5 of an earlier run" in found["http://two/0"]["evidence"]
+    groups = [json.loads(line) for line in (tmp_path / "two" / "groups.jsonl").read_text().splitlines()]
+    dropped = sorted(row["id"] for row in found.values() if row["reason"])
+    assert dropped[0] == min(row["id"] for row in found.values())
+    assert sorted(itertools.chain(*(group["dropped"] for group in groups))) == dropped
     earlier = [str(tmp_path / name) for name in ("one", "two")]
     _, found = run(tmp_path, pages(third, "three"), "three", against=earlier)
     assert {url for url, row in found.items() if not row["reason"]} == {f"http://three/{n}" for n in range(2, 7)}
@@ -232,6 +244,26 @@ def test_paragraphs_that_stand_in_an_earlier_document_are_cut_from_prose(tmp_pat
             assert row["verdicts"][0]["evidence"] == "1 of 3 paragraphs stand in other documents"
     assert {prose[0]["url"], "http://b/code"} <= set(holders)
     assert metrics["dropped"].keys() <= {"duplicate.paragraphs"}
+
+
+def test_paragraphs_of_dropped_copies_stand_in_no_document(tmp_path):
+    bodies, notices = edited_copies(11, 24, 0), [" ".join(VOCABULARY[12 * n : 12 * n + 12]) for n in range(12)]
+    rows = []
+    for number, (notice, body, other) in enumerate(zip(notices, bodies[:12], bodies[12:], strict=True)):
+        rows += pages([f"{body}\n\n{notice}"], f"kept{number}", licence="MIT")
+        rows += pages([f"{body} end\n\n{notice}"], f"copy{number}")
+        rows += pages([f"{other}\n\n{notice}"], f"other{number}", licence="MIT")
+    _, found = run(tmp_path, rows, paragraph_words=10)
+    for number, notice in enumerate(notices):
+        assert found[f"http://copy{number}/0"]["reason"] == "duplicate.near"
+        assert sum(notice in found[f"http://{kind}{number}/0"]["text"] for kind in ("kept", "other")) == 1
+
+
+def test_copies_of_the_first_part_are_found(tmp_path):
+    text = edited_copies(12, 1, 0)[0]
+    rows = [row for row in pages([text] * 100) if row["id"][0] == "0"][:2]
+    metrics, _ = run(tmp_path, [rows[0], rows[1] | {"text": text + " end"}])
+    assert metrics["dropped"] == {"duplicate.near": 1}
 
 
 @settings(deadline=None, max_examples=200)
