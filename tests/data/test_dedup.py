@@ -210,7 +210,8 @@ def test_a_new_crawl_loses_what_is_in_already_and_the_earlier_one_nothing(tmp_pa
     metrics, _ = run(tmp_path, pages([*first, first[0]], "one"), "one", index=True)
     assert metrics["dropped"] == {"duplicate.exact": 1}
     metrics, found = run(tmp_path, pages(second, "two"), "two", index=True, against=[str(tmp_path / "one")])
-    assert metrics["dropped"] == {"duplicate.exact": 10, "duplicate.near": 5} and metrics["earlier_documents"] == 16
+    assert metrics["dropped"] == {"duplicate.exact": 10, "duplicate.near": 5}
+    assert (metrics["documents"], metrics["earlier_documents"]) == (20, 16)
     assert {url for url, row in found.items() if not row["reason"]} == {f"http://two/{n}" for n in range(10, 15)}
     assert "http://one/5 of an earlier run" in found["http://two/0"]["evidence"]
     groups = [json.loads(line) for line in (tmp_path / "two" / "groups.jsonl").read_text().splitlines()]
