@@ -1,4 +1,5 @@
 import string
+import time
 from itertools import pairwise
 
 import pytest
@@ -103,8 +104,11 @@ def test_ibans_need_their_checksum_and_length(country, number):
     assert "iban" in kinds(" ".join(iban[at : at + 4] for at in range(0, len(iban), 4)))
 
 
+FINDINGS = ["john.doe@mail.firm.org", "(212) 736-0187", "4111 1111 1111 1111", "8.8.8.8", "SSN 536-22-8911"]
+
+
 @settings(deadline=None, max_examples=100)
-@given(st.text(alphabet=string.printable + "é[at]@.", max_size=200))
+@given(st.lists(st.text(string.printable + "é[at]@.", max_size=30) | st.sampled_from(FINDINGS)).map(" ".join))
 def test_spans_are_in_order_apart_and_redacted(text):
     spans = pii.find(text)
     assert all(a.end <= b.start for a, b in pairwise(spans))
@@ -118,7 +122,9 @@ def test_spans_are_in_order_apart_and_redacted(text):
 
 def test_long_unbroken_texts_take_linear_time():
     for unit in ("1", "a@", "a.", "+1 ", "12-", "DE89 3704 ", "key=", "::1", "a at] "):
+        start = time.process_time()
         pii.find(unit * (100_000 // len(unit)))
+        assert time.process_time() - start < 5, unit
 
 
 def test_masking_hides_the_middle():

@@ -232,10 +232,14 @@ def test_what_does_not_fit_is_refused(package, tokenizer, tmp_path):
 
 def test_adapters_come_and_go(package):
     engine = NativeEngine.load(package, threads=2)
-    before = engine.logits(TEXT, "mail")
+    before, said = engine.logits(TEXT, "mail"), greedy(engine, TEXT, adapter="mail")
     engine.remove_adapter("mail")
     assert engine.adapters() == ["notes"]
-    engine.put_adapter("mail", engine.read_adapter(Package(package).adapters, "mail"))
+    store = Package(package).adapters
+    engine.put_adapter("mail", engine.read_adapter(store, "notes"))
+    fresh = greedy(NativeEngine.load(package, threads=2), TEXT, adapter="notes")
+    assert greedy(engine, TEXT, adapter="mail") == fresh != said  # nothing that the old one computed is kept
+    engine.put_adapter("mail", engine.read_adapter(store, "mail"))
     assert np.array_equal(engine.logits(TEXT, "mail"), before)
 
 

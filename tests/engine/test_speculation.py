@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.engine.random_models import SHAPE, TEXT, follow, packed, random_model
 
 from openafm.engine import NativeEngine, open_engine
+from openafm.engine.guidance import regex
 from openafm.engine.native_engine import kernels, missing
 from openafm.engine.speculation import MOST, LookUp
 from openafm.model.checkpoint import save_model
@@ -56,6 +57,18 @@ def test_a_draft_ends_with_the_first_token_that_it_is_unsure_of(tokenizer, tmp_p
         assert (chances[:-1] > 0.499).all() and (len(found) == 4 or chances[-1] < 0.501)
         lengths.add(len(found))
     assert lengths >= {1, 4}, "the test needs sure and unsure tokens"
+
+
+def test_guesses_that_are_right_save_steps(package):
+    """Else the answers above would be compared with themselves."""
+    again = {"grammar": regex("(abcd){9}")}  # random weights repeat nothing by themselves
+    for draft, options in (("lookup", again), (NativeEngine.load(package, threads=1), {})):
+        batch = NativeEngine.load(package, threads=1, draft=draft).together()
+        row, steps = batch.add(TEXT, max_tokens=30, temperature=0.0, **options), []
+        while not row.over:
+            steps += [len(made) for _, made in batch.step()]
+        batch.remove(row)
+        assert max(steps) > 1
 
 
 def test_what_is_told_beside_a_token_stays_the_same(package):

@@ -3,11 +3,12 @@
 import json
 import threading
 import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from openafm.sampling.endpoint import EndpointSampler
+from openafm.sampling.endpoint import EndpointSampler, _seconds
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -123,11 +124,23 @@ def test_broken_answers_are_asked_again(server, broken):
     assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize("other", [{"choices": []}, {"choices": [{"text": 1, "message": 2}]}, {"error": "x"}])
+KEPT = pytest.mark.xfail(strict=True, reason="whatever has choices is kept, before it is read")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"choices": []}, marks=KEPT),
+        pytest.param({"choices": [{"text": 1, "message": 2}]}, marks=KEPT),
+        {"error": "x"},
+    ],
+)
 def test_another_protocol_is_told_and_not_kept(server, tmp_path, other):
     server.failures = [other]
+    asking = sampler(server, cache=tmp_path)
     with pytest.raises(ValueError, match="does not answer in the OpenAI protocol"):
-        sampler(server).sample(["go"], max_tokens=2)
+        asking.sample(["go"], max_tokens=2)
+    assert asking.sample(["go"], max_tokens=2)[0][0].text == " on"
 
 
 def test_no_more_requests_run_together_than_allowed(server):
@@ -156,7 +169,10 @@ def test_no_server_is_an_error_with_a_remedy():
         EndpointSampler("http://127.0.0.1:9/v1", "m", tries=1).sample(["a"], max_tokens=1)
 
 
-@pytest.mark.parametrize("retry_after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "nan", "-5"])
+@pytest.mark.parametrize("retry_after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "nan", "-5", "0.4"])
 def test_a_server_may_say_when_to_come_again_in_any_form(server, retry_after):
     server.failures, server.retry_after = [503], retry_after
+    start = time.monotonic()
     assert sampler(server).sample(["go"], max_tokens=2)[0][0].text == " on"
+    assert time.monotonic() - start >= (0.4 if retry_after == "0.4" else 0)
+    assert 8 < _seconds(formatdate(time.time() + 10, usegmt=True)) <= 10
