@@ -95,8 +95,9 @@ class EndpointSampler:
         shared |= {"stop_token_ids": sorted(stop), "logprobs": 0, "return_token_ids": True}
         bodies = [{**shared, "prompt": list(prompt), "seed": _own(seed, i)} for i, prompt in enumerate(prompts)]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            answers = list(pool.map(lambda body: self._ask("completions", body), bodies))
-        return [self._continued(answer, stop) for answer in answers]
+            return list(
+                pool.map(lambda body: self._ask("completions", body, lambda a: self._continued(a, stop)), bodies)
+            )
 
     def _continued(self, answer: dict[str, Any], stop: Set[int]) -> Generation:
         try:
@@ -118,43 +119,52 @@ class EndpointSampler:
         body: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         path, wanted = ("completions", 1) if isinstance(prompt, str) else ("chat/completions", True)
         body |= settings
+        told: dict[str, Any] = {"logprobs": wanted} if self.logprobs else {}
         try:
-            answer = self._ask(path, {**body, **({"logprobs": wanted} if self.logprobs else {})})
+            return self._ask(path, body | told, self._completed)
         except ValueError as error:
             if not re.search(r"HTTP 4\d\d: .*logprobs", str(error), re.S):
                 raise
             self.logprobs = False
-            answer = self._ask(path, body)
+        return self._ask(path, body, self._completed)
+
+    def _completed(self, answer: dict[str, Any]) -> Completion:
         try:
             (choice,) = answer["choices"]
             return _completion(choice)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             told = json.dumps(answer)[:200]
-            raise ValueError(f"{self.url}/{path} does not answer in the OpenAI protocol: {told}") from error
+            raise ValueError(f"{self.url} does not answer in the OpenAI protocol: {told}") from error
 
     def _echo(self, prompt: str, option: str) -> float:
         body = {"prompt": prompt + option, "max_tokens": 0, "echo": True, "logprobs": 0}
-        told = self._ask("completions", body)["choices"][0].get("logprobs") or {}
-        if "text_offset" not in told:
-            raise ValueError(f"{self.url} does not echo log-probabilities; score with a model folder instead")
-        rows = zip(told["text_offset"], told["token_logprobs"], strict=True)
-        return float(sum(value for offset, value in rows if offset >= len(prompt) and value is not None))
+        return self._ask("completions", body, lambda answer: self._echoed(answer, len(prompt)))
 
-    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST a request, or read its answer from the cache."""
+    def _echoed(self, answer: dict[str, Any], start: int) -> float:
+        try:
+            told = answer["choices"][0]["logprobs"]
+            rows = zip(told["text_offset"], told["token_logprobs"], strict=True)
+            return float(sum(value for offset, value in rows if offset >= start and value is not None))
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.url} does not echo log-probabilities; score with a model folder instead"
+            ) from error
+
+    def _ask(self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Answer]) -> Answer:
+        """POST a request, or take its answer from the cache; what `read` refuses is not kept."""
         request = json.dumps({"model": self.model, **body}, sort_keys=True)
         digest = hashlib.sha256(f"{self.url}/{path}\n{request}".encode()).hexdigest()
         kept = self.cache / f"{digest}.json" if self.cache else None
         if kept and kept.exists():
-            answered: dict[str, Any] = json.loads(kept.read_text())
-            return answered
+            return read(json.loads(kept.read_text()))
         answer = self._post(f"{self.url}/{path}", request.encode(), _object)
-        if kept and "choices" in answer:
+        found = read(answer)
+        if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             beside = kept.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
             beside.write_text(json.dumps(answer))
             beside.replace(kept)  # whole or absent, whoever else writes the same
-        return answer
+        return found
 
     def _post(self, url: str, body: bytes, read: Callable[[bytes], Answer]) -> Answer:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
