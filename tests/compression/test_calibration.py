@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -83,10 +86,18 @@ def test_losses_and_divergence_by_definition(world):
     assert compare(base, base, windows).kl == pytest.approx([0.0] * len(found.kl), abs=1e-6)
 
 
-def test_windows_come_from_every_source_with_its_bytes(world):
-    windows = read_windows(world / "shards", "heldout", 16, 320)
+def test_windows_come_from_every_source_with_its_bytes(world, tmp_path):
+    shutil.copytree(world / "shards", tmp_path / "shards")
+    index = json.loads((tmp_path / "shards/index.json").read_text())
+    for name, rate in (("code", 2), ("web", 5)):
+        index["splits"]["heldout"][name]["bytes"] = rate * index["splits"]["heldout"][name]["tokens"]
+    (tmp_path / "shards/index.json").write_text(json.dumps(index))
+    code = tmp_path / "shards/heldout/code.bin"  # else the same text as web
+    np.zeros(code.stat().st_size // 2, "<u2").tofile(code)
+    windows = read_windows(tmp_path / "shards", "heldout", 16, 320)
     assert windows.tokens.shape == (20, 17) and windows.predicted == 320
-    assert 1 < windows.bytes / windows.predicted < 6
+    assert windows.tokens.any(1).tolist() == [False] * 10 + [True] * 10
+    assert windows.bytes == pytest.approx(160 * 2 + 160 * 5)
     with pytest.raises(ValueError, match="lower `length`"):
         read_windows(world / "shards", "heldout", 10**6, 320)
     assert isinstance(windows, Windows)

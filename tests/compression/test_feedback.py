@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openafm.compression import feedback
 from openafm.compression.calibration import Reading
 from openafm.compression.feedback import (
     CORRECTION,
@@ -40,8 +41,10 @@ def test_the_output_error_is_that_of_the_outputs():
     assert output_error(weight, made, gram) == pytest.approx(expected, rel=1e-4)
 
 
-def test_each_column_is_made_up_for_by_the_best_change_of_the_later_ones():
+@pytest.mark.parametrize("block", [5, 128])
+def test_each_column_is_made_up_for_by_the_best_change_of_the_later_ones(block, monkeypatch):
     """Greedily: fix a column at its nearest value, then re-solve for all columns left by least squares."""
+    monkeypatch.setattr(feedback, "BLOCK", block)
     weight, _, gram = problem(1, rows=16, columns=12)
     elimination, tables = eliminate(gram), torch.tensor([[-1.5, -0.5, 0.5, 1.5]])
     found, _ = feed_back(weight, elimination, tables, 16)
@@ -61,7 +64,8 @@ def test_each_column_is_made_up_for_by_the_best_change_of_the_later_ones():
 
 
 @pytest.mark.parametrize(("bits", "group"), [(2, 16), (2, 5), (1, 32), (4, 16)])
-def test_fitted_tables_are_least_squares_on_the_outputs(bits, group):
+def test_fitted_tables_are_least_squares_on_the_outputs(bits, group, monkeypatch):
+    monkeypatch.setattr(feedback, "ONE_HOT", 1000)  # some rows at a time
     weight, x, gram = problem(2)
     made = palettize(weight.numpy(), bits, group)
     indices = torch.from_numpy(made.indices.astype(np.int64))
@@ -91,8 +95,8 @@ def test_feedback_never_loses_to_plain_tables(seed, bits, group, loud):
 
 def test_feedback_halves_the_error_where_inputs_go_together():
     weight, _, gram = problem(3, rows=64, columns=48)
-    feedback = output_error(weight, palettize_with_feedback(weight, eliminate(gram), 4), gram)
-    assert feedback < 0.7 * output_error(weight, palettize(weight.numpy(), 4, 16, gram.diagonal().numpy()), gram)
+    fed = output_error(weight, palettize_with_feedback(weight, eliminate(gram), 4), gram)
+    assert fed < 0.7 * output_error(weight, palettize(weight.numpy(), 4, 16, gram.diagonal().numpy()), gram)
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -92,7 +92,7 @@ def test_old_configs_say_rope_theta(tmp_path):
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial rotary"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
-        ({"hidden_size": None}, "."),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_name(tmp_path, change, message):

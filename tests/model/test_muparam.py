@@ -31,3 +31,5 @@ def test_only_projections_are_scaled():
 def test_equal_seeds_equal_weights():
     first, second = (initialise(Transformer(shape(64)), 5).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    other = initialise(Transformer(shape(64)), 6).state_dict()
+    assert not any(torch.equal(first[name], other[name]) for name in first if "norm" not in name)

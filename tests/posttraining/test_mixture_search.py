@@ -60,6 +60,10 @@ def test_what_does_not_hold_together_is_not_taken():
     measured, _ = world(lambda w: 0.6)
     found, rounds = search({"a": 0.5, "b": 0.5}, measured, CONFIG)
     assert found == {"a": 0.5, "b": 0.5} and not rounds[0]["taken"] and len(rounds) == 1
+    start = {"a": 0.1, "b": 0.1, "c": 0.8}  # without a or without b as good, without both not
+    measured, asked = world(lambda w: 0.6 if w["c"] and (w["a"] or w["b"]) else 0.2)
+    found, rounds = search(start, measured, CONFIG)
+    assert asked[-1] == {"a": 0, "b": 0, "c": 1} and found == start and not rounds[0]["taken"] and len(rounds) == 1
 
 
 @settings(deadline=None, max_examples=60)

@@ -134,6 +134,8 @@ def test_length_bias_is_symmetric_correlation():
     pairs = [{"chosen": "x" * n, "rejected": "xx", "margin": 1} for n in (1, 4, 6)]
     values = torch.tensor([-1.0, 2.0, 4.0])  # exactly the difference of lengths
     assert length_bias(values, torch.zeros(3), pairs)["reward"] == 1.0
+    # a constant more is no length's doing: (0 + 6 + 20) / sqrt((0 + 9 + 25) (1 + 4 + 16))
+    assert length_bias(values + 1, torch.zeros(3), pairs)["reward"] == 0.973
     assert length_bias(torch.zeros(3), torch.zeros(3), pairs)["reward"] is None
 
 

@@ -8,7 +8,17 @@ from scipy.optimize import minimize
 
 from openafm.model import Transformer
 from openafm.model.checkpoint import load_model, save_model
-from openafm.pretraining.pruning import CutConfig, MasksConfig, anneal, cut, hard_top_k, learn_masks, prune, soft_top_k
+from openafm.pretraining.pruning import (
+    CutConfig,
+    MaskedTransformer,
+    MasksConfig,
+    anneal,
+    cut,
+    hard_top_k,
+    learn_masks,
+    prune,
+    soft_top_k,
+)
 from openafm.stage import Context
 from openafm.training.batches import TokenBatches
 
@@ -103,4 +113,6 @@ def test_masks_then_cut(tiny_config, tiny_model, token_shards, tmp_path):
 def test_gradients_reach_the_scores(tiny_config):
     scores = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: soft_top_k(s, 5, 1.0, 20), scores, atol=1e-6)
-    assert isinstance(Transformer(tiny_config), torch.nn.Module)
+    masked = MaskedTransformer(Transformer(tiny_config), torch.randn(2, 24), 8)
+    masked.hidden(torch.arange(8)[None]).square().sum().backward()
+    assert masked.scores.grad.any(1).all()

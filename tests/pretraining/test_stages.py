@@ -112,6 +112,8 @@ def test_the_baseline_optimizer(tokenizer, token_shards, tmp_path):
     config = PretrainConfig(shape=SHAPE, base_width=16, optimizer="adamw", weight_decay=1e-4, floor=0.01, **DATA)
     metrics = pretrain(config, context(tmp_path, "adamw"), shards=token_shards, tokenizer=tokenizer)
     assert metrics["final_cross_entropy"] < 3.0
+    other = config.model_copy(update={"optimizer": "rmsprop"})
+    assert pretrain(other, context(tmp_path, "rmsprop"), shards=token_shards, tokenizer=tokenizer) != metrics
 
 
 def test_tokens_of_another_vocabulary_are_named(tokenizer, token_shards, tmp_path):
