@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from openafm.data import documents
 from openafm.data.decontaminate import DecontaminateConfig, NgramIndex, add_item, decontaminate
-from openafm.data.ngram_index import Source, normalise, words
+from openafm.data.ngram_index import Source, normalise, without_markup, words
 from openafm.data.precision import evidence_hash
 from openafm.stage import Context
 
@@ -117,6 +117,15 @@ def test_items_are_found_through_unicode_and_markup_within_them(draw):
     page = f"{' '.join(PROSE)} <p class='x'>{text}</p> {' '.join(PROSE)}"
     assert found(index_of(item), page)
     assert not found(index_of(item), " ".join(PROSE))
+
+
+def test_texts_without_words_are_nobodys_neighbours():
+    assert index_of(SHORT).find(["", SHORT, "", "-", SHORT, ""]) == [[], [0], [], [], [0], []]
+
+
+def test_entities_are_resolved_where_nothing_else_is_markup_and_only_whole_ones():
+    assert found(index_of(FOREIGN[0]), "O&ugrave; na&icirc;t le caf&eacute; cr&egrave;me de l'&eacute;t&eacute; ?")
+    assert without_markup("<b>R&notes of [both](x)") == " R&notes of [both "
 
 
 def test_every_n_from_4_to_13_is_afm_taken_literally():
