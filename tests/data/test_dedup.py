@@ -262,9 +262,11 @@ def test_paragraphs_of_dropped_copies_stand_in_no_document(tmp_path):
 
 def test_copies_of_the_first_part_are_found(tmp_path):
     text = edited_copies(12, 1, 0)[0]
-    rows = [row for row in pages([text] * 100) if row["id"][0] == "0"][:2]
+    rows = [row for row in pages([text] * 10_000) if row["id"][0] == "0"]
     metrics, _ = run(tmp_path, [rows[0], rows[1] | {"text": text + " end"}])
     assert metrics["dropped"] == {"duplicate.near": 1}
+    metrics, _ = run(tmp_path, rows, "many")
+    assert 512 < metrics["dropped"]["duplicate.exact"] == len(rows) - 1
 
 
 @settings(deadline=None, max_examples=200)
