@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openafm.model import PRESETS, Cache, ModelConfig, Transformer
+from openafm.model import PRESETS, Cache, ModelConfig, Transformer, transformer
 from openafm.model.muparam import initialise
-from openafm.model.transformer import RMSNorm, rope_angles, rotate
+from openafm.model.transformer import SHORT, RMSNorm, attend, rope_angles, rotate, short_attention, visible
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -77,6 +77,62 @@ def test_rms_norm_is_its_formula():
         [v / math.sqrt(sum(u * u for u in row) / 7 + 1e-5) * i for i, v in enumerate(row)] for row in x.tolist()
     ]
     torch.testing.assert_close(norm(x), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def position_by_position(query, key, value, documents):
+    """Softmax attention of each query over the keys at its position and before, in its document, in float64."""
+    rows, heads, length, width = query.shape
+    query, key, value = (x.double() for x in (query, key, value))
+    group, mixed = heads // key.shape[1], []
+    for row, head, at in ((r, h, i) for r in range(rows) for h in range(heads) for i in range(length)):
+        seen = [j for j in range(at + 1) if documents[row][j] == documents[row][at]]
+        weights = (key[row, head // group, seen] @ query[row, head, at] / math.sqrt(width)).exp()
+        mixed.append(weights / weights.sum() @ value[row, head // group, seen])
+    return torch.stack(mixed).view(rows, heads, length, width)
+
+
+@pytest.mark.parametrize(("length", "documents"), [(1, None), (7, None), (7, [[0, 0, 1, 1, 1, 2, 2], [0] * 7])])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_attention_in_training_is_its_formula(length, documents, dtype, monkeypatch):
+    """Outputs and gradients of `attend`, and of `short_attention` where it is meant: bfloat16, causal, one document."""
+    generator = torch.Generator().manual_seed(length)
+    leaves, (gradient,) = (
+        [torch.randn(2, heads, length, 6, generator=generator).to(dtype) for heads in counts]
+        for counts in ((6, 2, 2), (6,))
+    )
+    for leaf in leaves:
+        leaf.requires_grad_()
+    mask, at = None, torch.arange(length)
+    if documents is not None:
+        mask = visible(at, at, torch.tensor(documents), torch.tensor(documents))
+    wanted = position_by_position(*leaves, documents or [[0] * length] * 2)
+    reached = []
+    monkeypatch.setattr(transformer, "short_attention", lambda *args: reached.append(1) or short_attention(*args))
+    mixed = [attend(*leaves, mask)] + [short_attention(*leaves)] * (mask is None)
+    assert len(reached) == (mask is None and dtype == torch.bfloat16)
+    tolerance = {"atol": 1e-12, "rtol": 1e-12} if dtype == torch.float64 else {"atol": 0.05, "rtol": 0.02}
+    right = torch.autograd.grad(wanted, leaves, gradient.double())
+    for found in mixed:
+        torch.testing.assert_close(found.double(), wanted, **tolerance)
+        for one, other in zip(torch.autograd.grad(found, leaves, gradient), right, strict=True):
+            torch.testing.assert_close(one, other, check_dtype=False, **tolerance)
+
+
+def test_attention_is_short_up_to_512_tokens(monkeypatch):
+    """There, too, it is that of float64; beyond, and over more keys than queries, it is not asked."""
+    reached = []
+    monkeypatch.setattr(transformer, "short_attention", lambda *args: reached.append(1) or short_attention(*args))
+    for length, keys, short in ((SHORT, SHORT, 1), (SHORT + 1, SHORT + 1, 0), (1, SHORT, 0)):
+        query, key, value = (
+            torch.randn(1, h, n, 4, generator=torch.Generator().manual_seed(h)).bfloat16()
+            for h, n in ((2, length), (1, keys), (1, keys))
+        )
+        mixed = attend(query.requires_grad_(), key, value, None)
+        assert len(reached) == short
+        reached.clear()
+        if length == keys:
+            wanted = position_by_position(query, key, value, [[0] * length])
+            torch.testing.assert_close(mixed.double(), wanted, atol=0.03, rtol=0.02)
 
 
 def test_parameter_counts_are_the_reports():
