@@ -266,19 +266,34 @@ def killing(context, label, step):
     return replace(context, report=report)
 
 
+def told(context):
+    """The context, and the training that it is going to be told of."""
+    steps = []
+
+    def report(running, done, _total):
+        if " loss " in running:
+            steps.append((running.split()[0], done))
+
+    return replace(context, report=report), steps
+
+
 def test_killed_stages_go_on_to_the_same_bytes(recovered, compressed, world, make_context):
     inputs = {"package": compressed[0], "model": world / "model", "shards": world / "shards"}
     context = make_context("recovery")
     with pytest.raises(Killed):
         recovery(RECOVER, killing(context, "control-pretraining", 3), **inputs, examples=world / "examples")
-    assert recovery(RECOVER, context, **inputs, examples=world / "examples") == recovered[1]
+    again, steps = told(context)
+    assert recovery(RECOVER, again, **inputs, examples=world / "examples") == recovered[1]
+    assert {label for label, _ in steps} == {"control-pretraining", "control-post-training"}  # not the adapter's again
     assert digests(context.out) == digests(recovered[0])
     inputs = {"package": recovered[0], "examples": world / "examples"}
     whole, broken = make_context("whole"), make_context("broken")
     task_adapter(TASK, whole, **inputs)
     with pytest.raises(Killed):
         task_adapter(TASK, killing(broken, "task", 3), **inputs)
-    task_adapter(TASK, broken, **inputs)
+    again, steps = told(broken)
+    task_adapter(TASK, again, **inputs)
+    assert steps[0][1] > 2  # the checks are at 2 and 4, each with a checkpoint
     assert digests(broken.out) == digests(whole.out)
 
 

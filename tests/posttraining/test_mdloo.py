@@ -35,8 +35,10 @@ def test_a_killed_mdloo_ends_with_the_same_bytes(model, examples, reward, contex
         killed = kill(broken, label, count)
         with pytest.raises(killed):
             mdloo(CONFIG, broken, model=model, reward=reward, examples=examples)
-        broken = context("broken")
+        broken, told = context("broken"), []
+    broken.report = lambda label, at, total: told.append(label)
     assert mdloo(CONFIG, broken, model=model, reward=reward, examples=examples) == metrics
+    assert told and all(label.startswith("iteration 3") for label in told)  # the whole anew would end the same, too
     same_files(whole.out, broken.out)
 
 

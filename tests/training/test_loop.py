@@ -105,8 +105,10 @@ from openafm.stage import Context
 from test_loop import run
 config = ModelConfig(vocab_size=64, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
 print("ready", flush=True)
-run(config, Path({str(token_shards)!r}), Context(Path("."), Path(sys.argv[1])), checkpoint_seconds=0.0, log_every=1)
-print("done", flush=True)
+steps = []
+run(config, Path({str(token_shards)!r}), Context(Path("."), Path(sys.argv[1])), checkpoint_seconds=0.0, log_every=1,
+    before_step=lambda network, step: steps.append(step))
+print(*steps[:1], flush=True)
 """
     for name, kill in (("killed", True), ("killed", False), ("whole", False)):
         process = subprocess.Popen(
@@ -117,8 +119,9 @@ print("done", flush=True)
             while not list((tmp_path / name).glob("train/*/checkpoint.json")) and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        began, _ = process.communicate(timeout=60)
         assert process.returncode == (-signal.SIGKILL if kill else 0)
+        assert kill or (int(began) == 0) == (name == "whole")  # from the start it would end the same, too
     killed, whole = (
         load_file(next((tmp_path / name / "train/step-00000100").glob("*.safetensors"))) for name in ("killed", "whole")
     )
