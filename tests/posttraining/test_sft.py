@@ -51,13 +51,34 @@ def test_only_answers_are_learned(model, context):
     assert answer[0].text == "7"
 
 
+@pytest.mark.parametrize(("right", "best"), [((1, 3, 2), "b"), ((2, 1, 2), "a"), ((0, 0, 1), "c")])
+def test_the_arm_with_the_most_answers_right_is_chosen(context, monkeypatch, tmp_path, right, best):
+    """Ties go to the first name; neither the loss nor the examples of an arm count."""
+    for name in ("validation", "train_c", "train_a", "train_b", "train"):
+        jsonl.write(tmp_path / f"{name}.jsonl", [])
+
+    def trial(config, context, model, rows, validation, name):
+        place = "abc".index(name)
+        return [False] * (6 - right[place]) + [True] * right[place], {"loss": place, "examples": -place}
+
+    monkeypatch.setattr("openafm.posttraining.sft.trial", trial)
+    arms = context("arms")
+    metrics = sft_arms(ArmsConfig(), arms, model=tmp_path, examples=tmp_path)
+    chosen = json.loads((arms.out / "chosen.json").read_text())
+    assert chosen["arm"] == metrics["arm"] == best and f"chosen {best}" in metrics["headline"]
+    assert {name: (arm["passed"], arm["n"]) for name, arm in chosen["arms"].items()} == {
+        name: (count, 6) for name, count in zip("abc", right, strict=True)
+    }
+
+
 def test_arms_are_compared_and_sft_follows_the_choice(model, examples, context):
     arms = context("arms")
     config = ArmsConfig(tokens=1024, batch_tokens=512, sequence_length=64, lr=0.01, problems=12)
     metrics = sft_arms(config, arms, model=model, examples=examples)
     chosen = json.loads((arms.out / "chosen.json").read_text())
     assert set(chosen["arms"]) == {"a", "b"}
-    assert chosen["arm"] == metrics["arm"]
+    passed = {name: arm["passed"] for name, arm in chosen["arms"].items()}
+    assert chosen["arm"] == metrics["arm"] == ("b" if passed["b"] > passed["a"] else "a")
     assert all(arm["low"] <= arm["rate"] <= arm["high"] and arm["n"] == 12 for arm in chosen["arms"].values())
     write_json(arms.out / "chosen.json", {"arm": "b"})
     short = CONFIG.model_copy(update={"tokens": 512})
