@@ -119,7 +119,7 @@ print(*steps[:1], flush=True)
             while not list((tmp_path / name).glob("train/*/checkpoint.json")) and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
-        began, _ = process.communicate(timeout=60)
+        began, _ = process.communicate(timeout=300)
         assert process.returncode == (-signal.SIGKILL if kill else 0)
         assert kill or (int(began) == 0) == (name == "whole")  # from the start it would end the same, too
     killed, whole = (
