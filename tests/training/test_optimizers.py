@@ -203,3 +203,10 @@ def test_adamws_decay_is_1e_4():
     parameter.grad = torch.zeros(2, dtype=torch.float64)
     AdamW([{"params": [parameter]}], lr=0.1).step()
     assert parameter.tolist() == [1 - 1e-4] * 2
+
+
+def test_a_groups_factor_is_1_unless_it_is_told():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([0.3, -0.3])
+    AdamW([{"params": [parameter]}], lr=0.1, weight_decay=0.0).step()  # the first step is the gradient's sign
+    assert parameter.tolist() == pytest.approx([0.9, 1.1])
