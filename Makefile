@@ -31,9 +31,9 @@ bench: $(VENV)/.bench ## one benchmark (minutes), or all (an hour or so): make b
 		$(BIN)/openafm bench $$name $(ARGS) || failed="$$failed $$name"; done; \
 	if [ -n "$$failed" ]; then echo "bench: failed:$$failed"; exit 1; fi
 
-coverage: $(VENV)/.dev ## branch coverage of recipe, data, training, compression and serving by their own tests (needs the extra audit)
+coverage: $(VENV)/.dev ## branch coverage of recipe, data, training, compression and serving by their tests, an hour (needs the extra audit)
 	@$(BIN)/python -m pytest $(foreach part,recipe data training compression serving,tests/$(part) --cov=openafm.$(part)) \
-		--cov-branch --cov-report=term $(ARGS)
+		tests/evaluation/suite tests/test_cli.py --cov-branch --cov-report=term $(ARGS)
 
 mutants: $(VENV)/.dev ## mutation testing of losses, optimizers, schedules, dedup, decontamination (hours): ARGS='schedules'
 	@$(BIN)/python tests/reliability/mutants.py $(ARGS)
