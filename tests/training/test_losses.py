@@ -93,6 +93,9 @@ def test_chunks_without_gradients_and_without_targets():
     hidden, output = torch.randn(1, 4, 7), torch.randn(11, 7)
     with torch.no_grad():
         assert float(chunked_next_token(hidden, output, torch.full((1, 4), -100)).loss) == 0.0
+        targets = torch.tensor([[3, -100, 10, 0]])
+        wanted = next_token(hidden @ output.t(), targets, z_loss=0.1).loss
+        torch.testing.assert_close(chunked_next_token(hidden, output, targets, z_loss=0.1).loss, wanted)
     assert top1(hidden, output).tolist() == (hidden @ output.t()).argmax(-1).tolist()
 
 
