@@ -230,19 +230,22 @@ async def client(
         }  # fmt: skip
         last = time.perf_counter()
         begun = False
-        async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                load.failed += 1
-                return
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk, now = json.loads(line[6:]), time.perf_counter()
-                if chunk.get("usage"):
-                    load.tokens += chunk["usage"]["completion_tokens"]
-                if any(choice["delta"].get("content") for choice in chunk["choices"]):
-                    (load.pauses if begun else load.first).append(now - last)
-                    begun, last = True, now
+        try:
+            async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    load.failed += 1
+                    return
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    chunk, now = json.loads(line[6:]), time.perf_counter()
+                    if chunk.get("usage"):
+                        load.tokens += chunk["usage"]["completion_tokens"]
+                    if any(choice["delta"].get("content") for choice in chunk["choices"]):
+                        (load.pauses if begun else load.first).append(now - last)
+                        begun, last = True, now
+        except httpx.TransportError:  # a connection closed without an answer
+            load.failed += 1
 
 
 if __name__ == "__main__":
