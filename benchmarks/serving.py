@@ -228,24 +228,27 @@ async def client(
             "temperature": 1.0, "seed": draw.randrange(2**31), "stream": True,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
-        last = time.perf_counter()
-        begun = False
+        asked = time.perf_counter()
         try:
             async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    load.failed += 1
-                    return
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    chunk, now = json.loads(line[6:]), time.perf_counter()
-                    if chunk.get("usage"):
-                        load.tokens += chunk["usage"]["completion_tokens"]
-                    if any(choice["delta"].get("content") for choice in chunk["choices"]):
-                        (load.pauses if begun else load.first).append(now - last)
-                        begun, last = True, now
-        except httpx.TransportError:  # a connection closed without an answer
+                await answer(response, load, asked)
+        except httpx.HTTPError:  # a refusal, or a connection closed without an answer
             load.failed += 1
+
+
+async def answer(response: httpx.Response, load: Load, last: float) -> None:
+    """Read a stream that was asked for at `last`. Raises httpx.HTTPStatusError where it was refused."""
+    response.raise_for_status()
+    begun = False
+    async for line in response.aiter_lines():
+        if not line.startswith("data: {"):
+            continue
+        chunk, now = json.loads(line[6:]), time.perf_counter()
+        if chunk.get("usage"):
+            load.tokens += chunk["usage"]["completion_tokens"]
+        if any(choice["delta"].get("content") for choice in chunk["choices"]):
+            (load.pauses if begun else load.first).append(now - last)
+            begun, last = True, now
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 from tests.processes import processes
-from tests.recipe.test_runner import HARDWARE, artifact_bytes, bring_up, recipe, toys  # noqa: F401
+from tests.recipe.conftest import HARDWARE, artifact_bytes, bring_up, recipe
 
 from openafm.recipe import artifacts, runner
 from openafm.recipe import processes as ranks
@@ -26,7 +26,7 @@ def _rank(rank, runs):
         runner.run(recipe(), runs, hardware=HARDWARE, console=Console(file=io.StringIO()))
 
 
-def test_the_others_take_part_in_training_alone_and_keep_nothing(tmp_path, monkeypatch, toys):  # noqa: F811
+def test_the_others_take_part_in_training_alone_and_keep_nothing(tmp_path, monkeypatch, toys):
     monkeypatch.setattr(ranks, "TRAINING", frozenset({"walk"}))
     bring_up(tmp_path / "one", recipe())
     (tmp_path / "two").mkdir()

@@ -26,7 +26,7 @@ from w3lib.url import safe_url_string
 from openafm.data import optout, robots
 from openafm.data.crawl_archive import Archive
 from openafm.data.extract import UndecodableError, decode
-from openafm.data.frontier import Frontier, Site, Waiting, origin_of
+from openafm.data.frontier import Frontier, Limits, Site, Waiting, origin_of
 from openafm.data.warc import HTML, TEXT, decoded
 
 MAX_REDIRECTS = 5
@@ -86,7 +86,8 @@ class PoliteSpider(Spider):
 
     def __init__(self, config: Any, frontier: Frontier, archive: Archive, report: Callable[..., None]) -> None:
         super().__init__()
-        self.config, self.limits = config, config.limits
+        self.config = config
+        self.limits: Limits = config.limits
         self.frontier, self.archive, self.report = frontier, archive, report
         self.told = 0.0
         self.end = time.monotonic() + self.limits.seconds
@@ -191,8 +192,7 @@ class PoliteSpider(Spider):
         return False
 
     def _pause(self, site: Site) -> float:
-        delay: float = max(self.limits.delay_seconds, robots.parse(site.robots).delay(self.config.user_agent))
-        return delay
+        return max(self.limits.delay_seconds, robots.parse(site.robots).delay(self.config.user_agent))
 
     async def _rules(self, origin: str, site: Site) -> Site:
         """The site with its robots.txt and tdmrep.json asked for."""

@@ -133,11 +133,7 @@ def _html(source: Source, files: Members) -> Iterator[Page]:
 
 def content_type(data: bytes) -> str:
     """Servers announce UTF-8; a page in another encoding says so itself, so its header stays silent."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "text/html"
-    return UTF8
+    return "text/html" if _decoded(data) is None else UTF8
 
 
 def _markdown(source: Source, files: Members) -> Iterator[Page]:

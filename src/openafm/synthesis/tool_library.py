@@ -176,11 +176,11 @@ def _fits(returned: str, rule: dict[str, Any]) -> bool:
     """Whether results of a kind can be such an argument; only the run tells whether one of them is."""
     if returned == "date":
         return rule.get("format") == "date"
-    kind: str = rule["type"]
     if returned == "array":
-        return (kind, rule.get("items", {}).get("type")) == ("array", "integer")
+        return (rule["type"], rule.get("items", {}).get("type")) == ("array", "integer")
     if returned == "string":
         return rule.get("format") in ("phrase", "word")
+    kind: str = rule["type"]
     return returned == kind
 
 

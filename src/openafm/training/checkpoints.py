@@ -71,6 +71,7 @@ class Checkpoints:
 
         started = time.monotonic()
         self.wait()
+        position.updates, position.skipped = self.optimizer.updates, self.optimizer.skipped
         path, tensors, group = self.folder / f"step-{position.step:08d}", self._tensors(), _group()
         path.mkdir(parents=True, exist_ok=True)
         writer = HuggingFaceStorageWriter(str(path), save_distributed=True)

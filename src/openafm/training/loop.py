@@ -57,18 +57,16 @@ def train(
 ) -> list[Record]:
     """Train `model` over all of `batches`; the curve, a record every `log_every` steps and at the end.
 
-    `schedule` maps tokens seen to the factor of learning rate and decay. `before_step(network, step)` may move what a
-    stage anneals on the network that the loss is handed; `snapshot(step)` is called when each of `snapshots` steps is
-    done and has to write into `context.scratch`, for a resumed run does not pass it again. Steps whose gradient is not
-    finite, or wild, are skipped and told; raises DivergedError when too many are in a row.
+    `schedule` maps tokens seen to the factor of learning rate and decay. `before_step(network, step)` may anneal what
+    the network holds; `snapshot(step)`, after each of `snapshots`, has to write into `context.scratch`: a resumed run
+    does not pass it again. Steps of wild or infinite gradients are skipped and told, too many raise DivergedError.
     """
     model.to(context.hardware.device).train()
     devices = Devices(model, loss, optimizer, context.hardware, context.parallelism)
     checkpoints = Checkpoints((context.shared or context.scratch) / label, devices.network, optimizer)
     at = checkpoints.load(context.warn)
     watch = Watch(at.alarms, context.warn, label, at.records)
-    tokens = len(batches) * _tokens(batches[0])
-    blocks = compile_blocks(model, tokens, context.hardware) if devices.network is model else []
+    blocks = compile_blocks(model, len(batches) * _tokens(batches[0]), context.hardware) if devices.mesh is None else []
     started, resumed = time.monotonic(), at.tokens
     try:
         while at.step < len(batches):
@@ -76,12 +74,11 @@ def train(
                 before_step(devices.network, at.step)
             _seed(context.seed, label, at.step, devices.mesh.stream if devices.mesh else 0)
             batch = batches[at.step]
-            size = _tokens(batch)
-            optimizer.scale = schedule(at.tokens + size)
+            at.step, at.tokens = at.step + 1, at.tokens + _tokens(batch)
+            optimizer.scale = schedule(at.tokens)
             value, metrics, due = _accumulate(devices, batch, context.hardware, checkpoints.due(checkpoint_seconds))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            at.step, at.tokens = at.step + 1, at.tokens + size
             watch.look(at.step, value, optimizer)
             if at.step in snapshots and snapshot is not None:
                 devices.collect()
@@ -89,13 +86,11 @@ def train(
                 due = True  # a checkpoint must not be older than a snapshot
             last = at.step == len(batches)
             if (at.step % log_every == 0 or last) and math.isfinite(value):
-                at.records.append(_record(at.step, at.tokens, value, metrics, optimizer))
+                at.records.append(_record(at, value, metrics, optimizer))
                 context.log(label, at.step, at.records[-1])
             if due or last or at.step % COMPARED == 0:
-                same = (at.step, optimizer.updates, optimizer.skipped, optimizer.scale, optimizer.grad_norm, value)
-                devices.compare(at.step, batch, same)
+                devices.compare(at.step, batch, value)
             if due or last:
-                at.updates, at.skipped = optimizer.updates, optimizer.skipped
                 checkpoints.save(at)
             context.report(f"{label} loss {value:.3f}", at.step, len(batches))
         checkpoints.wait()
@@ -217,12 +212,10 @@ def _accumulate(devices: Devices, batch: Batch, hardware: Hardware, due: bool) -
     return total / weight, means, asked > 0
 
 
-def _record(
-    step: int, tokens: int, loss: float, metrics: dict[str, float], optimizer: ClippedOptimizer
-) -> dict[str, float]:
+def _record(at: Position, loss: float, metrics: dict[str, float], optimizer: ClippedOptimizer) -> Record:
     return {
-        "step": step,
-        "tokens": tokens,
+        "step": at.step,
+        "tokens": at.tokens,
         "loss": round(loss, 6),
         **{name: round(value, 6) for name, value in metrics.items()},
         "lr": optimizer.param_groups[0]["lr"] * optimizer.scale,

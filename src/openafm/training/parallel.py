@@ -32,6 +32,8 @@ from openafm.training.losses import LossOutput
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from openafm.training.optimizers import ClippedOptimizer
+
 WAIT = timedelta(days=30)
 """Other processes wait this long for rank 0, which alone runs what is no training."""
 SILENT, SILENT_SECONDS = "OPENAFM_RANK_SECONDS", 600.0
@@ -185,7 +187,7 @@ class Devices:
         self,
         model: nn.Module,
         loss: Callable[[Any, Batch], LossOutput],
-        optimizer: torch.optim.Optimizer,
+        optimizer: "ClippedOptimizer",
         hardware: Hardware,
         parallelism: Parallelism,
     ):
@@ -240,8 +242,8 @@ class Devices:
                 local(parameter.grad).div_(weight)
 
     @torch.no_grad()
-    def compare(self, step: int, batch: Batch, same: Sequence[float]) -> None:
-        """Hold the processes against one another: the batch and `same` of all of them, and weights of replicas.
+    def compare(self, step: int, batch: Batch, loss: float) -> None:
+        """Hold the processes against one another: batch, loss and counts of all of them, and weights of replicas.
 
         Weights are copied over `replicate`, and those that `tensor` does not split over that. Compared are sums of
         their bits, so any single flipped bit is seen. Raises DifferError on every process that sees a difference.
@@ -249,10 +251,11 @@ class Devices:
         if self.mesh is None:
             return
         split, copied = _bits(self.network, "tensor")
-        mesh = self.mesh.root
+        mesh, counts = self.mesh.root, self.optimizer
+        same = [step, counts.updates, counts.skipped, counts.scale, counts.grad_norm, loss]
         compared = {
             "the batch": (bits(batch.values()), None),
-            "counts, loss or gradient norm": (bits([torch.tensor(list(same), dtype=torch.float64)]), None),
+            "counts, loss or gradient norm": (bits([torch.tensor(same, dtype=torch.float64)]), None),
             "the replicas' weights": (split + copied, "replicate"),
             "weights that tensor parallelism copies": (copied, "tensor"),
         }

@@ -189,6 +189,7 @@ def fields(notice: Notice) -> dict[str, str | list[str]]:
     told = notice.facts
 
     def pick(*names: str) -> list[str]:
+        """The facts of these names, in the order in which they are told."""
         return [told[name] for name in told if name in names]
 
     return {
