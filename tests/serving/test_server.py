@@ -255,9 +255,12 @@ def test_loopback_addresses():
     assert not any(map(is_loopback, ("0.0.0.0", "::", "", "localhost.example", "10.0.0.1")))
 
 
-def test_a_taken_port_is_an_error(run):
+@pytest.mark.parametrize(("user", "warned"), [(0, True), (1000, False)])
+def test_a_taken_port_is_an_error_and_root_is_warned(run, monkeypatch, capsys, user, warned):
+    monkeypatch.setattr("os.geteuid", lambda: user)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         serve(run / "sft", "127.0.0.1", taken.getsockname()[1], None, Limits())
+    assert ("serves as root" in capsys.readouterr().err) == warned
 
 
 def waiting(url, gauge, count):

@@ -4,6 +4,7 @@ The native engine makes up to 16 answers together, whatever their adapters, torc
 client that leaves stops its answer.
 """
 
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -192,6 +193,8 @@ def serve(
     if key is None and not is_loopback(host):
         raise ValueError(f"others can reach {host}: set OPENAFM_API_KEY or --api-key, or serve on 127.0.0.1")
     cors = [_origin(given) for given in cors]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        print("openafm serves as root and needs no such rights: start it as another user", file=sys.stderr)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         opened = open_model(folder)
