@@ -3,7 +3,7 @@
 Schemas are drawn: nested objects, enums, patterns, arrays, numbers within bounds, anyOf, optional properties. Each is
 asked of `openafm serve` with `response_format`, by `--clients` at a time, and its answer held against the schema by
 jsonschema; one that its `--tokens` cut counts as not valid. Then, of every tenth, guided and free tokens are timed in
-turn in one engine, as many of both.
+turn in one engine, as many of both, schema by schema.
 Example: openafm bench schemas --model runs/SmolLM2/import --count 500 --json
 """
 
@@ -19,7 +19,7 @@ import httpx
 import jsonschema
 from rich.console import Console
 
-from harness import alternate, options, show
+from harness import options, show
 from openafm.engine import NativeEngine
 from openafm.engine.guidance import json_schema
 from serving import models_of, ours
@@ -127,27 +127,30 @@ def verdict(response: httpx.Response, wanted: dict[str, Any]) -> str:
 
 
 def overhead(given: argparse.Namespace, wanted: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Milliseconds a token of every tenth schema's answer, guided and free."""
+    """Milliseconds a token of every tenth schema's answer: guided, and then as many free ones, schema by schema."""
     engine = NativeEngine.load(Path(given.model), threads=given.threads or None)
-    stop, lengths = engine.stop, dict[int, int]()
+    stop, figures = engine.stop, dict[str, list[float]](guided=[], free=[])
 
-    def milliseconds(guided: bool) -> float:
-        count, seconds = 0, 0.0
+    def answered(number: int, most: int, **grammar: str) -> tuple[int, float]:
+        """Tokens after the first, and their seconds."""
+        prompt = engine.tokenizer.render_chat(messages(wanted[number]))
+        stream = engine.generate(prompt, max_tokens=most, temperature=given.temperature, seed=number, **grammar)
+        next(stream)
+        started = time.perf_counter()
+        return sum(1 for _ in stream), time.perf_counter() - started
+
+    for round_number in range(given.repeats + 1):
+        count, guided, free = 0, 0.0, 0.0
         for number in range(0, len(wanted), 10):
-            prompt = engine.tokenizer.render_chat(messages(wanted[number]))
-            grammar = {"grammar": json_schema(wanted[number])} if guided else {}
-            engine.stop = stop if guided else set()  # both make as many tokens
-            most = given.tokens if guided else lengths[number]
-            stream = engine.generate(prompt, max_tokens=most, temperature=given.temperature, seed=number, **grammar)
-            next(stream)
-            started = time.perf_counter()
-            made = sum(1 for _ in stream)
-            count, seconds = count + made, seconds + time.perf_counter() - started
-            lengths[number] = made + 1
-        engine.stop = stop
-        return 1000 * seconds / count
-
-    return alternate({"guided": lambda: milliseconds(True), "free": lambda: milliseconds(False)}, given.repeats)
+            engine.stop = stop
+            made, seconds = answered(number, given.tokens, grammar=json_schema(wanted[number]))
+            engine.stop = set()  # both make as many tokens
+            count, guided, free = count + made, guided + seconds, free + answered(number, made + 1)[1]
+        if round_number:  # the first one warms up
+            figures["guided"].append(1000 * guided / count)
+            figures["free"].append(1000 * free / count)
+    engine.stop = stop
+    return figures
 
 
 def main() -> None:

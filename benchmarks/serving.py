@@ -4,6 +4,8 @@ Each client sends one streamed chat after another, each to a model drawn from so
 and four), of `--registered` random ones of a `--rank` that the server knows. `--llama-server FILE` runs
 llama.cpp's server in turn with ours: `--base` quantized to `--kind` by its own quantizer, the same adapters as GGUF,
 the same threads, a slot a client.
+`--share 0.8` then lets `--arrivals` chats come at random moments (a Poisson process), at that share of what the server
+did with the most clients, and tells how long whole answers take.
 Example: openafm bench serving --model runs/device/recovery --clients 1,8,16 --json
 """
 
@@ -48,14 +50,17 @@ class Load:
     seconds: float = 0.0
     first: list[float] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     failed: int = 0
 
     def line(self) -> dict[str, float]:
         """Figures of one row."""
         return {
             "tokens/s": round(self.tokens / self.seconds, 1),
+            "answers/s": round(len(self.whole) / self.seconds, 3),
             **{f"first token {name}, s": round(float(np.quantile(self.first, at)), 3) for name, at in QUANTILES},
             **{f"pause {name}, ms": round(1000 * float(np.quantile(self.pauses, at)), 1) for name, at in QUANTILES},
+            **{f"answer {name}, s": round(float(np.quantile(self.whole, at)), 2) for name, at in QUANTILES},
             "failed": self.failed,
         }
 
@@ -66,10 +71,10 @@ QUANTILES = (("p50", 0.5), ("p99", 0.99))
 def main() -> None:
     given = options(
         __doc__, model="runs/device/recovery", clients="1,4,16,64", adapters="1", registered=4, rank=16, words=48,
-        tokens=48, llama_server="", base="runs/device/import", kind="q4_1",
+        tokens=48, share=0.0, arrivals=200, llama_server="", base="runs/device/import", kind="q4_1",
     )  # fmt: skip
     levels, counts = ([int(count) for count in text.split(",")] for text in (given.clients, given.adapters))
-    rows: dict[tuple[str, int], list[dict[str, float]]] = {}
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         package, registered = open_package(Path(given.model)), Path(folder) / "adapters"
         adapter = random_adapter(package, given.rank, seed=0)
@@ -91,7 +96,11 @@ def main() -> None:
                 for name, (where, models) in servers.items():
                     load = asyncio.run(measure(where, models, level, given, seed=round_number))
                     if round_number:  # the first one warms up
-                        rows.setdefault((name, level), []).append(load.line())
+                        rows.setdefault((name, str(level)), []).append(load.line())
+        for name, (where, models) in servers.items() if given.share else ():
+            most = statistics.median(line["answers/s"] for line in rows[name, str(max(levels))])
+            load = asyncio.run(arriving(where, models, given.share * most, given))
+            rows[name, f"{given.share:.0%} load"] = [load.line()]
     medians = {
         key: {figure: statistics.median(line[figure] for line in lines) for figure in lines[0]}
         for key, lines in rows.items()
@@ -169,13 +178,13 @@ def write_lora(adapter: Adapter, config: ModelConfig, path: Path) -> None:
     writer.close()
 
 
-def show(medians: dict[tuple[str, int], dict[str, float]]) -> None:
+def show(medians: dict[tuple[str, str], dict[str, float]]) -> None:
     """One row a server and number of clients."""
     table = Table(title="serving: medians of the rounds")
     for column in ("server", "clients", *next(iter(medians.values()))):
         table.add_column(column, justify="left" if column == "server" else "right")
     for (name, count), line in medians.items():
-        table.add_row(name, str(count), *(f"{value:g}" for value in line.values()))
+        table.add_row(name, count, *(f"{value:g}" for value in line.values()))
     Console().print(table)
 
 
@@ -199,41 +208,61 @@ def models_of(url: str) -> list[str]:
     return [model["id"] for model in httpx.get(f"{url}/models").json()["data"]]
 
 
+def connections() -> httpx.AsyncClient:
+    """A client of HTTP with a connection a request: one that is kept may be closed just as the next request leaves."""
+    return httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+
+
 async def measure(url: str, models: list[dict[str, Any]], clients: int, given: argparse.Namespace, seed: int) -> Load:
     """Let so many clients ask at once, each twice."""
     load = Load()
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(timeout=600, limits=limits) as http:
+
+    async def client(number: int) -> None:
+        draw = random.Random(1000 * seed + number)
+        for _ in range(2):
+            await chat(http, url, draw, models, given, load)
+
+    async with connections() as http:
         started = time.perf_counter()
-        await asyncio.gather(*(client(http, url, models, given, load, seed, i) for i in range(clients)))
+        await asyncio.gather(*map(client, range(clients)))
         load.seconds = time.perf_counter() - started
     return load
 
 
-async def client(
+async def arriving(url: str, models: list[dict[str, Any]], rate: float, given: argparse.Namespace) -> Load:
+    """Let chats arrive at random moments, `rate` a second on average, whether the ones before are answered or not."""
+    load, draw = Load(), random.Random(given.arrivals)
+    async with connections() as http, asyncio.TaskGroup() as asked:
+        started = time.perf_counter()
+        for number in range(given.arrivals):
+            asked.create_task(chat(http, url, random.Random(number), models, given, load))
+            await asyncio.sleep(draw.expovariate(rate))
+    load.seconds = time.perf_counter() - started
+    return load
+
+
+async def chat(
     http: httpx.AsyncClient,
     url: str,
+    draw: random.Random,
     models: list[dict[str, Any]],
     given: argparse.Namespace,
     load: Load,
-    seed: int,
-    number: int,
 ) -> None:
-    """Two chats one after another, of words that nobody else sends; `models` are a request's fields that name one."""
-    draw = random.Random(1000 * seed + number)
-    for _ in range(2):
-        words = " ".join("".join(draw.choices("aeioustrn", k=5)) for _ in range(given.words))
-        body = {
-            **draw.choice(models), "messages": [{"role": "user", "content": words}], "max_tokens": given.tokens,
-            "temperature": 1.0, "seed": draw.randrange(2**31), "stream": True,
-            "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        asked = time.perf_counter()
-        try:
-            async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
-                await answer(response, load, asked)
-        except httpx.HTTPError:  # a refusal, or a connection closed without an answer
-            load.failed += 1
+    """One streamed chat of words that nobody else sends; `models` are a request's fields that name one."""
+    words = " ".join("".join(draw.choices("aeioustrn", k=5)) for _ in range(given.words))
+    body = {
+        **draw.choice(models), "messages": [{"role": "user", "content": words}], "max_tokens": given.tokens,
+        "temperature": 1.0, "seed": draw.randrange(2**31), "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    asked = time.perf_counter()
+    try:
+        async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
+            await answer(response, load, asked)
+        load.whole.append(time.perf_counter() - asked)
+    except httpx.HTTPError:  # a refusal, or a connection closed without an answer
+        load.failed += 1
 
 
 async def answer(response: httpx.Response, load: Load, last: float) -> None:

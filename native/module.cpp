@@ -88,20 +88,44 @@ nb::object hidden_of(Model& model, const std::vector<int>& sequences, const std:
   return owned(copy, {count, width});
 }
 
-// A step, and a choice for each request that has a sampler: the first ones. `masks` is empty, or [samplers][ceil(vocabulary / 32)].
+// What a function of Python's allows each choice to be, [choices][ceil(vocabulary / 32)]. It is asked after a step, so
+// that grammars are followed while the model computes. None: everything.
+class Masks {
+ public:
+  Masks(std::optional<nb::callable>& function, size_t choices, size_t vocabulary)
+      : function_(function), choices_(choices), vocabulary_(vocabulary) {}
+
+  static size_t words(size_t vocabulary) { return (vocabulary + 31) / 32; }
+
+  const uint32_t* ask() {  // without the interpreter's lock
+    if (!function_) return nullptr;
+    nb::gil_scoped_acquire acquire;
+    bits_ = nb::cast<Array<uint32_t, 2>>((*function_)());
+    if (bits_.shape(0) != choices_ || bits_.shape(1) != words(vocabulary_)) refuse("masks do not fit");
+    return bits_.data();
+  }
+
+ private:
+  std::optional<nb::callable>& function_;
+  size_t choices_, vocabulary_;
+  Array<uint32_t, 2> bits_;
+};
+
+// A step, and a choice for each request that has a sampler: the first ones.
 std::vector<Told> choose(Model& model, const std::vector<int>& sequences, const std::vector<std::vector<int>>& tokens,
                          const std::vector<std::optional<std::string>>& adapters, const std::vector<Sampler*>& samplers,
-                         std::optional<Array<uint32_t, 2>> masks) {
+                         std::optional<nb::callable> masks) {
   const auto requests = requests_of(sequences, tokens, adapters);
   const size_t vocabulary = model.shape().vocabulary;
   if (samplers.size() > requests.size()) refuse("more samplers than sequences");
-  if (masks && (masks->shape(0) != samplers.size() || masks->shape(1) != (vocabulary + 31) / 32)) refuse("masks do not fit");
+  Masks allowed(masks, samplers.size(), vocabulary);
   nb::gil_scoped_release release;
   size_t wanted = 0;
   float* logits = model.step(requests, false, wanted);
+  const uint32_t* bits = allowed.ask();
   std::vector<Told> choices;
   for (size_t i = 0; i < samplers.size(); i++) {
-    const uint32_t* mask = masks ? masks->data() + i * masks->shape(1) : nullptr;
+    const uint32_t* mask = bits ? bits + i * Masks::words(vocabulary) : nullptr;
     Choice choice = samplers[i]->choose(model.kernels(), logits + i * round_up(vocabulary, kRows), vocabulary, mask);
     choices.emplace_back(choice.token, choice.logprob, std::move(choice.likeliest));
   }
@@ -134,16 +158,15 @@ nb::object nearest_of(Array<float, 2> values, Array<double, 2> edges) {
   return owned(found, {groups, n});
 }
 
-// A step over `tokens` and the proposal's, and what the sampler takes of it; `masks` is empty, or one for each choice.
+// A step over `tokens` and the proposal's, and what the sampler takes of it.
 std::vector<Told> take(Model& model, int sequence, const std::vector<int>& tokens, const std::optional<std::string>& adapter,
-                       Sampler& sampler, const Proposal& proposal, std::optional<Array<uint32_t, 2>> masks) {
+                       Sampler& sampler, const Proposal& proposal, std::optional<nb::callable> masks) {
   if (tokens.empty()) refuse("a request without tokens");
-  const size_t words = (model.shape().vocabulary + 31) / 32;
-  if (masks && (masks->shape(0) != proposal.tokens.size() + 1 || masks->shape(1) != words)) refuse("masks do not fit");
+  Masks allowed(masks, proposal.tokens.size() + 1, model.shape().vocabulary);
   nb::gil_scoped_release release;
   std::vector<Told> taken;
   for (Choice& choice : verify(model, {sequence, tokens, adapter.value_or("")}, proposal, sampler,
-                                     masks ? masks->data() : nullptr)) {
+                               [&] { return allowed.ask(); })) {
     taken.emplace_back(choice.token, choice.logprob, std::move(choice.likeliest));
   }
   return taken;

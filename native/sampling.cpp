@@ -10,6 +10,17 @@ namespace {
 
 size_t likeliest(const float* logits, size_t n) { return static_cast<size_t>(std::max_element(logits, logits + n) - logits); }
 
+// A word of 32 tokens at once: most of a grammar's words are all zeros or all ones.
+void forbid(float* logits, size_t vocabulary, const uint32_t* allowed) {
+  for (size_t start = 0; start < vocabulary; start += 32) {
+    const uint32_t word = allowed[start / 32];
+    const size_t n = std::min<size_t>(32, vocabulary - start);
+    if (word == 0) std::fill_n(logits + start, n, -INFINITY);
+    if (word == 0 || word == UINT32_MAX) continue;
+    for (size_t i = 0; i < n; i++) logits[start + i] = word >> i & 1 ? logits[start + i] : -INFINITY;
+  }
+}
+
 void refuse_unless(bool good, const char* remedy) {
   if (!good) throw std::invalid_argument(remedy);
 }
@@ -74,11 +85,7 @@ void Sampler::prepare(const Kernels& kernels, float* logits, size_t vocabulary, 
   total_ = highest + static_cast<float>(std::log(kernels.sum_exp(logits, vocabulary, 1.0f, highest, nullptr)));
   if (sampling_.alternatives) rank(logits, vocabulary);
   penalize(logits, vocabulary);
-  if (allowed) {
-    for (size_t i = 0; i < vocabulary; i++) {
-      if (!(allowed[i / 32] >> (i % 32) & 1)) logits[i] = -INFINITY;
-    }
-  }
+  if (allowed) forbid(logits, vocabulary, allowed);
   cut(kernels, logits, vocabulary);
 }
 

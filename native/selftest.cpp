@@ -103,7 +103,7 @@ std::vector<int> greedy(Model& model, Model& other, size_t count) {
     Proposal proposal;
     const long known = static_cast<long>(other.cache().at(drafted).length);
     if (count) proposal = draft(other, {drafted, {made.begin() + known, made.end()}, ""}, guess, count);
-    for (const Choice& choice : verify(model, {sequence, {made.back()}, ""}, proposal, sampler, nullptr)) {
+    for (const Choice& choice : verify(model, {sequence, {made.back()}, ""}, proposal, sampler, [] { return nullptr; })) {
       made.push_back(choice.token);
     }
     // the last token is new to both models, and what the other computed after the first refused one is wrong

@@ -28,7 +28,7 @@ Proposal draft(Model& model, Request request, Sampler& sampler, size_t count) {
 }
 
 std::vector<Choice> verify(Model& model, Request request, const Proposal& proposal, Sampler& sampler,
-                           const uint32_t* masks) {
+                           const std::function<const uint32_t*()>& masks) {
   const size_t vocabulary = model.shape().vocabulary, words = (vocabulary + 31) / 32, proposed = proposal.tokens.size();
   if (!proposal.chances.empty() && proposal.chances.size() != proposed * vocabulary) {
     throw std::invalid_argument("the proposal was drawn by a model with another vocabulary");
@@ -41,8 +41,9 @@ std::vector<Choice> verify(Model& model, Request request, const Proposal& propos
   std::vector<Choice> choices;
   const auto keep = [&](size_t taken) { model.cache().truncate(request.sequence, before + taken); };
   try {
+    const uint32_t* bits = masks();
     for (size_t i = 0; i <= proposed; i++, logits += round_up(vocabulary, kRows)) {
-      const uint32_t* mask = masks ? masks + i * words : nullptr;
+      const uint32_t* mask = bits ? bits + i * words : nullptr;
       if (i == proposed) {
         choices.push_back(sampler.choose(model.kernels(), logits, vocabulary, mask));
         break;
@@ -51,7 +52,7 @@ std::vector<Choice> verify(Model& model, Request request, const Proposal& propos
       choices.push_back(sampler.verify(model.kernels(), logits, vocabulary, mask, proposal.tokens[i], chances));
       if (choices.back().token != proposal.tokens[i]) break;
     }
-  } catch (...) {  // a mask that allows nothing
+  } catch (...) {  // there are no masks, or one allows nothing
     keep(0);
     throw;
   }

@@ -1,6 +1,7 @@
 // Speculative decoding: tokens that something cheap proposes, checked by one step of the model over all of them.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "model.h"
@@ -23,9 +24,9 @@ struct Proposal {
 Proposal draft(Model& model, Request request, Sampler& sampler, size_t count);
 
 // A step over the request's tokens and the proposed ones; what the sampler takes: the proposed tokens up to the first
-// that is refused, and one more of its own. The sequence then ends before the last one. `masks`: null, or bits
-// [proposed + 1][ceil(vocabulary / 32)].
+// that is refused, and one more of its own. The sequence then ends before the last one. `masks` is asked after the step:
+// null, or bits [proposed + 1][ceil(vocabulary / 32)].
 std::vector<Choice> verify(Model& model, Request request, const Proposal& proposal, Sampler& sampler,
-                           const uint32_t* masks);
+                           const std::function<const uint32_t*()>& masks);
 
 }  // namespace openafm

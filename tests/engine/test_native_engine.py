@@ -195,10 +195,32 @@ def test_masks_are_kept_to(package):
     model = NativeEngine.load(package, threads=1).model
     mask = np.zeros((1, 10), np.uint32)
     mask[0, 4] = 1 << 7  # token 135
-    chosen = model.choose([model.create()], [TEXT], [None], [_native.Sampler(temperature=1.0)], mask)
-    assert chosen[0][0] == 135 and chosen[0][1] < 0
+
+    def chosen(masks):
+        return model.choose([model.create()], [TEXT], [None], [_native.Sampler(temperature=1.0)], masks)
+
+    assert chosen(lambda: mask)[0][0] == 135 and chosen(lambda: mask)[0][1] < 0
     with pytest.raises(ValueError, match="no token is allowed"):
-        model.choose([model.create()], [TEXT], [None], [_native.Sampler(temperature=1.0)], mask * 0)
+        chosen(lambda: mask * 0)
+    with pytest.raises(ValueError, match="masks do not fit"):
+        chosen(lambda: mask[:, :9])
+
+
+def test_masks_are_asked_for_when_the_step_is_done(package):
+    from openafm.engine import _native
+
+    model = NativeEngine.load(package, threads=1).model
+    computed = []
+
+    def nothing():
+        computed.append(model.length(sequence))
+        raise KeyError("no masks")
+
+    sequence = model.create()
+    sampler, guess = _native.Sampler(temperature=0.0), _native.Proposal([5, 6])
+    with pytest.raises(KeyError, match="no masks"):
+        model.take(sequence, TEXT, None, sampler, guess, nothing)
+    assert computed == [len(TEXT) + 2] and model.length(sequence) == len(TEXT)  # the guesses are taken back
 
 
 def test_what_does_not_fit_is_refused(package, tokenizer, tmp_path):

@@ -59,7 +59,8 @@ def test_the_distribution_is_the_references(
 ):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, size).astype(np.float32)
-    allowed = rng.random(size) < 0.4 if masked else np.ones(size, bool)
+    share = np.repeat(rng.choice([0.0, 0.4, 1.0], -(-size // 32)), 32)[:size]  # words of zeros, of both, of ones
+    allowed = rng.random(size) < share if masked else np.ones(size, bool)
     allowed[rng.integers(size)] = True
     mask = np.zeros(-(-size // 32) * 32, np.uint8)
     mask[:size] = allowed

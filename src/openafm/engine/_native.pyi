@@ -1,6 +1,6 @@
 """The C++ module of native/module.cpp. Halves and bfloat16 are passed as uint16; arrays are contiguous."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,7 @@ class Model:
         tokens: Sequence[Sequence[int]],
         adapters: Sequence[str | None],
         samplers: Sequence[Sampler],
-        masks: NDArray[np.uint32] | None = None,
+        masks: Callable[[], NDArray[np.uint32]] | None = None,
     ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
     def draft(
         self, sequence: int, tokens: Sequence[int], adapter: str | None, sampler: Sampler, count: int
@@ -110,5 +110,5 @@ class Model:
         adapter: str | None,
         sampler: Sampler,
         proposal: Proposal,
-        masks: NDArray[np.uint32] | None = None,
+        masks: Callable[[], NDArray[np.uint32]] | None = None,
     ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...

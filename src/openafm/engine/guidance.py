@@ -161,16 +161,19 @@ class Guide:
         """Begin; `grammar` is one of `json_schema`, `regex` and `lark`."""
         self._matcher = LLMatcher(vocabulary, grammar)
         self._size = vocabulary.vocab_size
+        self._taken: list[int] = []
         self._check()
 
     @_no_panics()
     def allowed(self, proposed: Sequence[int]) -> int:
         """How many of the proposed tokens the grammar allows, up to the first that it does not."""
-        return int(self._matcher.validate_tokens(list(proposed))) if proposed else 0
+        self._follow()
+        return int(self._matcher.validate_tokens(list(proposed)))
 
     @_no_panics()
     def masks(self, proposed: Sequence[int]) -> NDArray[np.uint32]:
         """Bits `(proposed + 1, ceil(vocab / 32))` of what may come next, and after each of the tokens, all allowed."""
+        self._follow()
         bits = allocate_token_bitmask(len(proposed) + 1, self._size)
         fill_next_token_bitmask(self._matcher, bits, 0)
         for i, token in enumerate(proposed, 1):
@@ -181,11 +184,15 @@ class Guide:
         self._check()
         return bits.view(np.uint32)
 
-    @_no_panics()
     def take(self, tokens: Sequence[int]) -> None:
-        """Go on to after these tokens."""
-        self._matcher.consume_tokens(list(tokens))
-        self._check()
+        """Go on to after these tokens, when it is asked next: whoever asks has the time."""
+        self._taken += tokens
+
+    def _follow(self) -> None:
+        if self._taken:
+            self._matcher.consume_tokens(self._taken)
+            self._taken = []
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

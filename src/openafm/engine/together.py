@@ -4,7 +4,8 @@ Several tokens in a step cost hardly more than one while reading the weights tak
 steps, whatever their adapters. A prompt is computed beside them, in pieces, so that they need not wait for it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ class Together:
         self._engine = engine
         self._rows: list[NativeRow] = []
         self._readings: list[NativeReading] = []
+        self._grammars = ThreadPoolExecutor(1, "grammars")
+        """Finds what grammars allow while the model computes what is likely."""
         self.room = TOGETHER
 
     def add(self, prompt: list[int], *, max_tokens: int, adapter: str | None = None, **options: Any) -> NativeRow:
@@ -105,21 +108,18 @@ class Together:
         prompting = next((row for row in going if row not in ready), None)
         if prompting is None and len(ready) == 1:
             return self._alone(ready[0])
-        masks = self._masks(ready)
-        failed: list[tuple[NativeRow, list[Choice]]] = [(row, []) for row in ready if row.over]
-        ready = [row for row in ready if not row.over]
         rows, feeds = list(ready), [self._feed(row) for row in ready]
         if prompting is not None and (piece := self._piece(prompting, bool(ready))):
             rows.append(prompting)
             feeds.append(piece)
         if not rows:
-            return failed
+            return []
         sequences, adapters = [row.sequence for row in rows], [row.adapter for row in rows]
-        samplers = [row.sampler for row in ready]
+        samplers, masks = [row.sampler for row in ready], self._masks(ready)
         chosen = self._engine.within_memory(
             lambda: self._engine.model.choose(sequences, feeds, adapters, samplers, masks)
         )
-        return failed + [self._made(row, [told]) for row, told in zip(ready, chosen, strict=True)]
+        return [(row, []) if row.error else self._made(row, [told]) for row, told in zip(ready, chosen, strict=True)]
 
     def _feed(self, row: NativeRow) -> list[int]:
         """What of its tokens is not computed yet."""
@@ -133,35 +133,38 @@ class Together:
         most = BESIDE if beside else self._engine.most_tokens
         return self._feed(row)[:-1][:most]
 
-    def _masks(self, rows: list[NativeRow]) -> NDArray[np.uint32] | None:
-        """What each row may say next, where any of them is guided."""
-        if not any(row.guide for row in rows):
-            return None
-        masks = []
-        for row in rows:
-            try:
-                masks.append(row.guide.masks([])[0] if row.guide else None)
-            except ValueError as error:  # this answer's own; the others go on
-                row.over, row.error = True, error
-        words = -(-self._engine.config.vocab_size // 32)
-        free = np.full(words, 0xFFFFFFFF, np.uint32)
-        return np.stack([free if mask is None else mask for mask in masks]) if masks else None
+    def _masks(self, rows: list[NativeRow]) -> Callable[[], NDArray[np.uint32]] | None:
+        """Begin to find what each row may say next, where any of them is guided; the function waits for it."""
+        found = {i: self._grammars.submit(row.guide.masks, []) for i, row in enumerate(rows) if row.guide}
+
+        def masks() -> NDArray[np.uint32]:
+            bits = np.full((len(rows), -(-self._engine.config.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
+            for i, mask in found.items():
+                try:
+                    bits[i] = mask.result()[0]
+                except ValueError as error:  # this answer's own; the others go on
+                    rows[i].over, rows[i].error = True, error
+            return bits
+
+        return masks if found else None
 
     def _alone(self, row: NativeRow) -> list[tuple[NativeRow, list[Choice]]]:
         """A step of one answer has room for tokens that are only guessed."""
         left = row.end - len(row.tokens)
         guessed = row.proposer.propose(row.tokens, min(left - 1, self._engine.max_length - len(row.tokens)))
+        feed = self._feed(row)
+        masks: Callable[[], NDArray[np.uint32]] | None = None
         try:
-            if row.guide:
+            if row.guide and guessed.tokens:
                 guessed.cut(row.guide.allowed(guessed.tokens))
-            masks = row.guide.masks(guessed.tokens) if row.guide else None
+            if row.guide:
+                masks = self._grammars.submit(row.guide.masks, guessed.tokens).result
+            chosen = self._engine.within_memory(
+                lambda: self._engine.model.take(row.sequence, feed, row.adapter, row.sampler, guessed, masks)
+            )
         except ValueError as error:
             row.over, row.error = True, error
             return [(row, [])]
-        feed = self._feed(row)
-        chosen = self._engine.within_memory(
-            lambda: self._engine.model.take(row.sequence, feed, row.adapter, row.sampler, guessed, masks)
-        )
         return [self._made(row, chosen)]
 
     def _made(self, row: NativeRow, chosen: list[Told]) -> tuple[NativeRow, list[Choice]]:
@@ -174,10 +177,7 @@ class Together:
             if row.over:
                 break
         if row.guide and not row.over:
-            try:
-                row.guide.take([choice.token for choice in made])
-            except ValueError as error:
-                row.over, row.error = True, error
+            row.guide.take([choice.token for choice in made])
         return row, made
 
 
