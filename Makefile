@@ -11,7 +11,7 @@ run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it take
 
 test: lint ## style, types, import layers, then the tests (6 to 10 minutes, 1 GB for a while): make test ARGS=tests/recipe
 	@echo "tests: 6 to 10 minutes on 2 cores for all of them, up to 1 GB in the temporary folder meanwhile"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## style, types, import layers and known vulnerabilities only (half a minute)
 	@echo "lint: style, types, import layers and known vulnerabilities, about half a minute"

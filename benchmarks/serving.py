@@ -185,7 +185,7 @@ def show(medians: dict[tuple[str, str], dict[str, float]]) -> None:
         table.add_column(column, justify="left" if column == "server" else "right")
     for (name, count), line in medians.items():
         table.add_row(name, count, *(f"{value:g}" for value in line.values()))
-    Console().print(table)
+    Console(width=150).print(table)
 
 
 @contextmanager
