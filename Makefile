@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 .PHONY: run test setup lint docs bench coverage mutants lock sbom clean help
 .DEFAULT_GOAL := run
 
-run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 15 to 50 minutes, 1 GB)
+run: $(VENV)/.run ## bring a recipe's run up to date; it says first what it takes (nano: 14 to 47 minutes, 1 GB)
 	@$(BIN)/openafm run $(RECIPE) $(ARGS)
 
-test: lint ## style, types, import layers, then the tests (6 to 10 minutes, 1 GB for a while): make test ARGS=tests/recipe
-	@echo "tests: 6 to 10 minutes on 2 cores for all of them, up to 1 GB in the temporary folder meanwhile"
+test: lint ## style, types, import layers, then the tests on all cores (17 minutes on two old ones, 1 GB for a while): make test ARGS=tests/recipe
+	@echo "tests: 16 minutes on two AVX2 cores for all of them, up to 1 GB in the temporary folder meanwhile"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## style, types, import layers and known vulnerabilities only (half a minute)
@@ -24,7 +24,7 @@ lint: $(VENV)/.dev ## style, types, import layers and known vulnerabilities only
 docs: $(VENV)/.dev ## the documentation as a site in build/docs/site (10 s, no network): make docs, then open its index.html
 	@$(BIN)/python docs/site/build.py
 
-setup: $(VENV)/.dev ## .venv with everything that run and test need (1 to 4 minutes, 2 GB)
+setup: $(VENV)/.dev ## .venv with everything that run and test need (1 to 7 minutes, 2 GB)
 
 bench: $(VENV)/.bench ## one benchmark (minutes), or all (an hour or so): make bench NAME=palettize ARGS=--json
 	@failed=; for name in $(or $(NAME),$(filter-out harness texts heldout,$(basename $(notdir $(wildcard benchmarks/*.py))))); do \
