@@ -53,6 +53,20 @@ def test_a_judge_is_asked_in_both_orders(scores):
     assert [verdict.win for verdict in biased] == [0.5] * 3 and not any(verdict.consistent for verdict in biased)
 
 
+def test_a_liking_for_a_place_cancels():
+    class Partial(Judge):
+        """Likes the place A by 5 nats, and an x by 1."""
+
+        def score(self, prompts, options):
+            return [[5.0 + self._says_a(prompt), 0.0] for prompt in prompts]
+
+    found = compare(Partial(lambda a, b: a.count("x") - b.count("x")), [("q", "xx", "x"), ("q", "x", "xxx")])
+    assert [verdict.leaning for verdict in found] == [1.0, -2.0]
+    assert [verdict.preferred for verdict in found] == [1.0, 0.0] and [verdict.win for verdict in found] == [0.5, 0.5]
+    (written,) = compare(Judge(lambda a, b: len(a) > len(b), scores=False), [("q", "xx", "x")])
+    assert written == Verdict(1.0, True) and written.preferred == 1.0
+
+
 def test_a_judge_that_says_neither_letter_makes_a_tie():
     class Silent(Judge):
         def sample(self, prompts, n=1, **settings):

@@ -2,7 +2,8 @@
 
 Every model answers the same held-out texts, greedily. Models without a task adapter get three prompts and keep the one
 that scores best on these very texts: that flatters them, not the adapters, which have one. ROUGE (Lin, 2004) is against
-people's summaries; a judge says which of two summaries is better, asked twice with their places swapped.
+people's summaries; a judge says which of two summaries is better, asked twice with their places swapped, so that its
+liking for a place cancels.
 """
 
 import json
@@ -55,12 +56,19 @@ Answers = dict[str, list[str]]
 
 
 def summary_table(
-    config: SummaryTableConfig, context: Context, *, base: Path, package: Path, adapters: dict[str, Path], data: Path
+    config: SummaryTableConfig,
+    context: Context,
+    *,
+    base: Path,
+    package: Path,
+    adapters: dict[str, Path],
+    data: Path,
+    judge: Path | None = None,
 ) -> Metrics:
     """Compare on `heldout.jsonl` of the folder `data`; writes `summaries.json` and `answers.jsonl`.
 
-    `base` is a model folder, which also judges; `package` carries the recovery adapter; each of `adapters` is a package
-    with one adapter more.
+    `base` is a model folder, and `judge` another, else the base judges; `package` carries the recovery adapter; each of
+    `adapters` is a package with one adapter more.
     """
     torch.set_num_threads(context.hardware.threads)
     heldout, shown = jsonl.read(data / "heldout.jsonl"), jsonl.read(data / "examples.jsonl")
@@ -80,7 +88,7 @@ def summary_table(
             raise ValueError(f"{folder} has {len(new)} adapters that {package} has not: give a package with one more")
         answers[f"adapter, {label}"] = _answer(open_engine(folder), new.pop(), _as_trained(heldout), config)
     rows = [_row(name, answers, heldout, context.seed) | {"prompt": prompts.get(name)} for name in answers]
-    judged = _judge(config, context, base, heldout, answers)
+    judged = _judge(config, context, judge or base, heldout, answers)
     result = {
         "texts": {kind: sum(e["kind"] == kind for e in heldout) for kind in sorted({e["kind"] for e in heldout})},
         "sources": len({example["source"] for example in heldout}),
@@ -193,7 +201,7 @@ def _judge(
     for name, made in context.track(contestants.items(), "judging"):
         rows = [(text, made[i], answers[BASELINE][i]) for i, text in zip(places, texts, strict=True)]
         found = compare(judge, rows)
-        won = [verdict.win for verdict in found]
+        won = [verdict.preferred for verdict in found]
         result[name] = {
             "preferred": round(float(np.mean(won)), 4),
             "preferred_interval": _rounded(intervals.bootstrap(won, seed=context.seed)),

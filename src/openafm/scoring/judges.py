@@ -3,6 +3,7 @@
 Both are read from its log-probabilities, without sampling.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ class Verdict:
     """Of the first: 1, 0, or 1/2 where the judge changed its mind with the order."""
     consistent: bool
     """It preferred the same answer in both orders."""
+    leaning: float | None = None
+    """Log-odds of the first, mean of both orders: a liking for a place cancels. None where the judge only writes."""
+
+    @property
+    def preferred(self) -> float:
+        """Whether it leans to the first, 1 or 0, however much it likes a place; `win` where it only writes."""
+        return self.win if self.leaning is None else float(self.leaning > 0)
 
 
 def yes_no(sampler: Sampler, prompts: Sequence[Prompt], yes: str = "Yes", no: str = "No") -> list[float]:
@@ -45,27 +53,31 @@ def ask(sampler: Sampler, texts: Sequence[str], question: str) -> list[float]:
 
 def compare(judge: Sampler, rows: Sequence[tuple[str, str, str]]) -> list[Verdict]:
     """Judge (question, first answer, second answer), in both orders, since judges favour a place (arXiv 2306.05685)."""
-    forward = _first_is_better(judge, [(question, a, b) for question, a, b in rows])
-    backward = _first_is_better(judge, [(question, b, a) for question, a, b in rows])
+    forward = _leanings(judge, [(question, a, b) for question, a, b in rows])
+    backward = _leanings(judge, [(question, b, a) for question, a, b in rows])
     found = []
     for ahead, behind in zip(forward, backward, strict=True):
-        consistent = ahead is not None and behind is not None and ahead != behind
-        found.append(Verdict(float(bool(ahead)) if consistent else 0.5, consistent))
+        if ahead is None or behind is None:
+            found.append(Verdict(0.5, False))
+            continue
+        consistent = (ahead > 0) != (behind > 0)
+        leaning = (ahead - behind) / 2 if math.isfinite(ahead) else None
+        found.append(Verdict(float(ahead > 0) if consistent else 0.5, consistent, leaning))
     return found
 
 
-def _first_is_better(judge: Sampler, rows: Sequence[tuple[str, str, str]]) -> list[bool | None]:
-    """Whether the answer shown first is preferred; None where the judge says neither letter.
+def _leanings(judge: Sampler, rows: Sequence[tuple[str, str, str]]) -> list[float | None]:
+    """log p(A) - log p(B) of the answers shown as A and B, in nats; None where the judge says neither letter.
 
-    By log-probabilities where the judge tells them for chats, else by what it writes.
+    Where the judge does not tell log-probabilities of chats, by what it writes: plus or minus infinity.
     """
     prompts: list[Prompt] = [
         [{"role": "user", "content": BETTER.format(question=question, a=a[:SHOWN], b=b[:SHOWN])}]
         for question, a, b in rows
     ]
     try:
-        return [a > b for a, b in judge.score(prompts, ["A", "B"])]
+        return [a - b for a, b in judge.score(prompts, ["A", "B"])]
     except ValueError:  # endpoints and engines do not score chats
         written = judge.sample(prompts, max_tokens=8, temperature=0.0)
     letters = [re.search(r"\b([AB])\b", answer.text) for (answer,) in written]
-    return [None if letter is None else letter[1] == "A" for letter in letters]
+    return [None if letter is None else math.inf if letter[1] == "A" else -math.inf for letter in letters]
