@@ -215,23 +215,14 @@ def render(folder: Path) -> Table:
     result = json.loads((folder / RESULT).read_text())
     kinds = ", ".join(f"{count} {kind}" for kind, count in result["texts"].items())
     texts = f"{kinds} of {result['sources']} held-out source packages"
-    title = f"Summaries of {texts} (95% intervals; gains and wins over {BASELINE})"
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in (
-        "",
-        "prompt",
-        "ROUGE-1",
-        "ROUGE-2",
-        "ROUGE-L",
-        *(f"L, {k}" for k in result["texts"]),
-        "gain %",
-        "judge %",
-    ):
+    title = f"ROUGE, {texts} (95% intervals; gain and judge over {BASELINE})"
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("", "prompt", "-1", "-2", "-L", *(f"-L {kind}" for kind in result["texts"]), "gain %", "judge %"):
         table.add_column(column, justify="left" if column in ("", "prompt") else "right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(*cells(row, list(result["texts"])))
     for name, verdict in result["judge_checks"].items():
-        table.add_row(f"{name} (the judge's check)", *[""] * (5 + len(result["texts"])), _share(verdict))
+        table.add_row(f"{name} (check)", *[""] * (5 + len(result["texts"])), _share(verdict))
     return table
 
 
