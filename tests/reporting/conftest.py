@@ -177,6 +177,12 @@ def _fitting(run):
         [{"id": "s1", "reference": "a tool", "parent": HOSTILE, "adapter": "tool"}],
     )
     rouge = {f"rouge_{name}": 0.2 for name in ("adapter", "parent", "lead_1")}
+    judge = {"preferred": 0.25, "preferred_interval": [0.1, 0.4]}
+    scores = {"rouge_l": 0.251, "rouge_l_interval": [0.208, 0.294]}
+    quantized = {"name": "quantized", "prompt": "plain", "all": scores, "mails": scores, "judge": None}
+    gained = scores | {"gain": 0.91, "gain_interval": [0.51, 1.43]}
+    adapter = quantized | {"name": "adapter, by people", "prompt": None, "all": gained, "judge": judge}
+    rows = {"rows": [quantized, adapter], "judge_checks": {HOSTILE: judge}}
     return {
         "compress": {"projection_bits_per_weight": 3.62, "kl": 0.08, "kl_interval": [0.07, 0.09], "layers": layers}
         | {"kl_by_bits": [[2.1, 0.4], [3.0, 0.1], [4.1, 0.0]]},
@@ -184,6 +190,7 @@ def _fitting(run):
         "recovery": {"rank": 16, "heldout_tokens": 16_384, "bits_per_byte": losses}
         | {"kl_quantized": 0.2, "kl_adapted": 0.06, "regained": 0.77, "regained_interval": [0.7, 0.84]},
         "summariser": rouge | {"rouge_n": 64, "rouge_adapter_interval": [0.17, 0.23]},
+        "side_by_side": {"texts": {"mails": 40}, "sources": 21, **rows},
     }  # fmt: skip
 
 
@@ -246,6 +253,7 @@ STAGES = {
     "rollouts": ("rollouts", "rollouts_2"),
     "recovery": ("recovery", "recovery_8"),
     "task_adapter": ("summariser",),
+    "summary_table": ("side_by_side",),
     "ablation_table": ("table",),
 }
 INPUTS = {

@@ -213,6 +213,14 @@ def test_recovery_adapters_of_several_ranks_stand_side_by_side(run):
     assert "recovery_8, rank 8 recovery, rank 16" in text or "recovery, rank 16 recovery_8, rank 8" in text
 
 
+def test_summaries_stand_side_by_side_with_gains_and_the_judges_checks(run):
+    text = text_of(write_report(run).read_text())
+    assert "Summaries of 40 mails from 21 held-out source packages" in text
+    for line in ("quantized plain 25.1 20.8 to 29.4 25.1 20.8 to 29.4 –", "adapter, by people 25.1 20.8 to 29.4 25.1",
+                 "91 51 to 143 25 10 to 40", "(check of the judge) 25 10 to 40"):  # fmt: skip
+        assert line in text, line
+
+
 def test_distillation_is_found_by_what_was_read(run):
     pairs = distilled_pairs(Artifacts(folders(run)))
     assert pairs == [("distil", "scratch"), ("continued", "scratch_continued")]

@@ -243,8 +243,39 @@ def tasks(artifacts: Artifacts) -> Iterator[Block]:
             yield Samples("The first test examples, greedy.", items)
 
 
+def summaries(artifacts: Artifacts) -> Iterator[Block]:
+    """Who sums up the same held-out texts best, against people's summaries and in a judge's eyes."""
+    for step in artifacts.of("summary_table"):
+        found = artifacts.metrics(step)
+        kinds = list(found["texts"])
+        headings = ["who writes", "prompt", "ROUGE-L, %", *(f"of {kind}, %" for kind in kinds), "gain, %", "judge, %"]
+        rows: Rows = [
+            [
+                row["name"],
+                row["prompt"] or "",
+                *(_interval(row[kind]["rouge_l"], row[kind]["rouge_l_interval"], 1, 100) for kind in ("all", *kinds)),
+                _interval(row["all"].get("gain"), row["all"].get("gain_interval"), 0, 100),
+                _preferred(row["judge"]),
+            ]
+            for row in found["rows"]
+        ]
+        for name, verdict in found["judge_checks"].items():
+            rows.append([f"{name} (check of the judge)", "", *[""] * (2 + len(kinds)), _preferred(verdict)])
+        told = " and ".join(f"{count} {kind}" for kind, count in found["texts"].items())
+        yield Table(
+            f"Summaries of {told} from {found['sources']} held-out source packages, with 95% bootstrap intervals. "
+            "Gain: in ROUGE-L over the quantized model at its best. Judge: how often it prefers this to that one.",
+            headings, rows,
+        )  # fmt: skip
+
+
+def _preferred(verdict: dict[str, Any] | None) -> Cell:
+    return Cell("") if verdict is None else _interval(verdict["preferred"], verdict["preferred_interval"], 0, 100)
+
+
 CHAPTERS = (
     Chapter("Bits per layer", ("compress",), bits),
     Chapter("Quantized against recovered", ("recovery",), recovered),
     Chapter("Task adapters", ("task_adapter",), tasks),
+    Chapter("Summaries side by side", (), summaries),
 )
